@@ -1,0 +1,1 @@
+"""The local step, the K x G network and the methods."""

@@ -1,0 +1,1 @@
+"""What each node computes and holds."""

@@ -1,0 +1,1 @@
+"""Readers with checksums, the data set on the device, and augmentation drawn per image."""

@@ -1,0 +1,44 @@
+"""Named errors. Every one of them is a message for the user: one line, no traceback on the command line."""
+
+
+class LocalLearnError(Exception):
+    """Base of every error that the package raises on purpose.
+
+    The command line prints ``str(error)`` as one line and exits with ``exit_code``.
+    """
+
+    exit_code = 1
+
+
+class UsageError(LocalLearnError):
+    """Something that the user asked for cannot be done as asked (exit code 2)."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A setting has a wrong value.
+
+    Args:
+        field: dotted name of the setting, as in TOML and on the command line (``train.batch_size``).
+        value: what was given.
+        expected: what would be right, as a phrase (``"a positive integer"``).
+    """
+
+    def __init__(self, field: str, value: object, expected: str) -> None:
+        super().__init__(f"{field}: {value!r} is not valid; expected {expected}")
+        self.field = field
+        self.value = value
+        self.expected = expected
+
+
+class DataError(UsageError):
+    """A data set is missing, damaged or not in a layout that the readers know."""
+
+
+class CheckpointError(LocalLearnError):
+    """A checkpoint is missing, damaged or belongs to another configuration."""
+
+
+class DivergedError(LocalLearnError):
+    """A loss became NaN or infinite."""

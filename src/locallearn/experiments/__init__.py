@@ -1,0 +1,1 @@
+"""Recipes: complete configurations by name."""

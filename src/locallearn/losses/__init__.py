@@ -1,0 +1,1 @@
+"""Loss functions, and the local objectives made of them."""

@@ -1,0 +1,1 @@
+"""Blocks, grouped layers, auxiliary heads and backbones."""

@@ -1,0 +1,1 @@
+"""Where to cut, and what runs where: pure data, no tensors."""

@@ -1,0 +1,1 @@
+"""Reports. They read records only and never import torch."""

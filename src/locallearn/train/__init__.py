@@ -1,0 +1,1 @@
+"""Training: optimizers, evaluation, checkpoints, records and the loop."""

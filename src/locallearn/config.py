@@ -83,7 +83,12 @@ class DataConfig:
     def __post_init__(self) -> None:
         _count("data.train_limit", self.train_limit)
         _count("data.test_limit", self.test_limit)
-        _check("data.image_size", self.image_size, lambda v: _is_int(v) and v >= 4, "a whole number of at least 4")
+        _check(
+            "data.image_size",
+            self.image_size,
+            lambda v: _is_int(v) and v >= 4,
+            "a whole number of at least 4",
+        )
 
 
 @dataclass(frozen=True)
@@ -311,7 +316,9 @@ class RunConfig:
         _check("seed", self.seed, lambda v: _is_int(v) and 0 <= v < 2**63, "a whole number in [0, 2^63)")
         if self.schedule.warmup_epochs > self.train.epochs:
             raise ConfigError(
-                "schedule.warmup_epochs", self.schedule.warmup_epochs, f"at most train.epochs ({self.train.epochs})"
+                "schedule.warmup_epochs",
+                self.schedule.warmup_epochs,
+                f"at most train.epochs ({self.train.epochs})",
             )
 
     @property
@@ -377,7 +384,10 @@ def digest(config: RunConfig) -> str:
     values = to_dict(config)
     for key in ("seed", "checkpoint"):
         values.pop(key)
-    for group, keys in {"data": ("root", "download"), "train": ("device", "threads", "evaluate_batch_size")}.items():
+    for group, keys in {
+        "data": ("root", "download"),
+        "train": ("device", "threads", "evaluate_batch_size"),
+    }.items():
         for key in keys:
             values[group].pop(key, None)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -42,3 +42,7 @@ class CheckpointError(LocalLearnError):
 
 class DivergedError(LocalLearnError):
     """A loss became NaN or infinite."""
+
+
+class InterruptedRunError(LocalLearnError):
+    """The user stopped a run; it can be resumed."""

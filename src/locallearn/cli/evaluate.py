@@ -1,0 +1,47 @@
+"""``locallearn evaluate DIR``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import tyro
+from rich.console import Console
+
+from locallearn.cli.options import parse
+from locallearn.cli.tables import node_table
+from locallearn.train.finished import open_run
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Options of ``evaluate``."""
+
+    run: tyro.conf.Positional[str]
+    """Run folder."""
+    checkpoint: Literal["last", "best"] = "last"
+    """The newest checkpoint, or the one with the best test accuracy of the last layer."""
+    device: str | None = None
+    """Device, cpu or cuda[:N]; by default the one that the run was trained on."""
+    data_root: str | None = None
+    """Folder that holds the data, where it has moved."""
+    json: bool = False
+    """Print JSON."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    options = parse(EvaluateOptions, arguments, "evaluate", "Evaluate a run on all test images of its data set.")
+    opened = open_run(options.run, options.checkpoint, device=options.device, root=options.data_root)
+    result = opened.evaluate()
+    if options.json:
+        print(json.dumps({"step": opened.step, **dataclasses.asdict(result)}, indent=2))
+        return 0
+    console = Console()
+    console.print(f"{options.run}, checkpoint of step {opened.step}, {result.images:,} test images", highlight=False)
+    console.print(f"last layer {result.last_layer:.2%}   layerwise ensemble {result.ensemble:.2%}", highlight=False)
+    console.print(node_table(result.nodes, "Test accuracy of every node [%]"))
+    return 0

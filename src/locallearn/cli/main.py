@@ -1,0 +1,62 @@
+"""``locallearn COMMAND``: picks the command and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from locallearn.errors import LocalLearnError, UsageError
+
+COMMANDS = {
+    "demo": "train e2e, DGL and GN-DGL on the embedded digits and compare them",
+    "train": "train a recipe, or resume a run",
+    "evaluate": "evaluate a run on its test images",
+    "predict": "classify a folder of images with a run",
+    "report": "write one HTML report of one or more runs",
+    "recipes": "list the recipes",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0 on success, 2 on a wrong call, 1 on a failed run."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(arguments)
+    except LocalLearnError as error:
+        print("locallearn: " + " ".join(str(error).split()), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("locallearn: interrupted", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output has gone, as in `locallearn recipes | head`
+        sys.stderr.close()
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if arguments[0] == "--version":
+        print(f"locallearn {importlib.import_module('importlib.metadata').version('locallearn')}")
+        return 0
+    command = arguments[0]
+    if command not in COMMANDS:
+        raise UsageError(f"{command!r} is not a command; expected one of {', '.join(COMMANDS)}")
+    # imported only now: --help and a wrong command need no torch
+    module = importlib.import_module(f"locallearn.cli.{command}")
+    try:
+        return module.run(arguments[1:])
+    except SystemExit as stop:  # --help
+        return int(stop.code or 0)
+
+
+def _usage() -> str:
+    lines = ["usage: locallearn COMMAND [options]", "", "Local learning for PyTorch.", "", "commands:"]
+    lines += [f"  {name:10} {what}" for name, what in COMMANDS.items()]
+    return "\n".join([*lines, "", "locallearn COMMAND --help tells a command's options, with units and defaults."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

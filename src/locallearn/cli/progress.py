@@ -1,0 +1,79 @@
+"""A live display of a training."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from locallearn.config import RunConfig
+
+
+class LiveProgress:
+    """Shows a bar of the steps and a line an epoch; an observer of :mod:`locallearn.train.loop`.
+
+    Args:
+        quiet: show warnings only.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, quiet=quiet)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._epochs = 0
+        self._train: dict[str, Any] = {}
+
+    def __enter__(self) -> LiveProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._progress.stop()
+
+    def on_start(self, config: RunConfig, steps_per_epoch: int, step: int) -> None:
+        """Show what is trained and start its bar."""
+        self._epochs = config.train.epochs
+        groups = "/".join(str(g) for g in config.groups) if len(set(config.groups)) > 1 else str(config.groups[0])
+        name = f"{config.method} {config.model} on {config.data.name}, K={config.depth} G={groups}"
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._console.print(
+            f"[bold]{name}[/bold], seed {config.seed}, {config.train.device}, {config.train.precision}"
+            + (f", from step {step}" if step else "")
+        )
+        self._task = self._progress.add_task(name, total=steps_per_epoch * self._epochs, completed=step)
+
+    def on_step(self, step: int) -> None:
+        """Move the bar."""
+        if self._task is not None:
+            self._progress.update(self._task, completed=step)
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        """Print a line after an epoch's evaluation (or after the epoch, where there is none)."""
+        if event["event"] == "train":
+            self._train = event
+            losses = [node["loss"] for node in event["nodes"]]
+            self._console.print(
+                f"epoch {event['epoch']:>3}/{self._epochs}  train loss of first and last node "
+                f"{losses[0]:.3f} {losses[-1]:.3f}  {event['images_per_second']:,.0f} images/s",
+                highlight=False,
+            )
+        elif event["event"] == "evaluate":
+            self._console.print(
+                f"        test: last layer {event['last_layer']:.2%}, ensemble {event['ensemble']:.2%}",
+                highlight=False,
+            )
+
+    def on_warning(self, message: str) -> None:
+        """Print a warning."""
+        print(f"locallearn: warning: {message}", file=sys.stderr)

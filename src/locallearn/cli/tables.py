@@ -1,0 +1,41 @@
+"""Tables on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from locallearn.report.compare import COLUMNS, comparison_rows
+from locallearn.report.records import read_run
+
+
+_SHOWN = ("run", "K", "G", "last layer [%]", "ensemble [%]", "images/s", "activations [MiB]", "peak RSS [MiB]")
+"""What fits a narrow terminal; the report has every column."""
+
+
+def summary_table(runs: Sequence[Path]) -> Table:
+    """One row a run: accuracy, speed and memory side by side; the figures of the report."""
+    table = Table(title="Test accuracy, training speed and memory")
+    columns = [column for column in COLUMNS if column.title in _SHOWN]
+    for column in columns:
+        table.add_column(column.title, justify="right" if column.numeric else "left")
+    for row in comparison_rows([read_run(run) for run in runs]):
+        table.add_row(*(column.show(row) for column in columns))
+    return table
+
+
+def node_table(nodes: Sequence[dict[str, Any]], title: str) -> Table:
+    """Accuracy [%] of every node: a column a module, a row a group."""
+    modules = list(dict.fromkeys(node["module"] for node in nodes))
+    accuracy = {(node["module"], node["group"]): node["accuracy"] for node in nodes}
+    table = Table(title=title)
+    table.add_column("group", justify="right")
+    for module in modules:
+        table.add_column(f"module {module}" if isinstance(module, int) else module, justify="right")
+    for group in range(1, max(node["group"] for node in nodes) + 1):
+        cells = [accuracy.get((module, group)) for module in modules]
+        table.add_row(str(group), *("" if cell is None else f"{100 * cell:.2f}" for cell in cells))
+    return table

@@ -1,0 +1,126 @@
+"""The local step: the whole protocol of training one module.
+
+Every runtime only decides where and when this step is called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from locallearn.losses.objectives import Classification, LocalLoss
+from locallearn.seeding import derive
+
+
+class LocalModule(nn.Module):
+    """Some blocks of the backbone and the objective that trains them, for all G groups at once.
+
+    Every parameter and buffer is stacked by group on dimension 0.
+
+    Args:
+        name: ``"1"`` .. ``"K"``, or ``"classifier"`` for the decoupled classifier, which has no blocks.
+        blocks: features in, features out.
+        objective: the nodes' losses on the features.
+        groups: G, the number of nodes.
+    """
+
+    def __init__(self, name: str, blocks: nn.Sequential, objective: Classification, groups: int) -> None:
+        super().__init__()
+        self.name = name
+        self.blocks = blocks
+        self.objective = objective
+        self.groups = groups
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The module's features [B, C, H, W] or [B, C], from those of the module before it."""
+        return self.blocks(features)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Scores [G, B, classes] of the auxiliary heads on the module's own features."""
+        return self.objective.head(features)
+
+
+def per_node(value_G: Tensor, parameter: Tensor) -> Tensor:
+    """Spread one value per group over a parameter's rows, shaped to multiply it."""
+    rows = value_G.repeat_interleave(parameter.shape[0] // len(value_G))
+    return rows.view(-1, *[1] * (parameter.dim() - 1))
+
+
+def clip_gradients(module: LocalModule, max_norm: float) -> None:
+    """Scale the gradients of every node whose gradient norm is above ``max_norm`` down to it."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    squares_G = sum(
+        g.float().pow(2).flatten(1).sum(1).view(module.groups, -1).sum(1)
+        if g.dim() > 1
+        else g.float().pow(2).view(module.groups, -1).sum(1)
+        for g in gradients
+    )
+    assert isinstance(squares_G, Tensor)
+    scale_G = (max_norm / (squares_G.sqrt() + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(per_node(scale_G, gradient))
+
+
+class LocalStep:
+    """Forward, loss, backward and update of one module; its graph is gone when the call returns.
+
+    Args:
+        module: the module.
+        optimizer: over the module's parameters. Its rules are elementwise, so that it is every node's own optimizer.
+        precision: ``"fp32"`` or ``"bf16"`` (autocast).
+        clip_norm: largest gradient norm of a node; 0 means no clipping.
+        seed: the run's seed, for dropout.
+    """
+
+    def __init__(
+        self,
+        module: LocalModule,
+        optimizer: torch.optim.Optimizer,
+        precision: str = "fp32",
+        clip_norm: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.module = module
+        self.optimizer = optimizer
+        self.precision = precision
+        self.clip_norm = clip_norm
+        self.seed = seed
+        self._random = any(isinstance(layer, nn.Dropout) for layer in module.modules())
+
+    def __call__(self, features: Tensor, labels_B: Tensor, index: int = 0) -> tuple[Tensor, LocalLoss]:
+        """Train on one batch.
+
+        Args:
+            features: detached features of the module before, or the images.
+            labels_B: class indices [B].
+            index: number of the step in the run; seeds dropout.
+
+        Returns:
+            The module's features, detached, computed before the update; and the losses, detached.
+        """
+        with self._seeded(index, features.device), autocast(features.device, self.precision):
+            out = self.module(features)
+            loss = self.module.objective(out, labels_B)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.total.sum().backward()  # nodes share no parameters: each gets the gradient of its own loss alone
+        if self.clip_norm:
+            clip_gradients(self.module, self.clip_norm)
+        self.optimizer.step()
+        return out.detach(), loss.detached()
+
+    @contextlib.contextmanager
+    def _seeded(self, index: int, device: torch.device) -> Iterator[None]:
+        if not self._random:
+            yield
+            return
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(derive(self.seed, "dropout", self.module.name, index))
+            yield
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bf16 autocast where ``precision`` is ``"bf16"``, else a context that changes nothing."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

@@ -1,0 +1,146 @@
+"""The K x G network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from locallearn.config import RunConfig
+from locallearn.core.methods import CLASSIFIER_HEAD, ModuleLayout, methods
+from locallearn.core.module import LocalModule
+from locallearn.errors import ConfigError
+from locallearn.losses.objectives import Classification
+from locallearn.nn.backbones import Backbone, build_backbone
+from locallearn.nn.heads import AuxiliaryHead
+from locallearn.nn.init import initialise
+from locallearn.nn.macs import dry_run
+from locallearn.plan import cuts
+
+
+@dataclass(frozen=True)
+class ImageShape:
+    """What the network is built for: channels and side [pixels] of the images, and the number of classes."""
+
+    channels: int
+    size: int
+    classes: int
+
+
+class LocalNetwork(nn.Module):
+    """K modules of G groups each, and the decoupled classifier where the last module has several groups.
+
+    ``stages`` run in order; each takes the detached features of the one before. Use :func:`build_network`.
+    """
+
+    def __init__(self, modules: Sequence[LocalModule]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(modules)
+
+    def __iter__(self) -> Iterator[LocalModule]:
+        for stage in self.stages:
+            assert isinstance(stage, LocalModule)
+            yield stage
+
+    @property
+    def nodes(self) -> list[tuple[str, int]]:
+        """(module name, group counted from 1) of every node, the classifier last."""
+        return [(module.name, group) for module in self for group in range(1, module.groups + 1)]
+
+    def all_logits(self, images: Tensor) -> list[Tensor]:
+        """Scores [G, B, classes] of every module's heads, in order, for images [B, C, H, W]."""
+        logits, features = [], images
+        for module in self:
+            features = module(features)
+            logits.append(module.logits(features))
+        return logits
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores [B, classes] of the last layer, for images [B, C, H, W]. Auxiliary heads are not computed."""
+        features = images
+        for module in self:
+            features = module(features)
+        return self.stages[-1].logits(features)[0]  # type: ignore[operator]
+
+
+def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:
+    """Build the network that a configuration describes, with initial weights drawn from its seed.
+
+    Raises:
+        ConfigError: the method, model, depth, width, cuts or head do not go together.
+    """
+    layout = methods.get(config.method)(config)
+    backbone = build_backbone(config.model, image.channels, image.size, config.dropout)
+    spans = _spans(config, backbone, image)
+    shape: tuple[int, ...] = (image.channels, image.size, image.size)
+    modules = []
+    for k, (span, plan) in enumerate(zip(spans, layout.modules, strict=True), start=1):
+        blocks = _blocks(backbone, span, plan)
+        shape = dry_run(blocks, shape).shape
+        module = _module(str(k), blocks, plan, shape, config, backbone, image)
+        modules.append(module)
+    if layout.decoupled_classifier:
+        plan = ModuleLayout(1, 1, CLASSIFIER_HEAD, False, 0.0)
+        modules.append(_module("classifier", nn.Sequential(), plan, shape, config, backbone, image))
+    return LocalNetwork(modules)
+
+
+def _spans(config: RunConfig, backbone: Backbone, image: ImageShape) -> tuple[range, ...]:
+    names = [block.name for block in backbone.blocks]
+    chosen = cuts.choose(backbone.family, names, block_costs(backbone, image), config.depth, config.cuts)
+    return cuts.modules(chosen, len(names))
+
+
+def block_costs(backbone: Backbone, image: ImageShape) -> list[int]:
+    """Multiply-accumulates of every block of the unsplit backbone, for one image in a forward pass."""
+    costs, shape = [], (image.channels, image.size, image.size)
+    for block in backbone.blocks:
+        with torch.device("meta"):
+            run = dry_run(block.make(groups=1, dense=True), shape)
+        costs.append(run.macs)
+        shape = run.shape
+    return costs
+
+
+def _blocks(backbone: Backbone, span: range, plan: ModuleLayout) -> nn.Sequential:
+    """The module's blocks. Its first one is dense: it sees the channels of all groups, or the image."""
+    sequence = nn.Sequential()
+    for i in span:
+        block = backbone.blocks[i]
+        if block.channels % plan.channel_groups or (i and backbone.blocks[i - 1].channels % plan.channel_groups):
+            raise ConfigError(
+                "width",
+                plan.channel_groups,
+                f"a divisor of the {block.channels} channels of block {block.name} and of those before it",
+            )
+        sequence.add_module(
+            block.name.replace(".", "_"), block.make(groups=plan.channel_groups, dense=i == span.start)
+        )
+    return sequence
+
+
+def _module(
+    name: str,
+    blocks: nn.Sequential,
+    plan: ModuleLayout,
+    shape: tuple[int, ...],
+    config: RunConfig,
+    backbone: Backbone,
+    image: ImageShape,
+) -> LocalModule:
+    objective = config.objective
+    head = AuxiliaryHead(
+        plan.head,
+        shape[0],
+        len(shape) == 3,
+        image.classes,
+        groups=plan.groups,
+        hidden=round(objective.head_width * backbone.widen),
+        stop_gradient=plan.stop_gradient,
+    )
+    initialise(blocks, plan.channel_groups, config.seed, name, "blocks")
+    initialise(head, plan.groups, config.seed, name, "head")
+    loss = Classification(head, objective.label_smoothing, plan.diversity_weight, objective.diversity_temperature)
+    return LocalModule(name, blocks, loss, plan.groups)

@@ -1,0 +1,168 @@
+"""Data sets in memory: what a reader gives back, and how one is chosen by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from locallearn.config import AugmentConfig, DataConfig
+from locallearn.errors import ConfigError, DataError
+from locallearn.registry import Registry
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images and their labels, in the order of the files.
+
+    Attributes:
+        images: uint8 [N, C, H, W], contiguous.
+        labels: int64 [N], from 0.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A training set and a test set, and what training needs to know about them.
+
+    Attributes:
+        name: the name that it is registered under.
+        train: training images.
+        test: test images.
+        classes: names of the classes; label i means ``classes[i]``.
+        mean: mean of every channel of pixels in [0, 1].
+        std: standard deviation of every channel of pixels in [0, 1].
+        augment: the data set's own custom; fills every ``None`` of the user's settings.
+        source: where the images came from, as one line for records (``"CIFAR-10 (official Python archive)"``).
+    """
+
+    name: str
+    train: ImageSet
+    test: ImageSet
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: AugmentConfig
+    source: str
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image: 3 for RGB, 1 for grey."""
+        return self.train.images.shape[1]
+
+    @property
+    def image_size(self) -> int:
+        """Side of an image [pixels]."""
+        return self.train.images.shape[-1]
+
+
+datasets: Registry[Callable[[DataConfig], Dataset]] = Registry("data.name")
+
+
+def load(config: DataConfig) -> Dataset:
+    """Read the data set that ``config`` names; ``train_limit`` and ``test_limit`` keep its first N images.
+
+    A limit above the number of images keeps all of them.
+
+    Raises:
+        ConfigError: no data set has this name, or a setting does not fit it.
+        DataError: the files are missing, damaged or in a layout that the reader does not know.
+    """
+    try:
+        dataset = datasets.get(config.name)(config)
+    except OSError as error:
+        raise DataError(f"{config.name}: {error}") from None
+    if config.image_size not in (None, dataset.image_size):
+        expected = f"{dataset.image_size} or nothing (only images of a folder are resized)"
+        raise ConfigError("data.image_size", config.image_size, expected)
+    train, test = _first(dataset.train, config.train_limit), _first(dataset.test, config.test_limit)
+    if len(train.labels) < 2:
+        raise DataError(f"{config.name}: training needs at least two images, there are {len(train.labels)}")
+    return dataclasses.replace(dataset, train=train, test=test)
+
+
+def _first(images: ImageSet, limit: int) -> ImageSet:
+    if limit == 0 or limit >= len(images.labels):
+        return images
+    # A copy, for a view would keep the whole set in memory.
+    return ImageSet(images.images[:limit].clone(), images.labels[:limit].clone())
+
+
+def resolve_augment(config: AugmentConfig, dataset: Dataset) -> AugmentConfig:
+    """Fill every ``None`` of ``config`` with the data set's own custom, and check that the rest fits the images.
+
+    Raises:
+        ConfigError: the padding is as large as the image, or colours of grey images shall change.
+    """
+    custom = AugmentConfig(crop_padding=0, padding_mode="constant", flip=0.0)
+    for layer in (dataset.augment, config):
+        given = {field.name: getattr(layer, field.name) for field in dataclasses.fields(layer)}
+        custom = dataclasses.replace(custom, **{name: value for name, value in given.items() if value is not None})
+    if custom.crop_padding is not None and custom.crop_padding >= dataset.image_size:
+        expected = f"less than the images of {dataset.name} are wide ({dataset.image_size})"
+        raise ConfigError("augment.crop_padding", custom.crop_padding, expected)
+    for name in ("jitter", "grey"):
+        if getattr(custom, name) > 0 and dataset.channels != 3:
+            raise ConfigError(f"augment.{name}", getattr(custom, name), f"0 (the images of {dataset.name} are grey)")
+    return custom
+
+
+def data_root(config: DataConfig) -> Path:
+    """The folder to look in: ``config.root``, else ``$LOCALLEARN_DATA``, else ``~/.cache/locallearn/data``."""
+    root = config.root or os.environ.get("LOCALLEARN_DATA") or "~/.cache/locallearn/data"
+    return Path(root).expanduser()
+
+
+def folders(root: Path) -> list[Path]:
+    """``root``, its sub-folders and theirs, the nearest first and then by name; hidden ones are left out."""
+    level = [str(root)] if root.is_dir() else []
+    found = [*level]
+    for _ in range(2):
+        level = [sub for folder in level for sub in _open_folders(folder)]
+        found += level
+    return [Path(folder) for folder in found]
+
+
+def _open_folders(folder: str) -> list[str]:
+    # scandir knows what is a folder without asking for every file of a folder of images.
+    with os.scandir(folder) as entries:
+        subs = [entry.path for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+    return sorted(sub for sub in subs if os.access(sub, os.R_OK | os.X_OK))
+
+
+def image_set(parts: list[tuple[np.ndarray, np.ndarray]], classes: int, where: str) -> ImageSet:
+    """Join the images and labels of several files.
+
+    Args:
+        parts: images uint8 [n, C, H, W] and labels [n] of every file; the list is emptied on the way, so that no
+            image is held twice.
+        classes: number of classes.
+        where: what the files are, for messages.
+
+    Raises:
+        DataError: there are no images, or a label is outside [0, classes).
+    """
+    total = sum(len(labels) for _, labels in parts)
+    if total == 0:
+        raise DataError(f"{where}: there are no images")
+    images = np.empty((total, *parts[0][0].shape[1:]), np.uint8)
+    labels = np.empty(total, np.int64)
+    start = 0
+    while parts:
+        some_images, some_labels = parts.pop(0)
+        images[start : start + len(some_labels)] = some_images
+        labels[start : start + len(some_labels)] = some_labels
+        start += len(some_labels)
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise DataError(f"{where}: label {wrong[0]} is outside 0..{classes - 1}")
+    return ImageSet(torch.from_numpy(images), torch.from_numpy(labels))

@@ -1,0 +1,39 @@
+"""The digits that come with scikit-learn: 1,797 grey images of 8 x 8 pixels, for a first try without any files."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from locallearn.config import AugmentConfig, DataConfig
+from locallearn.data.datasets import Dataset, datasets, image_set
+
+_TEST_IMAGES_OF_A_CLASS = 36
+
+
+@datasets.register("digits")
+def read_digits(config: DataConfig) -> Dataset:
+    """1,437 training and 360 test images (36 of every class), the same split for every seed.
+
+    Pixels 0..16 become 0..240.
+    """
+    del config  # there is nothing to find or to choose
+    from sklearn.datasets import load_digits  # slow to import
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = (np.asarray(pixels).reshape(-1, 1, 8, 8) * 15).astype(np.uint8)
+    labels = np.asarray(labels)
+    is_test = np.zeros(len(labels), bool)
+    for digit in range(10):
+        members = np.flatnonzero(labels == digit)
+        # Spread evenly over the file, and without a random generator, whose draws may change with its version.
+        is_test[members[np.linspace(0, len(members) - 1, _TEST_IMAGES_OF_A_CLASS).round().astype(int)]] = True
+    return Dataset(
+        name="digits",
+        train=image_set([(images[~is_test], labels[~is_test])], 10, "digits"),
+        test=image_set([(images[is_test], labels[is_test])], 10, "digits"),
+        classes=tuple("0123456789"),
+        mean=(0.28723674,),
+        std=(0.35386992,),
+        augment=AugmentConfig(crop_padding=1, padding_mode="constant", flip=0.0),
+        source="digits of scikit-learn (8 x 8, grey)",
+    )

@@ -1,0 +1,138 @@
+"""A user's own images: ``train/<class>/*.png`` and ``test/<class>/*.png``, or a folder without labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from locallearn.config import AugmentConfig, DataConfig
+from locallearn.data.datasets import Dataset, ImageSet, data_root, datasets
+from locallearn.errors import DataError
+
+_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"))
+
+
+@datasets.register("folder")
+def read_folder_of_images(config: DataConfig) -> Dataset:
+    """Images of ``ROOT/train/<class>/`` and ``ROOT/test/<class>/`` (or ``val``), as RGB of one size.
+
+    The shorter side is resized to ``data.image_size``, then the centre is cut out. Images of the classes take
+    turns, so that the first N are a fair subset. Mean and standard deviation are those of the training images.
+
+    Raises:
+        DataError: a folder or its images are missing, an image cannot be read, or the classes do not agree.
+    """
+    root, size = data_root(config), config.image_size or 32
+    test_folder = root / "test" if (root / "test").is_dir() else root / "val"
+    if not (root / "train").is_dir() or not test_folder.is_dir():
+        raise DataError(
+            f"{root} (data.root) has no folders train and test (or val); expected train/<class>/*.png and "
+            f"test/<class>/*.png{'; there is nothing to download' if config.download else ''}"
+        )
+    classes = _classes(root / "train")
+    if (found := _classes(test_folder)) != classes:
+        odd = sorted(set(classes) ^ set(found))[0]
+        raise DataError(f"{root / 'train'} and {test_folder} hold different classes: {odd!r} is in one of them only")
+    train = _read(root / "train", classes, size, config.train_limit)
+    mean, std = _moments(train.images)
+    return Dataset(
+        name="folder",
+        train=train,
+        test=_read(test_folder, classes, size, config.test_limit),
+        classes=classes,
+        mean=mean,
+        std=std,
+        augment=AugmentConfig(crop_padding=size // 8, padding_mode="reflect", flip=0.5),
+        source=f"images of the folder {root.name}, resized to {size} x {size}",
+    )
+
+
+def read_images(path: Path, size: int, channels: int) -> tuple[list[str], Tensor]:
+    """Images of a folder and its sub-folders, for prediction.
+
+    Args:
+        path: the folder.
+        size: side that the images get [pixels]; the shorter side is resized, then the centre is cut out.
+        channels: 3 for RGB, 1 for grey.
+
+    Returns:
+        The files' names relative to ``path``, sorted, and uint8 [N, channels, size, size].
+
+    Raises:
+        DataError: there are no images, or one cannot be read.
+    """
+    files = _images_in(path)
+    if not files:
+        raise DataError(f"{path} holds no images ({', '.join(sorted(_SUFFIXES))})")
+    return [file.relative_to(path).as_posix() for file in files], _decode_all(files, size, channels)
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and not sub.name.startswith(".")))
+
+
+def _images_in(folder: Path) -> list[Path]:
+    files = (file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
+    return sorted(file for file in files if not file.name.startswith(".") and file.is_file())
+
+
+def _read(folder: Path, classes: Sequence[str], size: int, limit: int) -> ImageSet:
+    turns: list[tuple[int, int, Path]] = []
+    for label, name in enumerate(classes):
+        files = _images_in(folder / name)
+        if not files:
+            raise DataError(f"{folder / name} holds no images ({', '.join(sorted(_SUFFIXES))})")
+        turns += [(turn, label, file) for turn, file in enumerate(files)]
+    if not turns:
+        raise DataError(f"{folder} holds no folders of classes; expected {folder.name}/<class>/*.png")
+    turns = sorted(turns)[: limit or None]
+    images = _decode_all([file for _, _, file in turns], size, 3)
+    return ImageSet(images, torch.tensor([label for _, label, _ in turns]))
+
+
+def _decode_all(files: Sequence[Path], size: int, channels: int) -> Tensor:
+    images = np.empty((len(files), channels, size, size), np.uint8)
+
+    def decode(i: int) -> None:
+        images[i] = _decode(files[i], size, channels)
+
+    # Photographs are large enough for threads to help: their decoder works without the interpreter's lock.
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        for _ in threads.map(decode, range(len(files))):
+            pass
+    return torch.from_numpy(images)
+
+
+def _decode(path: Path, size: int, channels: int) -> np.ndarray:
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # they would be cut off at 255
+                raise ValueError(f"pixels of mode {image.mode}, expected 8 bits a channel")
+            upright = ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L")
+            fitted = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
+    except Exception as error:  # a damaged image can raise almost anything
+        raise DataError(f"{path} is not a readable image: {error}") from None
+    return np.asarray(fitted).reshape(size, size, channels).transpose(2, 0, 1)
+
+
+def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of every channel of uint8 [N, C, H, W], as pixels in [0, 1]."""
+    means, stds = [], []
+    values = torch.arange(256, dtype=torch.float64) / 255
+    for channel in images.transpose(0, 1):
+        # Exact, and without a copy of all images as floats.
+        share = torch.bincount(channel.reshape(-1), minlength=256).double() / channel.numel()
+        mean = (share * values).sum()
+        variance = (share * (values - mean) ** 2).sum()
+        means.append(mean.item())
+        # A channel that never changes cannot be scaled.
+        stds.append(variance.sqrt().item() or 1.0)
+    return tuple(means), tuple(stds)

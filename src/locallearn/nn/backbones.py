@@ -1,0 +1,149 @@
+"""Backbones as lists of blocks with their channel counts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from torch import nn
+
+from locallearn.errors import ConfigError
+from locallearn.nn.blocks import BasicBlock, Bottleneck, ConvBlock, LinearBlock
+from locallearn.registry import Registry
+
+
+class MakeBlock(Protocol):
+    """Builds a block for a number of groups (see :mod:`locallearn.nn.blocks`)."""
+
+    def __call__(self, *, groups: int, dense: bool) -> nn.Module:
+        """Build it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block of a backbone: its name, its output channels and how to build it."""
+
+    name: str
+    channels: int
+    make: MakeBlock
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network without its classifier.
+
+    Attributes:
+        name: as the user wrote it, ``resnet32x2``.
+        family: without the width factor, ``resnet32``; names the table of cuts.
+        blocks: in order; the last one's features are what a classifier sees.
+        widen: factor on the hidden units of auxiliary heads (w0 / 16 of a CIFAR ResNet).
+    """
+
+    name: str
+    family: str
+    blocks: tuple[Block, ...]
+    widen: float
+
+
+@dataclass(frozen=True)
+class BackboneInput:
+    """What a backbone is built for: its name, channels and side of the image [pixels], width factor, dropout."""
+
+    name: str
+    channels: int
+    image_size: int
+    factor: int = 1
+    dropout: float = 0.0
+
+
+backbones: Registry[Callable[[BackboneInput], tuple[tuple[Block, ...], float]]] = Registry("model")
+
+
+def build_backbone(name: str, channels: int, image_size: int, dropout: float = 0.0) -> Backbone:
+    """Build the backbone ``name``, a registered one with an optional width factor (``resnet32x2``).
+
+    Args:
+        name: registered name, optionally followed by ``x`` and a whole factor on every width.
+        channels: channels of the image.
+        image_size: side of the image [pixels].
+        dropout: dropout after every block, where the backbone has it (VGG).
+
+    Raises:
+        ConfigError: unknown name, or images too small for it.
+    """
+    match = re.fullmatch(r"(.+?)x([1-9]\d?)", name)
+    family, factor = (match[1], int(match[2])) if match and name not in backbones else (name, 1)
+    if family not in backbones:
+        backbones.get(name)  # raises, and quotes what the user wrote
+    blocks, widen = backbones.get(family)(BackboneInput(name, channels, image_size, factor, dropout))
+    return Backbone(name, family, blocks, widen)
+
+
+def _stage(kind: Callable[..., nn.Module], stage: int, inputs: int, outputs: int, n: int, stride: int) -> list[Block]:
+    return [
+        Block(
+            f"{stage}.{i}",
+            outputs,
+            partial(kind, outputs if i else inputs, outputs, 1 if i else stride),
+        )
+        for i in range(n)
+    ]
+
+
+def _resnet(
+    given: BackboneInput,
+    kind: Callable[..., nn.Module],
+    stem: int,
+    widths: Sequence[int],
+    counts: Sequence[int],
+) -> tuple[tuple[Block, ...], float]:
+    f = given.factor
+    blocks = [Block("stem", stem * f, partial(ConvBlock, given.channels, stem * f))]
+    for stage, (width, n) in enumerate(zip(widths, counts, strict=True), start=1):
+        blocks += _stage(kind, stage, blocks[-1].channels, width * f, n, 1 if stage == 1 else 2)
+    return tuple(blocks), stem * f / 16
+
+
+def _vgg(given: BackboneInput, plan: str, hidden: int) -> tuple[tuple[Block, ...], float]:
+    """``plan`` lists convolution widths and M for a 2x2 max pool, which belongs to the block after it."""
+    blocks: list[Block] = []
+    channels, size, pool, n_convs = given.channels, given.image_size, False, 0
+    for item in plan.split():
+        if item == "M":
+            pool, size = True, size // 2
+            if size == 0:
+                raise ConfigError("model", given.name, f"a model that pools less, on {given.image_size}-pixel images")
+            continue
+        width, n_convs = int(item) * given.factor, n_convs + 1
+        make = partial(ConvBlock, channels, width, 1, pool, given.dropout)
+        blocks.append(Block(f"conv{n_convs}", width, make))
+        channels, pool = width, False
+    hidden *= given.factor
+    inputs = channels * size * size
+    blocks.append(Block("fc1", hidden, partial(LinearBlock, inputs, hidden, pool, given.dropout)))
+    return tuple(blocks), float(given.factor)
+
+
+for _depth in (8, 20, 32, 44, 56, 110):
+    backbones.add(
+        f"resnet{_depth}",
+        partial(_resnet, kind=BasicBlock, stem=16, widths=(16, 32, 64), counts=((_depth - 2) // 6,) * 3),
+    )
+backbones.add("resnet18", partial(_resnet, kind=BasicBlock, stem=64, widths=(64, 128, 256, 512), counts=(2,) * 4))
+backbones.add(
+    "resnet50", partial(_resnet, kind=Bottleneck, stem=64, widths=(256, 512, 1024, 2048), counts=(3, 4, 6, 3))
+)
+backbones.add("tiny-resnet", partial(_resnet, kind=BasicBlock, stem=8, widths=(8, 16), counts=(2, 1)))
+for _name, _plan, _hidden in (
+    ("tiny-vgg", "8 M 16 M 16", 32),
+    ("vgg6a", "128 M 256 M 512 M 512", 1024),
+    ("vgg8b", "128 256 M 256 512 M 512 M 512 M", 1024),
+    ("vgg11b", "128 128 128 256 M 256 512 M 512 512 M 512 M", 1024),
+    ("vgg16a", "64 64 M 128 128 M 256 256 256 M 512 512 512 M 512 512 512", 1024),
+    ("vgg19a", "64 64 M 128 128 M 256 256 256 256 M 512 512 512 512 M 512 512 512 512", 1024),
+):
+    backbones.add(_name, partial(_vgg, plan=_plan, hidden=_hidden))

@@ -1,0 +1,134 @@
+"""Blocks: the smallest pieces of a backbone that a cut may follow.
+
+Every block takes ``groups`` and ``dense``. Its convolutions (shortcuts too) are split into ``groups`` channel
+groups that do not see each other; with ``dense`` its first convolution (and a shortcut's) sees the channels of
+all groups, which is how a module begins after a cut, and how the network sees the image.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from locallearn.nn.groups import GroupLinear, conv, split_vectors
+
+
+class ConvBlock(nn.Sequential):
+    """[2x2 max pool,] 3x3 convolution, batch norm, ReLU [, dropout].
+
+    Pooling comes first, so that the auxiliary head of a module that ends here sees the features before they are
+    pooled, as Nokland and Eidnes (2019) do.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int = 1,
+        pool: bool = False,
+        dropout: float = 0.0,
+        *,
+        groups: int = 1,
+        dense: bool = True,
+    ) -> None:
+        super().__init__()
+        if pool:
+            self.pool = nn.MaxPool2d(2)
+        self.conv = conv(inputs, outputs, 3, stride, groups, dense)
+        self.bn = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        if dropout:
+            self.dropout = nn.Dropout(dropout)
+
+
+class _Residual(nn.Module):
+    """A residual block: ``relu(body(x) + shortcut(x))``; the subclass says what the body is."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, groups: int, dense: bool) -> None:
+        super().__init__()
+        self.shortcut = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            shortcut = conv(inputs, outputs, 1, stride, groups, dense)
+            self.shortcut = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
+        self.relu = nn.ReLU(inplace=True)
+
+    def body(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [B, C, H, W] in and out."""
+        return self.relu(self.body(x) + self.shortcut(x))
+
+
+class BasicBlock(_Residual):
+    """Two 3x3 convolutions with batch norm, and a shortcut (He et al., 2016a)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, *, groups: int = 1, dense: bool = True) -> None:
+        super().__init__(inputs, outputs, stride, groups, dense)
+        self.conv1 = conv(inputs, outputs, 3, stride, groups, dense)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv2 = conv(outputs, outputs, 3, 1, groups, dense=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+
+    def body(self, x: Tensor) -> Tensor:
+        """The two convolutions."""
+        return self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+
+
+class Bottleneck(_Residual):
+    """1x1, 3x3 and 1x1 convolutions with batch norm, and a shortcut; four times as wide outside as inside."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, *, groups: int = 1, dense: bool = True) -> None:
+        super().__init__(inputs, outputs, stride, groups, dense)
+        inner = outputs // 4
+        self.conv1 = conv(inputs, inner, 1, 1, groups, dense)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv2 = conv(inner, inner, 3, stride, groups, dense=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.conv3 = conv(inner, outputs, 1, 1, groups, dense=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+
+    def body(self, x: Tensor) -> Tensor:
+        """The three convolutions."""
+        x = self.relu1(self.bn1(self.conv1(x)))
+        x = self.relu2(self.bn2(self.conv2(x)))
+        return self.bn3(self.conv3(x))
+
+
+class LinearBlock(nn.Module):
+    """[2x2 max pool,] flatten, linear layer, batch norm, ReLU [, dropout]: maps [B, C, H, W] to vectors [B, outputs].
+
+    Args:
+        inputs: features that come in, C * H * W after pooling.
+        outputs: features that go out.
+        pool: pool first.
+        dropout: probability of dropping a feature.
+        groups: channel groups.
+        dense: whether every group sees the features of all groups.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        pool: bool = False,
+        dropout: float = 0.0,
+        *,
+        groups: int = 1,
+        dense: bool = True,
+    ) -> None:
+        super().__init__()
+        self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
+        split = 1 if dense else groups
+        self.linear = GroupLinear(split, inputs // split, outputs // split)
+        self.bn = nn.BatchNorm1d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [B, C, H, W] (or vectors [B, C]) in, vectors out."""
+        x_GBI = split_vectors(self.pool(x).flatten(1), self.linear.groups)
+        x = self.linear(x_GBI).transpose(0, 1).flatten(1)
+        return self.dropout(self.relu(self.bn(x)))

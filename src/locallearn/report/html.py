@@ -1,0 +1,214 @@
+"""The report of one or more runs as a single HTML file that needs nothing else: no network, no scripts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from locallearn.config import digest, to_toml
+from locallearn.errors import UsageError
+from locallearn.report import compare, plots
+from locallearn.report.records import RunRecord, node_of, read_runs
+from locallearn.report.styles import LineStyle, node_label, node_legend, run_style
+from locallearn.report.svg import to_svg
+
+_OPEN_NODE_TABLES_UP_TO = 16  # rows; longer tables start folded
+
+
+class Picture(NamedTuple):
+    """A plot in the page."""
+
+    caption: str
+    svg: Markup
+    least_width: float | None
+    """What a wide picture must have to be read [rem]; a usual one needs no more than a narrow window."""
+
+
+class NodeRow(NamedTuple):
+    """A row of the table of nodes, as text."""
+
+    label: str
+    values: list[str]
+
+
+def write_report(runs: Sequence[Path], output: Path) -> Path:
+    """Write the report of the runs in these folders, finished or not, and return ``output``.
+
+    Several runs are compared first, each as a row of its own: nothing is averaged.
+
+    Raises:
+        UsageError: a folder is not a run, a record is damaged, or ``output`` cannot be written.
+    """
+    html = render(read_runs(runs))
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(html, encoding="utf-8")
+        os.replace(temporary, output)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UsageError(f"{output}: the report cannot be written there ({error.strerror})") from None
+    return output
+
+
+def render(records: Sequence[RunRecord]) -> str:
+    """The report as the text of an HTML file."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["dashes"] = _dashes
+    rows = compare.comparison_rows(records)
+    return environment.get_template("report.html.jinja").render(
+        title=records[0].name if len(records) == 1 else f"{len(records)} runs",
+        columns=compare.COLUMNS,
+        rows=rows,
+        comparison=_comparison(records) if len(records) > 1 else None,
+        runs=[_run(record, row, index) for index, (record, row) in enumerate(zip(records, rows, strict=True), 1)],
+    )
+
+
+def _comparison(records: Sequence[RunRecord]) -> dict[str, Any]:
+    machines: dict[str, list[str]] = {}
+    for record in records:
+        machines.setdefault(_hardware(record), []).append(record.name)
+    drawn = [record for record in records if record.evaluations]
+    figures = [
+        ("Test accuracy of the last layer over epochs", plots.last_layer_by_epoch_figure),
+        ("Test accuracy of the last layer over training time", plots.last_layer_by_time_figure),
+    ]
+    return {
+        "machines": machines,
+        "mixed_data": len({(r.config.data.name, r.config.data.test_limit) for r in records}) > 1,
+        "legend": [(record.name, run_style(index)) for index, record in enumerate(drawn)],
+        "pictures": _pictures(figures, drawn, "compare") if drawn else [],
+    }
+
+
+def _run(record: RunRecord, row: dict[str, Any], index: int) -> dict[str, Any]:
+    headings, nodes = _node_table(record)
+    return {
+        "row": row,
+        "anchor": f"run-{index}",
+        "subtitle": (
+            f"{row['method']} on {row['model']}, {compare.data_text(row)}, K = {row['depth']}, "
+            f"G = {compare.width_text(row['width'])}, seed {row['seed']}"
+        ),
+        "facts": _facts(record, row),
+        "legend": node_legend(record),
+        "pictures": _run_pictures(record, f"run-{index}"),
+        "node_headings": headings,
+        "nodes": nodes,
+        "nodes_open": len(nodes) <= _OPEN_NODE_TABLES_UP_TO,
+        "origin": _origin(record),
+        "toml": to_toml(record.config),
+    }
+
+
+def _run_pictures(record: RunRecord, prefix: str) -> list[Picture]:
+    figures: list[tuple[str, Callable[[RunRecord], Figure]]] = []
+    if record.evaluations:
+        figures.append(("Test accuracy", plots.test_accuracy_figure))
+    if record.train:
+        figures.append(("Training loss", plots.loss_figure))
+        figures.append(("Training accuracy", plots.training_accuracy_figure))
+    heatmap = len(record.nodes) > 1 and plots.final_nodes(record)
+    if heatmap:
+        when = "Final" if record.summary else "Latest"
+        figures.append((f"{when} test accuracy of each node [%]", plots.heatmap_figure))
+    if record.train:
+        figures.append(("Learning rate", plots.learning_rate_figure))
+        figures.append(("Training speed", plots.throughput_figure))
+    return _pictures(figures, record, prefix)
+
+
+def _pictures(figures: Iterable[tuple[str, Callable[[Any], Figure]]], subject: Any, prefix: str) -> list[Picture]:
+    pictures = []
+    for number, (caption, draw) in enumerate(figures, start=1):
+        figure = draw(subject)
+        width = figure.get_figwidth()
+        svg = Markup(to_svg(figure, f"{prefix}-{number}", caption))  # noqa: S704 - built by ElementTree, so escaped
+        pictures.append(Picture(caption, svg, round(5.5 * width, 1) if width > plots.WIDTH else None))
+    return pictures
+
+
+def _facts(record: RunRecord, row: dict[str, Any]) -> list[tuple[str, str]]:
+    def unit(text: str, name: str) -> str:
+        return text if text == compare.MISSING else f"{text} {name}"
+
+    facts = [
+        ("last layer", unit(compare.percent(row["last_layer"]), "%")),
+        ("ensemble", unit(compare.percent(row["ensemble"]), "%")),
+        ("best last layer", unit(compare.percent(row["best_last_layer"]), "%")),
+        ("best epoch", compare.number(row["best_epoch"])),
+        ("epochs", compare.epochs_text(row)),
+        ("training time", compare.duration(row["seconds"])),
+        ("training speed", unit(compare.number(row["images_per_second"]), "images/s")),
+        ("parameters", compare.number(row["parameters"])),
+        ("activations", unit(compare.mebibytes(row["activation_bytes"]), "MiB")),
+        ("peak RSS", unit(compare.mebibytes(row["peak_rss_bytes"]), "MiB")),
+    ]
+    if row["peak_device_bytes"] is not None:
+        facts.append(("peak device memory", unit(compare.mebibytes(row["peak_device_bytes"]), "MiB")))
+    return facts
+
+
+def _node_table(record: RunRecord) -> tuple[list[str], list[NodeRow]]:
+    final = plots.final_nodes(record)
+    trained = record.train[-1]["nodes"] if record.train else []
+    terms = list(dict.fromkeys(term for entry in trained for term in entry.get("terms", {})))
+    rows = []
+    for node in record.nodes:
+        test, train = node_of(final, node), node_of(trained, node)
+        values = [compare.percent(test.get("accuracy")), compare.percent(train.get("accuracy"))]
+        losses = [train.get("loss"), *(train.get("terms", {}).get(term) for term in terms)]
+        label = node_label(node) if len(record.nodes) > 1 else "network"
+        rows.append(NodeRow(label, values + [compare.number(loss, 4) for loss in losses]))
+    names = [term.replace("_", " ") for term in terms]
+    return ["test accuracy [%]", "training accuracy [%]", "training loss", *names], rows
+
+
+def _origin(record: RunRecord) -> list[tuple[str, str]]:
+    """Where the figures come from: what a reader needs to get them again."""
+    summary = record.summary or {}
+    versions = summary.get("versions") or {}
+    return [
+        ("seed", str(record.config.seed)),
+        ("digest", summary.get("digest") or digest(record.config)),
+        ("data", summary.get("data_source") or record.config.data.name),
+        ("started", record.started or compare.MISSING),
+        ("resumed", {0: "never", 1: "once"}.get(record.resumes, f"{record.resumes} times")),
+        ("steps", compare.number(summary.get("steps") or (record.train[-1]["step"] if record.train else 0))),
+        ("hardware", _hardware(record)),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or compare.MISSING),
+        ("commit", summary.get("commit") or compare.MISSING),
+    ]
+
+
+def _hardware(record: RunRecord) -> str:
+    hardware = (record.summary or {}).get("hardware")
+    if not hardware:
+        return "not recorded yet" if record.summary is None else compare.MISSING
+    memory = hardware.get("memory_bytes")
+    parts = [
+        hardware.get("gpu"),
+        hardware.get("cpu"),
+        f"{hardware['cores']} cores" if hardware.get("cores") else None,
+        f"{hardware['threads']} threads" if hardware.get("threads") else None,
+        f"{memory / (1 << 30):.1f} GiB memory" if isinstance(memory, int | float) else None,
+    ]
+    return f"{hardware.get('device', 'device not recorded')}: " + ", ".join(str(part) for part in parts if part)
+
+
+def _dashes(style: LineStyle) -> str:
+    """The dash pattern of a line as SVG wants it: in the picture's units instead of line widths."""
+    return " ".join(f"{length * style.width:g}" for length in style.dash) or "none"

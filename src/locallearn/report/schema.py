@@ -1,0 +1,89 @@
+"""What reports need of a run's records, so that a damaged file is found before anything is drawn.
+
+Fields that are not named here are left alone; a figure that may be missing (a run that diverged, a device that
+does not tell its memory) is ``None`` or absent.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class Node(_Model):
+    """One node and what was measured of it (losses, fractions in [0, 1])."""
+
+    module: int | Literal["classifier"]
+    group: int
+    accuracy: float | None = None
+    loss: float | None = None
+    terms: dict[str, float | None] = Field(default_factory=dict)
+
+
+class Start(_Model):
+    """The first event of a run."""
+
+    time: str | None = None
+    nodes: list[Node] = Field(default_factory=list)
+
+
+class Resume(_Model):
+    """A run goes on from a checkpoint of this step."""
+
+    step: int
+
+
+class Train(_Model):
+    """One epoch of training, means over the epoch."""
+
+    epoch: int
+    step: int
+    learning_rate: float | None = None
+    seconds: float | None = None
+    images_per_second: float | None = None
+    nodes: list[Node]
+
+
+class Evaluate(_Model):
+    """One evaluation on the test images."""
+
+    epoch: int
+    step: int
+    last_layer: float | None = None
+    ensemble: float | None = None
+    nodes: list[Node] = Field(default_factory=list)
+
+
+class Accuracy(_Model):
+    """Final and best accuracy of a run (fractions in [0, 1])."""
+
+    last_layer: float | None = None
+    ensemble: float | None = None
+    best_last_layer: float | None = None
+    best_epoch: int | None = None
+
+
+class Summary(_Model):
+    """``summary.json``."""
+
+    status: Literal["finished", "diverged", "interrupted"]
+    steps: int | None = None
+    data_source: str | None = None
+    digest: str | None = None
+    accuracy: Accuracy | None = None
+    nodes: list[Node] | None = None
+    images_per_second: float | None = None
+    seconds: float | None = None
+    memory: dict[str, int | None] | None = None
+    parameters: int | None = None
+    hardware: dict[str, Any] | None = None
+    versions: dict[str, str | None] | None = None
+    commit: str | None = None
+
+
+EVENTS: dict[str, type[BaseModel]] = {"start": Start, "resume": Resume, "train": Train, "evaluate": Evaluate}

@@ -1,0 +1,38 @@
+"""The inline runtime: one process calls the modules in order, and each frees its graph before the next starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from locallearn.core.module import LocalStep
+from locallearn.losses.objectives import LocalLoss
+
+
+class InlineRuntime:
+    """Train all modules on one batch after the other.
+
+    Args:
+        steps: the local steps of the modules, in order.
+    """
+
+    def __init__(self, steps: Sequence[LocalStep]) -> None:
+        self.steps = steps
+
+    def step(self, images: Tensor, labels_B: Tensor, index: int) -> list[LocalLoss]:
+        """Train every module on one batch (Algorithms 1 and 2).
+
+        Args:
+            images: [B, C, H, W].
+            labels_B: class indices [B].
+            index: number of the step in the run.
+
+        Returns:
+            Each module's losses, in order.
+        """
+        features, losses = images, []
+        for step in self.steps:
+            features, loss = step(features, labels_B, index)
+            losses.append(loss)
+        return losses

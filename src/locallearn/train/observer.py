@@ -1,0 +1,39 @@
+"""Who is told how a training goes."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from locallearn.config import RunConfig
+
+
+class Observer(Protocol):
+    """Is told how training goes; the command line's progress display is one."""
+
+    def on_start(self, config: RunConfig, steps_per_epoch: int, step: int) -> None:
+        """Training starts, or goes on, at ``step``."""
+
+    def on_step(self, step: int) -> None:
+        """A step is done."""
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        """An event was recorded."""
+
+    def on_warning(self, message: str) -> None:
+        """Something that the user should know, in one line."""
+
+
+class Quiet:
+    """An observer that shows nothing."""
+
+    def on_start(self, config: RunConfig, steps_per_epoch: int, step: int) -> None:
+        """Nothing."""
+
+    def on_step(self, step: int) -> None:
+        """Nothing."""
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def on_warning(self, message: str) -> None:
+        """Nothing."""

@@ -1,0 +1,127 @@
+"""The grouped network equals the same network written as a loop over separate per-group modules."""
+
+import pytest
+import reference
+import torch
+
+from locallearn.config import ObjectiveConfig, RunConfig
+from locallearn.core.network import ImageShape, build_network
+from locallearn.nn import groups as grouped_layers
+
+IMAGE = ImageShape(3, 8, 5)
+SPEC = [("stem", 8, 1), ("1_0", 8, 1), ("1_1", 8, 1), ("2_0", 16, 2)]  # tiny-resnet
+
+
+def build(depth, width, head="1c2f", stop_gradient=True, diversity=0.5):
+    objective = ObjectiveConfig(head=head, head_width=12, stop_gradient=stop_gradient, diversity_weight=diversity)
+    config = RunConfig(method="gn-dgl", model="tiny-resnet", depth=depth, width=(width,), objective=objective, seed=3)
+    network = build_network(config, IMAGE).double()
+    with torch.no_grad():  # batch norm that does something
+        for name, parameter in network.named_parameters():
+            if "bn" in name:
+                parameter.add_(torch.rand_like(parameter))
+    return network, config
+
+
+def plain_nodes(module, span, config):
+    n_convs, n_linears = int(config.objective.head[0]), int(config.objective.head[2])
+    channels = SPEC[span.stop - 1][1]
+    seen = channels if config.objective.stop_gradient else channels // module.groups
+    nodes = []
+    for group in range(module.groups):
+        head = reference.PlainHead(n_convs, n_linears, seen, round(12 * 0.5), IMAGE.classes)
+        node = reference.plain_resnet_node(SPEC, span, IMAGE.channels, module.groups, head).double()
+        reference.copy_group(node, module, group)
+        nodes.append(node)
+    return nodes
+
+
+def spans(depth):
+    return {1: [range(4)], 2: [range(2), range(2, 4)], 4: [range(i, i + 1) for i in range(4)]}[depth]
+
+
+def compare(depth, width, **settings):
+    """Run both networks on one batch and compare features, logits, losses and every gradient."""
+    torch.manual_seed(0)
+    network, config = build(depth, width, **settings)
+    x = torch.randn(6, 3, 8, 8, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 3, 4, 0])
+    for module, span in zip(network, spans(depth), strict=False):
+        nodes = plain_nodes(module, span, config)
+        features = module(x)
+        loss = module.objective(features, labels)
+        loss.total.sum().backward()
+        expected, logits, losses = reference.plain_step(
+            nodes,
+            x,
+            labels,
+            stop_gradient=config.objective.stop_gradient,
+            diversity_weight=config.objective.diversity_weight,
+        )
+        close(features, expected, "features")
+        close(loss.logits, torch.stack(logits), "logits")
+        close(loss.total, torch.stack(losses), "losses")
+        compare_gradients(module, nodes)
+        x = features.detach()
+
+
+def compare_gradients(module, nodes):
+    gradients = {name: p.grad for name, p in module.named_parameters()}
+    for group, node in enumerate(nodes):
+        for name, parameter in node.named_parameters():
+            kind, rest = name.split(".", 1)
+            full = gradients[f"blocks.{rest}" if kind == "blocks" else f"objective.head.{rest}"]
+            close(full.chunk(module.groups)[group], parameter.grad, f"gradient of {name}, group {group}")
+
+
+def close(actual, expected, what):
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11, msg=lambda m: f"{what}: {m}")
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("width", [2, 4])
+@pytest.mark.parametrize("stop_gradient", [True, False])
+def test_grouped_network_equals_loop(depth, width, stop_gradient):
+    compare(depth, width, stop_gradient=stop_gradient)
+
+
+@pytest.mark.parametrize("head", ["0c1f", "0c2f", "1c1f", "2c3f"])
+@pytest.mark.parametrize("stop_gradient", [True, False])
+def test_every_head_equals_loop(head, stop_gradient):
+    compare(2, 2, head=head, stop_gradient=stop_gradient)
+
+
+def test_a_lost_stop_gradient_is_caught(monkeypatch):
+    def dense(x, weight, stride, groups):
+        return torch.nn.functional.conv2d(x, weight, stride=stride, padding=1)
+
+    monkeypatch.setattr(grouped_layers._StopGradientConv, "apply", dense)
+    with pytest.raises(AssertionError, match="gradient of blocks"):
+        compare(2, 2)
+
+
+def test_a_gradient_of_the_wrong_channels_is_caught(monkeypatch):
+    own = grouped_layers._own_channels
+    monkeypatch.setattr(grouped_layers, "_own_channels", lambda weight, groups: own(weight, groups).flip(1))
+    with pytest.raises(AssertionError, match="gradient of blocks"):
+        compare(2, 2)
+
+
+def test_a_lost_detach_in_the_penalty_is_caught(monkeypatch):
+    from locallearn.losses import objectives
+
+    def leaky(logits, labels, temperature):
+        groups = len(logits)
+        rest = torch.stack(
+            [
+                torch.stack([reference._rest(x, y, temperature) for x, y in zip(one, labels, strict=True)])
+                for one in logits
+            ]
+        )
+        unit = torch.nn.functional.normalize(rest, dim=-1)
+        others = unit.sum(0) - unit
+        return (unit * others).sum(-1).mean(1) / (groups * (groups - 1))
+
+    monkeypatch.setattr(objectives, "diversity", leaky)
+    with pytest.raises(AssertionError, match="gradient"):
+        compare(2, 2)

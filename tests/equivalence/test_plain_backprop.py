@@ -1,0 +1,117 @@
+"""K = 1, G = 1 is plain backpropagation of the same network, bit for bit."""
+
+import pytest
+import torch
+from torch import nn
+
+from locallearn.config import OptimizerConfig, RunConfig
+from locallearn.core.module import LocalStep
+from locallearn.core.network import ImageShape, build_network
+from locallearn.runtime.inline import InlineRuntime
+from locallearn.train.optim import build_optimizer
+
+SGD = OptimizerConfig(learning_rate=0.1, weight_decay=1e-2)
+ADAM = OptimizerConfig(name="adam", learning_rate=1e-2)
+
+
+class Residual(nn.Module):
+    def __init__(self, inputs, outputs, stride=1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(y + self.shortcut(x))
+
+
+class PlainTinyResNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.body = nn.Sequential(Residual(8, 8), Residual(8, 8), Residual(8, 16, 2))
+        self.classifier = nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.classifier(nn.functional.adaptive_avg_pool2d(self.body(self.stem(x)), 1).flatten(1))
+
+
+def by_kind(state):
+    """Weights in an order that does not depend on names: sorted by shape, then by content."""
+    return sorted((tuple(v.shape), v.flatten().tolist()) for v in state.values())
+
+
+def pair(optimizer_config, model=None, seed=1):
+    config = RunConfig(method="e2e", model="tiny-resnet", seed=seed, optimizer=optimizer_config)
+    network = build_network(config, ImageShape(3, 8, 5))
+    plain = model or PlainTinyResNet()
+    renamed = {}
+    for name, value in network.state_dict().items():
+        name = name.removeprefix("stages.0.")
+        for old, new in (
+            ("blocks.stem.conv.", "stem.0."),
+            ("blocks.stem.bn.", "stem.1."),
+            ("blocks.1_0.", "body.0."),
+            ("blocks.1_1.", "body.1."),
+            ("blocks.2_0.", "body.2."),
+            ("objective.head.linears.0.", "classifier."),
+        ):
+            name = name.replace(old, new)
+        renamed[name] = value.clone()
+    plain.load_state_dict(renamed)
+    return config, network, plain, list(renamed)
+
+
+def train_both(config, network, plain, batches):
+    steps = [
+        LocalStep(m, build_optimizer(config.optimizer, m.parameters()), clip_norm=config.optimizer.clip_norm)
+        for m in network
+    ]
+    runtime = InlineRuntime(steps)
+    if config.optimizer.name == "sgd":
+        optimizer = torch.optim.SGD(plain.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-2)
+    else:
+        optimizer = torch.optim.Adam(plain.parameters(), 1e-2, weight_decay=1e-4)
+    for index, (x, y) in enumerate(batches):
+        runtime.step(x, y, index)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(plain(x), y).backward()
+        optimizer.step()
+
+
+def some_batches(n=5):
+    torch.manual_seed(0)
+    return [(torch.randn(16, 3, 8, 8), torch.randint(0, 5, (16,))) for _ in range(n)]
+
+
+@pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adam"])
+def test_e2e_is_plain_backpropagation_bit_for_bit(optimizer):
+    config, network, plain, _ = pair(optimizer)
+    train_both(config, network, plain, some_batches())
+    assert by_kind(network.state_dict()) == by_kind(plain.state_dict())
+
+
+def test_a_halved_gradient_is_caught(monkeypatch):
+    config, network, plain, _ = pair(SGD)
+    network.stages[0].blocks[0].conv.weight.register_hook(lambda g: g / 2)
+    train_both(config, network, plain, some_batches())
+    assert by_kind(network.state_dict()) != by_kind(plain.state_dict())
+
+
+@pytest.mark.parametrize("method", ["dgl", "gn-dgl"])
+def test_every_local_method_at_k1_g1_is_e2e(method):
+    x, y = some_batches(1)[0]
+    image = ImageShape(3, 8, 5)
+    results = []
+    for name in ("e2e", method):
+        network = build_network(RunConfig(method=name, model="tiny-resnet"), image)
+        module = network.stages[0]
+        step = LocalStep(module, build_optimizer(SGD, module.parameters()))
+        step(x, y)
+        results.append(network.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(*(r.values() for r in results), strict=True))

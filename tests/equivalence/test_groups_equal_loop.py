@@ -1,9 +1,10 @@
 """The grouped network equals the same network written as a loop over separate per-group modules."""
 
 import pytest
-import reference
 import torch
 
+import reference
+import small
 from locallearn.config import ObjectiveConfig, RunConfig
 from locallearn.core.network import ImageShape, build_network
 from locallearn.nn import groups as grouped_layers
@@ -49,7 +50,7 @@ def compare(depth, width, **settings):
     for module, span in zip(network, spans(depth), strict=False):
         nodes = plain_nodes(module, span, config)
         features = module(x)
-        loss = module.objective(features, labels)
+        loss = module.objective(features, small.batch_of(x, labels))
         loss.total.sum().backward()
         expected, logits, losses = reference.plain_step(
             nodes,

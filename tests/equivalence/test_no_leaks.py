@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import small
 from locallearn.config import ObjectiveConfig, OptimizerConfig, RunConfig
 from locallearn.core.module import LocalStep
 from locallearn.core.network import ImageShape, build_network
@@ -28,7 +29,9 @@ def gradients_after_step(network):
     """Every module's gradients on one batch; the learning rate is 0, so weights stay."""
     x, y = batch()
     optimizer = OptimizerConfig(learning_rate=0.0)
-    InlineRuntime([LocalStep(m, build_optimizer(optimizer, m.parameters())) for m in network]).step(x, y, 0)
+    InlineRuntime([LocalStep(m, build_optimizer(optimizer, m.parameters())) for m in network]).step(
+        small.batch_of(x, y), 0
+    )
     return [{name: p.grad.clone() for name, p in m.named_parameters()} for m in network]
 
 
@@ -59,7 +62,7 @@ def test_a_planted_leak_across_a_cut_is_caught():
     features, leaked = x, []
     for module in network:
         features = module(features)  # the planted error: no detach
-        leaked.append(module.objective(features, y).total.sum())
+        leaked.append(module.objective(features, small.batch_of(x, y)).total.sum())
     last = torch.autograd.grad(leaked[-1], list(network.stages[0].blocks.parameters()), allow_unused=True)
     assert any(g is not None and g.abs().sum() > 0 for g in last)
 
@@ -68,7 +71,7 @@ def test_the_steps_output_has_no_graph():
     network = network_of()
     x, y = batch()
     for module in network:
-        x, loss = LocalStep(module, build_optimizer(OptimizerConfig(), module.parameters()))(x, y)
+        x, loss = LocalStep(module, build_optimizer(OptimizerConfig(), module.parameters()))(x, small.batch_of(x, y))
         assert x.grad_fn is None
         assert not x.requires_grad
         assert not loss.total.requires_grad
@@ -93,7 +96,7 @@ def test_a_nodes_loss_reaches_its_own_rows_only(stop_gradient, diversity):
     x, y = batch()
     for module in network:
         features = module(x)
-        loss = module.objective(features, y)
+        loss = module.objective(features, small.batch_of(x, y))
         for group in range(module.groups):
             assert rows_with_gradient(module, loss, group) == {group}
         x = features.detach()
@@ -106,7 +109,7 @@ def test_a_planted_leak_between_groups_is_caught(monkeypatch):
     monkeypatch.setattr(heads, "stop_gradient_vectors", lambda x, g: x[None].expand(g, *x.shape))
     x, y = batch()
     module = network.stages[0]
-    assert rows_with_gradient(module, module.objective(module(x), y), 1) == {0, 1, 2, 3}
+    assert rows_with_gradient(module, module.objective(module(x), small.batch_of(x, y)), 1) == {0, 1, 2, 3}
 
 
 def test_with_naive_splitting_another_group_changes_nothing():
@@ -128,8 +131,8 @@ def test_with_stop_gradient_another_groups_features_are_seen():
     x, y = batch()
     network = network_of(1, 2)
     module = network.stages[0]
-    before = module.objective(module(x), y).total[0].item()
+    before = module.objective(module(x), small.batch_of(x, y)).total[0].item()
     with torch.no_grad():
         for parameter in module.blocks.parameters():
             parameter.chunk(2)[1].mul_(1.7)
-    assert module.objective(module(x), y).total[0].item() != before
+    assert module.objective(module(x), small.batch_of(x, y)).total[0].item() != before

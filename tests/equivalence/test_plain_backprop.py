@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import small
 from locallearn.config import OptimizerConfig, RunConfig
 from locallearn.core.module import LocalStep
 from locallearn.core.network import ImageShape, build_network
@@ -78,7 +79,7 @@ def train_both(config, network, plain, batches):
     else:
         optimizer = torch.optim.Adam(plain.parameters(), 1e-2, weight_decay=1e-4)
     for index, (x, y) in enumerate(batches):
-        runtime.step(x, y, index)
+        runtime.step(small.batch_of(x, y), index)
         optimizer.zero_grad()
         nn.functional.cross_entropy(plain(x), y).backward()
         optimizer.step()
@@ -112,6 +113,6 @@ def test_every_local_method_at_k1_g1_is_e2e(method):
         network = build_network(RunConfig(method=name, model="tiny-resnet"), image)
         module = network.stages[0]
         step = LocalStep(module, build_optimizer(SGD, module.parameters()))
-        step(x, y)
+        step(x, small.batch_of(x, y))
         results.append(network.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(*(r.values() for r in results), strict=True))

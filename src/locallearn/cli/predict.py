@@ -38,7 +38,7 @@ class PredictOptions:
     """Write JSON instead of CSV."""
 
 
-COLUMNS = ("image", "last_layer", "last_layer_probability", "ensemble", "ensemble_probability")
+COLUMNS: tuple[str, ...] = ("image", "last_layer", "last_layer_probability", "ensemble", "ensemble_probability")
 
 
 def run(arguments: Sequence[str]) -> int:

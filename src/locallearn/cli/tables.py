@@ -11,7 +11,6 @@ from rich.table import Table
 from locallearn.report.compare import COLUMNS, comparison_rows
 from locallearn.report.records import read_run
 
-
 _SHOWN = ("run", "K", "G", "last layer [%]", "ensemble [%]", "images/s", "activations [MiB]", "peak RSS [MiB]")
 """What fits a narrow terminal; the report has every column."""
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from locallearn.data.store import Batch
 from locallearn.losses.objectives import Classification, LocalLoss
 from locallearn.seeding import derive
 
@@ -90,12 +91,12 @@ class LocalStep:
         self.seed = seed
         self._random = any(isinstance(layer, nn.Dropout) for layer in module.modules())
 
-    def __call__(self, features: Tensor, labels_B: Tensor, index: int = 0) -> tuple[Tensor, LocalLoss]:
+    def __call__(self, features: Tensor, batch: Batch, index: int = 0) -> tuple[Tensor, LocalLoss]:
         """Train on one batch.
 
         Args:
             features: detached features of the module before, or the images.
-            labels_B: class indices [B].
+            batch: what the features are of: labels, and the images themselves.
             index: number of the step in the run; seeds dropout.
 
         Returns:
@@ -103,7 +104,7 @@ class LocalStep:
         """
         with self._seeded(index, features.device), autocast(features.device, self.precision):
             out = self.module(features)
-            loss = self.module.objective(out, labels_B)
+            loss = self.module.objective(out, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.sum().backward()  # nodes share no parameters: each gets the gradient of its own loss alone
         if self.clip_norm:

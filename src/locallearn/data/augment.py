@@ -88,7 +88,8 @@ def _change_some(
     if len(chosen) == 0:
         return pixels
     chosen = chosen.to(pixels.device, non_blocking=True)
-    return pixels.index_copy(0, chosen, change(pixels[chosen]))
+    # Of the two index_copy, only this one keeps channels-last memory.
+    return pixels.clone().index_copy_(0, chosen, change(pixels[chosen]))
 
 
 def _jitter(config: AugmentConfig, seed: int) -> Callable[[Tensor], Tensor]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from locallearn.data.store import Batch
 from locallearn.losses.functional import cross_entropy, diversity
 
 
@@ -51,13 +52,13 @@ class Classification(nn.Module):
         self.diversity_weight = diversity_weight
         self.diversity_temperature = diversity_temperature
 
-    def forward(self, features: Tensor, labels_B: Tensor) -> LocalLoss:
-        """Losses of the nodes whose features are ``features``, on a batch with the given labels."""
+    def forward(self, features: Tensor, batch: Batch) -> LocalLoss:
+        """Losses of the nodes whose features on ``batch`` are ``features``, [B, C, H, W] or [B, C]."""
         logits = self.head(features)
-        total = cross_entropy(logits, labels_B, self.label_smoothing)
+        total = cross_entropy(logits, batch.labels, self.label_smoothing)
         terms = {"cross_entropy": total.detach()}
         if self.diversity_weight and len(logits) > 1:
-            penalty = diversity(logits, labels_B, self.diversity_temperature)
+            penalty = diversity(logits, batch.labels, self.diversity_temperature)
             total = total + self.diversity_weight * penalty
             terms["diversity"] = penalty.detach()
         return LocalLoss(total, terms, logits.detach())

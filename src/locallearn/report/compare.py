@@ -89,6 +89,12 @@ def number(value: float | None, digits: int = 0) -> str:
     return MISSING if value is None or not math.isfinite(value) else f"{value:,.{digits}f}"
 
 
+def loss_text(value: float | None) -> str:
+    """A loss with four decimals; one that has run away, in powers of ten."""
+    runaway = value is not None and math.isfinite(value) and abs(value) >= 1e4
+    return f"{value:.2e}" if runaway else number(value, 4)
+
+
 def mebibytes(value: float | None) -> str:
     """Bytes as MiB with one decimal, without the unit."""
     return number(None if value is None else value / MIB, 1)

@@ -136,7 +136,7 @@ def _pictures(figures: Iterable[tuple[str, Callable[[Any], Figure]]], subject: A
     for number, (caption, draw) in enumerate(figures, start=1):
         figure = draw(subject)
         width = figure.get_figwidth()
-        svg = Markup(to_svg(figure, f"{prefix}-{number}", caption))  # noqa: S704 - built by ElementTree, so escaped
+        svg = Markup(to_svg(figure, f"{prefix}-{number}", caption))
         pictures.append(Picture(caption, svg, round(5.5 * width, 1) if width > plots.WIDTH else None))
     return pictures
 
@@ -172,7 +172,7 @@ def _node_table(record: RunRecord) -> tuple[list[str], list[NodeRow]]:
         values = [compare.percent(test.get("accuracy")), compare.percent(train.get("accuracy"))]
         losses = [train.get("loss"), *(train.get("terms", {}).get(term) for term in terms)]
         label = node_label(node) if len(record.nodes) > 1 else "network"
-        rows.append(NodeRow(label, values + [compare.number(loss, 4) for loss in losses]))
+        rows.append(NodeRow(label, values + [compare.loss_text(loss) for loss in losses]))
     names = [term.replace("_", " ") for term in terms]
     return ["test accuracy [%]", "training accuracy [%]", "training loss", *names], rows
 

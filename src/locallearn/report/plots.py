@@ -122,7 +122,7 @@ def _axes(x: str, y: str, height: float = _HEIGHT, width: float = WIDTH) -> tupl
     axes.spines[["left", "bottom"]].set_color("#bbbbbb")
     axes.grid(axis="y", color=_GRID, linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(7, integer=x == "epoch"))
+    axes.xaxis.set_major_locator(MaxNLocator(7, integer=x == "epoch", min_n_ticks=1))
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.ticklabel_format(useOffset=False)
     return figure, axes
@@ -172,7 +172,8 @@ def _logarithmic_if_wide(axes: Axes) -> None:
     if not len(values) or values.min() <= 0 or values.max() < _LOG_FROM * values.min():
         return
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    few_decades = values.max() < 1000 * values.min()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few_decades else (1,)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter("{x:g}")
 

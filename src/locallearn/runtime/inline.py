@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from locallearn.core.module import LocalStep
+from locallearn.data.store import Batch
 from locallearn.losses.objectives import LocalLoss
 
 
@@ -20,19 +19,18 @@ class InlineRuntime:
     def __init__(self, steps: Sequence[LocalStep]) -> None:
         self.steps = steps
 
-    def step(self, images: Tensor, labels_B: Tensor, index: int) -> list[LocalLoss]:
+    def step(self, batch: Batch, index: int) -> list[LocalLoss]:
         """Train every module on one batch (Algorithms 1 and 2).
 
         Args:
-            images: [B, C, H, W].
-            labels_B: class indices [B].
+            batch: the batch.
             index: number of the step in the run.
 
         Returns:
             Each module's losses, in order.
         """
-        features, losses = images, []
+        features, losses = batch.images, []
         for step in self.steps:
-            features, loss = step(features, labels_B, index)
+            features, loss = step(features, batch, index)
             losses.append(loss)
         return losses

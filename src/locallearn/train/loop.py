@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from locallearn.config import AugmentConfig, RunConfig, digest
 from locallearn.core.module import LocalStep
 from locallearn.core.network import build_network
 from locallearn.cost.memory import ActivationMeter
 from locallearn.data.datasets import Dataset, ImageSet, load
-from locallearn.data.store import ImageStore
+from locallearn.data.store import Batch, ImageStore
 from locallearn.errors import CheckpointError, DivergedError, InterruptedRunError
 from locallearn.runtime.inline import InlineRuntime
 from locallearn.train import checkpoint as checkpoints
@@ -147,7 +146,7 @@ class Training:
         begin = time.perf_counter()
         for batch in self.train_store.epoch(epoch, self.config.train.batch_size, start):
             self._set_learning_rate()
-            self._step(batch.images, batch.labels)
+            self._step(batch)
             if self._checkpoint_is_due() or self.stop.requested:
                 self._clock(begin)
                 self.write_checkpoint()
@@ -176,14 +175,14 @@ class Training:
             for group in step.optimizer.param_groups:
                 group["lr"] = rate
 
-    def _step(self, images: Tensor, labels: Tensor) -> None:
+    def _step(self, batch: Batch) -> None:
         if "activation_bytes" in self.progress:
-            losses = self.runtime.step(images, labels, self.step)
+            losses = self.runtime.step(batch, self.step)
         else:  # the first step of a run is also weighed
             with ActivationMeter(self.network.parameters()) as meter:
-                losses = self.runtime.step(images, labels, self.step)
+                losses = self.runtime.step(batch, self.step)
             self.progress["activation_bytes"] = meter.peak_bytes
-        self.sums.add(losses, labels)
+        self.sums.add(losses, batch.labels)
         self.step += 1
         totals = torch.cat([loss.total for loss in losses])
         self.bad_step = torch.where((self.bad_step < 0) & ~totals.isfinite(), self.step, self.bad_step)

@@ -1,9 +1,9 @@
 import pytest
-import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import reference
 from locallearn.losses.functional import cross_entropy, diversity, layerwise_ensemble, layerwise_weights
 
 

@@ -1,0 +1,54 @@
+"""Local learning for PyTorch: a network trained as K depth modules times G width groups.
+
+>>> import locallearn as ll
+>>> config = ll.recipe("gn-dgl")
+>>> summary = ll.train(config, "runs/first")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from locallearn.config import RunConfig, from_toml, to_toml
+    from locallearn.core.network import ImageShape, LocalNetwork, build_network
+    from locallearn.errors import LocalLearnError
+    from locallearn.experiments.recipes import recipe
+    from locallearn.train.finished import open_run
+    from locallearn.train.loop import resume, train
+
+_PLACES = {
+    "ImageShape": "locallearn.core.network",
+    "LocalLearnError": "locallearn.errors",
+    "LocalNetwork": "locallearn.core.network",
+    "RunConfig": "locallearn.config",
+    "build_network": "locallearn.core.network",
+    "from_toml": "locallearn.config",
+    "open_run": "locallearn.train.finished",
+    "recipe": "locallearn.experiments.recipes",
+    "resume": "locallearn.train.loop",
+    "to_toml": "locallearn.config",
+    "train": "locallearn.train.loop",
+}
+
+__all__ = [
+    "ImageShape",
+    "LocalLearnError",
+    "LocalNetwork",
+    "RunConfig",
+    "build_network",
+    "from_toml",
+    "open_run",
+    "recipe",
+    "resume",
+    "to_toml",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: reports and ``--help`` need no torch."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'locallearn' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PLACES[name]), name)

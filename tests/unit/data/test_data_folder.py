@@ -1,0 +1,162 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from locallearn.config import DataConfig
+from locallearn.data.datasets import load
+from locallearn.data.folder import read_images
+from locallearn.errors import DataError
+
+
+def _save(path: Path, pixels: np.ndarray, **options) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+
+
+def _flat(value, height=32, width=32):
+    return np.full((height, width, 3), value, np.uint8)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two classes; the grey value of an image tells which it is."""
+    for i, value in enumerate((10, 11, 12)):
+        _save(tmp_path / f"train/ant/{i}.png", _flat(value))
+    _save(tmp_path / "train/bee/deep/0.PNG", _flat(20))
+    _save(tmp_path / "train/bee/1.bmp", _flat(21))
+    _save(tmp_path / "test/ant/0.png", _flat(13))
+    _save(tmp_path / "test/bee/0.png", _flat(22))
+    (tmp_path / "train/ant/notes.txt").write_text("no image")
+    (tmp_path / "train/ant/._0.png").write_text("no image")
+    (tmp_path / "train/.cache").mkdir()
+    return tmp_path
+
+
+def test_classes_take_turns_and_labels_follow_names(root):
+    dataset = load(DataConfig("folder", root=str(root)))
+    assert dataset.classes == ("ant", "bee")
+    assert dataset.train.images.shape == (5, 3, 32, 32)
+    assert dataset.train.images[:, 0, 0, 0].tolist() == [10, 21, 11, 20, 12]
+    assert dataset.train.labels.tolist() == [0, 1, 0, 1, 0]
+    assert dataset.test.images[:, 0, 0, 0].tolist() == [13, 22]
+    assert dataset.test.labels.tolist() == [0, 1]
+    assert dataset.train.labels.dtype == torch.int64
+    assert dataset.source == f"images of the folder {root.name}, resized to 32 x 32"
+
+
+def test_val_is_as_good_as_test(root):
+    (root / "test").rename(root / "val")
+    assert load(DataConfig("folder", root=str(root))).test.labels.tolist() == [0, 1]
+
+
+def test_mean_and_std_are_those_of_the_training_images(root):
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        _save(root / f"train/ant/{i}.png", rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    dataset = load(DataConfig("folder", root=str(root)))
+    pixels = dataset.train.images.double() / 255
+    assert dataset.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist(), abs=1e-12)
+    assert dataset.std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist(), abs=1e-12)
+
+
+def test_a_channel_that_never_changes_is_not_scaled(tmp_path):
+    for split in ("train", "test"):
+        for i in range(2):
+            _save(tmp_path / split / "one" / f"{i}.png", _flat(0))
+    dataset = load(DataConfig("folder", root=str(tmp_path)))
+    assert dataset.mean == (0.0, 0.0, 0.0)
+    assert dataset.std == (1.0, 1.0, 1.0)
+
+
+def test_limits_take_the_first_before_decoding(root):
+    (root / "train/bee/deep/0.PNG").write_text("damaged")
+    dataset = load(DataConfig("folder", root=str(root), train_limit=3, test_limit=1))
+    assert dataset.train.images[:, 0, 0, 0].tolist() == [10, 21, 11]
+    assert dataset.test.labels.tolist() == [0]
+
+
+def test_the_centre_is_cut_out_and_the_shorter_side_resized(tmp_path):
+    stripes = np.zeros((8, 24, 3), np.uint8)
+    stripes[:, 8:16] = (200, 100, 50)
+    _save(tmp_path / "wide.png", stripes)
+    _save(tmp_path / "tall.png", stripes.transpose(1, 0, 2))
+    _save(tmp_path / "twice.png", stripes.repeat(2, 0).repeat(2, 1))
+    names, images = read_images(tmp_path, 8, 3)
+    assert names == ["tall.png", "twice.png", "wide.png"]
+    expected = torch.tensor([200, 100, 50], dtype=torch.uint8).view(1, 3, 1, 1).expand(3, 3, 8, 8)
+    # "twice" is scaled by a filter that reaches over the edge of the cut.
+    assert torch.equal(images[[0, 2]], expected[:2])
+    assert torch.equal(images[1, :, :, 1:-1], expected[0, :, :, 1:-1])
+
+
+def test_image_size_sets_size_and_padding(root):
+    dataset = load(DataConfig("folder", root=str(root), image_size=16))
+    assert dataset.image_size == 16
+    assert dataset.train.images[:, 0, 0, 0].tolist() == [10, 21, 11, 20, 12]
+    assert (dataset.augment.crop_padding, dataset.augment.flip) == (2, 0.5)
+
+
+def test_rotated_photographs_are_turned_upright(tmp_path):
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    pixels[:16] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    _save(tmp_path / "a.png", pixels, exif=exif)
+    _, images = read_images(tmp_path, 32, 3)
+    assert images[0, :, :16].max() == 0
+    assert images[0, :, 16:].min() == 255
+
+
+def test_prediction_reads_nested_folders_and_grey(tmp_path):
+    _save(tmp_path / "b/x.png", np.full((4, 4, 3), (255, 0, 0), np.uint8))
+    _save(tmp_path / "a.png", np.full((4, 4), 7, np.uint8))
+    names, images = read_images(tmp_path, 4, 1)
+    assert names == ["a.png", "b/x.png"]
+    assert images.shape == (2, 1, 4, 4)
+    assert images.dtype == torch.uint8
+    assert images[:, 0, 0, 0].tolist() == [7, 76]  # 0.299 * 255
+    _, images = read_images(tmp_path, 4, 3)
+    assert images[:, :, 0, 0].tolist() == [[7, 7, 7], [255, 0, 0]]
+
+
+def test_sixteen_bit_images_are_refused(tmp_path):
+    _save(tmp_path / "a.png", np.full((4, 4), 40000, np.uint16))
+    with pytest.raises(DataError, match=r"a\.png is not a readable image: pixels of mode I;16, expected 8 bits"):
+        read_images(tmp_path, 4, 1)
+
+
+def test_damaged_images_are_named(root):
+    path = root / "train/ant/1.png"
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(DataError, match=r"train/ant/1\.png is not a readable image"):
+        load(DataConfig("folder", root=str(root)))
+
+
+def test_folders_without_images(tmp_path, root):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty holds no images"):
+        read_images(tmp_path / "empty", 8, 3)
+    for split in ("train", "test"):
+        (root / split / "cow").mkdir()
+    with pytest.raises(DataError, match="train/cow holds no images"):
+        load(DataConfig("folder", root=str(root)))
+
+
+def test_classes_must_agree(root):
+    (root / "test/bee").rename(root / "test/bea")
+    with pytest.raises(DataError, match="hold different classes: 'bea' is in one of them only"):
+        load(DataConfig("folder", root=str(root)))
+
+
+def test_missing_folders(tmp_path):
+    with pytest.raises(DataError, match=rf"{tmp_path} \(data\.root\) has no folders train and test"):
+        load(DataConfig("folder", root=str(tmp_path)))
+    with pytest.raises(DataError, match="there is nothing to download"):
+        load(DataConfig("folder", root=str(tmp_path), download=True))
+    (tmp_path / "train").mkdir()
+    (tmp_path / "test").mkdir()
+    with pytest.raises(DataError, match=r"train holds no folders of classes; expected train/<class>/\*\.png"):
+        load(DataConfig("folder", root=str(tmp_path)))

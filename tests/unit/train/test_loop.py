@@ -1,0 +1,148 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+
+import small
+from locallearn.config import CheckpointConfig, DataConfig, OptimizerConfig, from_toml
+from locallearn.errors import ConfigError, DivergedError, InterruptedRunError, UsageError
+from locallearn.train import loop
+from locallearn.train.checkpoint import BEST, load
+from locallearn.train.observer import Quiet
+
+
+def events(run, kind=None):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [event for event in lines if kind in (None, event["event"])]
+
+
+def test_a_run_folder_holds_everything(tmp_path):
+    run = tmp_path / "run"
+    summary = loop.train(small.config(), run)
+    assert json.loads((run / "summary.json").read_text()) == summary
+    config = from_toml((run / "config.toml").read_text())
+    assert config.train.device == "cpu"
+    assert config.train.channels_last is True
+    assert config.augment.crop_padding == 1  # the data set's own custom, written out
+    assert [e["event"] for e in events(run)] == ["start", "train", "evaluate", "train", "evaluate"]
+    assert [e["step"] for e in events(run)] == [0, 5, 5, 10, 10]
+    assert summary["steps"] == 10
+    assert len(summary["nodes"]) == 5
+    assert summary["nodes"][-1]["module"] == "classifier"
+    assert summary["accuracy"]["last_layer"] == summary["nodes"][-1]["accuracy"]
+    assert summary["memory"]["activation_bytes"] > 0
+    assert summary["data_source"]
+    assert list((run / "tensorboard").iterdir())
+    assert load(run / "checkpoints" / BEST).progress["step"] in (5, 10)
+    node = events(run, "train")[0]["nodes"][0]
+    assert node["loss"] == pytest.approx(node["terms"]["cross_entropy"] + 0.5 * node["terms"]["diversity"])
+
+
+def test_training_learns(tmp_path):
+    train = dataclasses.replace(small.TRAIN, epochs=8)
+    data = DataConfig(train_limit=640, test_limit=100)
+    summary = loop.train(small.config(train=train, data=data), tmp_path / "run")
+    assert summary["accuracy"]["last_layer"] > 0.4
+    losses = [e["nodes"][0]["loss"] for e in events(tmp_path / "run", "train")]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_taken_folder_is_not_touched(tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(UsageError, match="is there already"):
+        loop.train(small.config(), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_what_cannot_be_built_leaves_no_folder(tmp_path):
+    with pytest.raises(ConfigError, match="width: 3 is not valid; expected a divisor"):
+        loop.train(small.config(width=(3,)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_divergence_names_module_and_step_and_leaves_the_last_good_checkpoint(tmp_path):
+    class Poison(Quiet):
+        training = None
+
+        def on_step(self, step):
+            if step == 7:
+                with torch.no_grad():
+                    next(self.training.network.stages[1].parameters()).fill_(float("nan"))
+
+    run, poison = tmp_path / "run", Poison()
+    config = small.config()
+    dataset = loop.load(config.data)
+    folder = loop.RunFolder(run)
+    poison.training = loop._training(
+        loop.resolve(config, dataset), dataset, folder, poison, lambda: folder.create(config)
+    )
+    with pytest.raises(DivergedError) as caught:
+        poison.training.run()
+    message = str(caught.value)
+    assert "module 2, group 1" in message
+    assert "at step 8 (epoch 2)" in message
+    last = sorted((run / "checkpoints").glob("step-*"))[-1]
+    assert str(last) in message
+    kept = load(last)
+    assert kept.progress["step"] == 6
+    assert all(t.isfinite().all() for t in kept.tensors.values())
+
+
+def test_a_huge_learning_rate_stops_with_one_line(tmp_path):
+    config = small.config(optimizer=OptimizerConfig(learning_rate=1e30))
+    with pytest.raises(DivergedError, match="module 1, group 1 became NaN or infinite at step"):
+        loop.train(config, tmp_path / "run")
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    """The last step of an epoch can spoil the weights after its loss was still finite."""
+
+    class Poison(Quiet):
+        def on_step(self, step):
+            if step == 5:
+                with torch.no_grad():
+                    next(self.training.network.stages[0].parameters()).fill_(float("inf"))
+
+    poison, config = Poison(), small.config(checkpoint=CheckpointConfig())
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, evaluate_every=0))
+    dataset, folder = loop.load(config.data), loop.RunFolder(tmp_path / "run")
+    poison.training = loop._training(
+        loop.resolve(config, dataset), dataset, folder, poison, lambda: folder.create(config)
+    )
+    with pytest.raises(DivergedError, match="the weights of module 1 .* at step 5.*no checkpoint yet"):
+        poison.training.run()
+    assert (
+        not list((tmp_path / "run" / "checkpoints").glob("*"))
+        if (tmp_path / "run" / "checkpoints").exists()
+        else True
+    )
+
+
+def test_a_stop_request_ends_between_steps_with_a_checkpoint(tmp_path):
+    class Stop(Quiet):
+        def on_step(self, step):
+            if step == 3:
+                self.training.stop.requested = True
+
+    stop, config, run = Stop(), small.config(checkpoint=CheckpointConfig()), tmp_path / "run"
+    dataset, folder = loop.load(config.data), loop.RunFolder(run)
+    resolved = loop.resolve(config, dataset)
+    stop.training = loop._training(resolved, dataset, folder, stop, lambda: folder.create(resolved))
+    with pytest.raises(InterruptedRunError, match="interrupted at step 3; continue with: locallearn train --resume"):
+        stop.training.run()
+    assert loop.resume(run) == {**loop.resume(run)}
+    assert [e["step"] for e in events(run, "resume")] == [3]
+
+
+def test_a_missing_gpu_is_one_line():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(ConfigError, match="train.device: 'cuda' is not valid; expected cpu, or one of the 0 GPUs"):
+        loop.train(small.config(train=dataclasses.replace(small.TRAIN, device="cuda")), "never")
+
+
+def test_epochs_without_evaluation(tmp_path):
+    train = dataclasses.replace(small.TRAIN, evaluate_every=0)
+    loop.train(small.config(train=train), tmp_path / "run")
+    assert [e["epoch"] for e in events(tmp_path / "run", "evaluate")] == [2]

@@ -23,7 +23,7 @@ class PlainConvBlock(nn.Module):
 
 
 class PlainBasicBlock(nn.Module):
-    """One group's path through a basic block. ``seen`` is what its first convolutions see, ``own`` its own channels."""
+    """One group's path through a basic block: ``seen`` by its first convolutions, ``own`` are its own channels."""
 
     def __init__(self, seen, own, outputs, stride=1):
         super().__init__()

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -33,7 +34,7 @@ def test_epoch_unit_is_constant_within_an_epoch_and_step_unit_is_not():
     epoch = rates(RunConfig(train=train))
     step = rates(RunConfig(train=train, schedule=ScheduleConfig(unit="step")))
     assert epoch[::2] == epoch[1::2]
-    assert all(a > b for a, b in zip(step, step[1:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(step))
     assert step[0] == pytest.approx(0.1)
 
 

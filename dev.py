@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Set up a virtual environment beside this file and run a command in it; needs only Python 3.11 or later.
 
-    python3 dev.py demo [options]     the main job: train on the embedded digits, compare, write a report
-    python3 dev.py test [options]     lint, types, layers and all tests (options go to pytest)
-    python3 dev.py check              lint, types and layers only
-    python3 dev.py COMMAND [options]  any other command of locallearn, for example: dev.py train gn-dgl
+python3 dev.py demo [options]     the main job: train on the embedded digits, compare, write a report
+python3 dev.py test [options]     lint, types, layers and all tests (options go to pytest)
+python3 dev.py check              lint, types and layers only
+python3 dev.py COMMAND [options]  any other command of locallearn, for example: dev.py train gn-dgl
 """
 
 import hashlib

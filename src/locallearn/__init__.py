@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from locallearn.config import RunConfig, from_toml, to_toml
     from locallearn.core.network import ImageShape, LocalNetwork, build_network
+    from locallearn.costs.nodes import cost
     from locallearn.errors import LocalLearnError
     from locallearn.experiments.recipes import recipe
-    from locallearn.train.finished import open_run
-    from locallearn.train.loop import resume, train
+    from locallearn.training.export import load_exported
+    from locallearn.training.finished import open_run
+    from locallearn.training.runs import resume, train
 
 _PLACES = {
     "ImageShape": "locallearn.core.network",
@@ -24,12 +26,14 @@ _PLACES = {
     "LocalNetwork": "locallearn.core.network",
     "RunConfig": "locallearn.config",
     "build_network": "locallearn.core.network",
+    "cost": "locallearn.costs.nodes",
     "from_toml": "locallearn.config",
-    "open_run": "locallearn.train.finished",
+    "load_exported": "locallearn.training.export",
+    "open_run": "locallearn.training.finished",
     "recipe": "locallearn.experiments.recipes",
-    "resume": "locallearn.train.loop",
+    "resume": "locallearn.training.runs",
     "to_toml": "locallearn.config",
-    "train": "locallearn.train.loop",
+    "train": "locallearn.training.runs",
 }
 
 __all__ = [
@@ -38,7 +42,9 @@ __all__ = [
     "LocalNetwork",
     "RunConfig",
     "build_network",
+    "cost",
     "from_toml",
+    "load_exported",
     "open_run",
     "recipe",
     "resume",

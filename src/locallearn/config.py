@@ -132,8 +132,12 @@ class ObjectiveConfig:
 
     __pydantic_config__ = _STRICT
 
+    loss: str | None = None
+    """Local loss: cross-entropy, predsim or infopro; by default the method's own, which is cross-entropy for dgl and
+    gn-dgl."""
     head: str = "1c2f"
-    """Auxiliary head <n>c<m>f: n convolutions (the first of stride 2, doubling the channels), m linear layers."""
+    """Auxiliary head: <n>c<m>f with n convolutions (the first of stride 2, doubling the channels) and m linear
+    layers, or mlp-sr (pooled to a quarter of each side, 1x1 convolutions, multi-layer perceptron)."""
     head_width: int = 128
     """Hidden units of the head's linear layers, times the model's width factor."""
     stop_gradient: bool = True
@@ -145,16 +149,36 @@ class ObjectiveConfig:
     """Softmax temperature of the diversity penalty."""
     label_smoothing: float = 0.0
     """Label smoothing of every cross entropy."""
+    predsim_weight: float = 0.99
+    """Share of the similarity loss in predsim; cross entropy has the rest. 1 is sim alone, 0 is pred alone."""
+    predsim_inputs: int = 2048
+    """Predsim pools features until its linear classifier has at most this many inputs [features]."""
+    infopro_loss: Literal["contrastive", "cross-entropy"] = "contrastive"
+    """Second term of InfoPro: supervised contrastive loss of a projection, or cross entropy."""
+    infopro_weights: tuple[float, ...] = ()
+    """InfoPro's weights of reconstruction and of the second term, of the first module and then of the last but one
+    (four numbers; linear between); by default the published ones of the nearest depth."""
+    temperature: float = 0.07
+    """Temperature of the contrastive loss."""
+    projection: int = 128
+    """Outputs of the head whose projection the contrastive loss compares [features]."""
 
     def __post_init__(self) -> None:
-        _positive_int("objective.head_width", self.head_width)
+        for name in ("head_width", "predsim_inputs", "projection"):
+            _positive_int(f"objective.{name}", getattr(self, name))
+        for name in ("diversity_temperature", "temperature"):
+            _check(
+                f"objective.{name}",
+                getattr(self, name),
+                lambda v: _is_real(v) and v > 0,
+                "a finite number above 0",
+            )
+        _probability("objective.predsim_weight", self.predsim_weight)
+        _choice("objective.infopro_loss", self.infopro_loss, "contrastive", "cross-entropy")
+        for weight in self.infopro_weights:
+            _non_negative("objective.infopro_weights", weight)
+        _check("objective.infopro_weights", self.infopro_weights, lambda v: len(v) in (0, 4), "four numbers, or none")
         _non_negative("objective.diversity_weight", self.diversity_weight)
-        _check(
-            "objective.diversity_temperature",
-            self.diversity_temperature,
-            lambda v: _is_real(v) and v > 0,
-            "a finite number above 0",
-        )
         _fraction("objective.label_smoothing", self.label_smoothing)
 
 
@@ -281,15 +305,16 @@ class RunConfig:
     __pydantic_config__ = _STRICT
 
     method: str = "gn-dgl"
-    """How the network is cut and trained: e2e, dgl, gn-dgl or single-thread."""
+    """How the network is cut and trained: e2e, dgl, gn-dgl, infopro, predsim or single-thread."""
     model: str = "resnet8"
     """Backbone, for example resnet8, resnet32, resnet32x2, vgg6a."""
     depth: int = 1
     """K: depth modules that the backbone is cut into."""
     width: tuple[int, ...] = (1,)
-    """G: width groups of every module, or one number for each module."""
+    """G: width groups of every module, or one number for each module. They must divide the channels of a ResNet; a
+    VGG's channels are narrowed to the next multiple."""
     cuts: tuple[str, ...] = ("auto",)
-    """Where modules end: auto (the thesis's table, else balanced), balanced, or the names of blocks."""
+    """Where modules end: auto (the thesis's table, else balanced), balanced, layerwise, or the names of blocks."""
     dropout: float = 0.0
     """Dropout after every block of a VGG."""
     seed: int = 0
@@ -311,7 +336,7 @@ class RunConfig:
         if len(self.width) not in (1, self.depth):
             raise ConfigError("width", self.width, f"one number, or one for each of the {self.depth} modules")
         if not self.cuts:
-            raise ConfigError("cuts", self.cuts, "auto, balanced, or the names of blocks")
+            raise ConfigError("cuts", self.cuts, "auto, balanced, layerwise, or the names of blocks")
         _fraction("dropout", self.dropout)
         _check("seed", self.seed, lambda v: _is_int(v) and 0 <= v < 2**63, "a whole number in [0, 2^63)")
         if self.schedule.warmup_epochs > self.train.epochs:

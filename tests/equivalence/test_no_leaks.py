@@ -8,7 +8,7 @@ from locallearn.config import ObjectiveConfig, OptimizerConfig, RunConfig
 from locallearn.core.module import LocalStep
 from locallearn.core.network import ImageShape, build_network
 from locallearn.runtime.inline import InlineRuntime
-from locallearn.train.optim import build_optimizer
+from locallearn.training.optim import build_optimizer
 
 IMAGE = ImageShape(3, 8, 5)
 

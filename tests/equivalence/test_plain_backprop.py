@@ -9,7 +9,7 @@ from locallearn.config import OptimizerConfig, RunConfig
 from locallearn.core.module import LocalStep
 from locallearn.core.network import ImageShape, build_network
 from locallearn.runtime.inline import InlineRuntime
-from locallearn.train.optim import build_optimizer
+from locallearn.training.optim import build_optimizer
 
 SGD = OptimizerConfig(learning_rate=0.1, weight_decay=1e-2)
 ADAM = OptimizerConfig(name="adam", learning_rate=1e-2)
@@ -47,10 +47,10 @@ def by_kind(state):
     return sorted((tuple(v.shape), v.flatten().tolist()) for v in state.values())
 
 
-def pair(optimizer_config, model=None, seed=1):
-    config = RunConfig(method="e2e", model="tiny-resnet", seed=seed, optimizer=optimizer_config)
+def pair(optimizer_config):
+    config = RunConfig(method="e2e", model="tiny-resnet", seed=1, optimizer=optimizer_config)
     network = build_network(config, ImageShape(3, 8, 5))
-    plain = model or PlainTinyResNet()
+    plain = PlainTinyResNet()
     renamed = {}
     for name, value in network.state_dict().items():
         name = name.removeprefix("stages.0.")
@@ -65,15 +65,13 @@ def pair(optimizer_config, model=None, seed=1):
             name = name.replace(old, new)
         renamed[name] = value.clone()
     plain.load_state_dict(renamed)
-    return config, network, plain, list(renamed)
+    return config, network, plain
 
 
-def train_both(config, network, plain, batches):
-    steps = [
-        LocalStep(m, build_optimizer(config.optimizer, m.parameters()), clip_norm=config.optimizer.clip_norm)
-        for m in network
-    ]
-    runtime = InlineRuntime(steps)
+def train_both(config, network, plain, batches, precision="fp32"):
+    runtime = InlineRuntime(
+        [LocalStep(m, build_optimizer(config.optimizer, m.parameters()), precision) for m in network]
+    )
     if config.optimizer.name == "sgd":
         optimizer = torch.optim.SGD(plain.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-2)
     else:
@@ -81,7 +79,9 @@ def train_both(config, network, plain, batches):
     for index, (x, y) in enumerate(batches):
         runtime.step(small.batch_of(x, y), index)
         optimizer.zero_grad()
-        nn.functional.cross_entropy(plain(x), y).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = nn.functional.cross_entropy(plain(x), y)
+        loss.backward()
         optimizer.step()
 
 
@@ -90,15 +90,20 @@ def some_batches(n=5):
     return [(torch.randn(16, 3, 8, 8), torch.randint(0, 5, (16,))) for _ in range(n)]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "memory", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
+)
 @pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adam"])
-def test_e2e_is_plain_backpropagation_bit_for_bit(optimizer):
-    config, network, plain, _ = pair(optimizer)
-    train_both(config, network, plain, some_batches())
+def test_e2e_is_plain_backpropagation_bit_for_bit(optimizer, memory, precision):
+    config, network, plain = pair(optimizer)
+    batches = [(x.to(memory_format=memory), y) for x, y in some_batches()]
+    train_both(config, network.to(memory_format=memory), plain.to(memory_format=memory), batches, precision)
     assert by_kind(network.state_dict()) == by_kind(plain.state_dict())
 
 
 def test_a_halved_gradient_is_caught(monkeypatch):
-    config, network, plain, _ = pair(SGD)
+    config, network, plain = pair(SGD)
     network.stages[0].blocks[0].conv.weight.register_hook(lambda g: g / 2)
     train_both(config, network, plain, some_batches())
     assert by_kind(network.state_dict()) != by_kind(plain.state_dict())

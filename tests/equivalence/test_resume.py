@@ -12,15 +12,15 @@ import torch
 
 import small
 from locallearn.config import CheckpointConfig, OptimizerConfig, to_toml
-from locallearn.train import loop
-from locallearn.train.checkpoint import load
-from locallearn.train.observer import Quiet
+from locallearn.training import loop, runs
+from locallearn.training.checkpoint import load
+from locallearn.training.observer import Quiet
 
 PROGRAM = """
 import sys, pathlib
 from locallearn.config import from_toml
-from locallearn.train import loop
-loop.train(from_toml(pathlib.Path(sys.argv[1]).read_text()), sys.argv[2])
+from locallearn.training import runs
+runs.train(from_toml(pathlib.Path(sys.argv[1]).read_text()), sys.argv[2])
 """
 
 
@@ -61,10 +61,10 @@ def _figures(run, kind):
 @pytest.mark.parametrize("step", [1, 2, 3, 4, 5, 6, 9, 10])
 def test_killed_at_any_step(tmp_path, step):
     config = small.config()
-    whole = loop.train(config, tmp_path / "whole")
+    whole = runs.train(config, tmp_path / "whole")
     with pytest.raises(Killed):
-        loop.train(config, tmp_path / "killed", KillAt(step))
-    resumed = loop.resume(tmp_path / "killed")
+        runs.train(config, tmp_path / "killed", KillAt(step))
+    resumed = runs.resume(tmp_path / "killed")
     assert_same_end(tmp_path / "whole", tmp_path / "killed", (whole, resumed))
 
 
@@ -79,29 +79,29 @@ def test_killed_at_any_step(tmp_path, step):
 )
 def test_killed_with_other_settings(tmp_path, changes):
     config = small.config(**changes)
-    whole = loop.train(config, tmp_path / "whole")
+    whole = runs.train(config, tmp_path / "whole")
     with pytest.raises(Killed):
-        loop.train(config, tmp_path / "killed", KillAt(7))
-    assert_same_end(tmp_path / "whole", tmp_path / "killed", (whole, loop.resume(tmp_path / "killed")))
+        runs.train(config, tmp_path / "killed", KillAt(7))
+    assert_same_end(tmp_path / "whole", tmp_path / "killed", (whole, runs.resume(tmp_path / "killed")))
 
 
 def test_lost_momentum_is_caught(tmp_path, monkeypatch):
     """The sibling: a resume that forgets the optimizer's state does not end the same."""
     config = small.config()
-    whole = loop.train(config, tmp_path / "whole")
+    whole = runs.train(config, tmp_path / "whole")
     with pytest.raises(Killed):
-        loop.train(config, tmp_path / "killed", KillAt(7))
+        runs.train(config, tmp_path / "killed", KillAt(7))
     monkeypatch.setattr(loop.checkpoints, "load_optimizer", lambda *_: None)
-    resumed = loop.resume(tmp_path / "killed")
+    resumed = runs.resume(tmp_path / "killed")
     with pytest.raises(AssertionError):
         assert_same_end(tmp_path / "whole", tmp_path / "killed", (whole, resumed))
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path):
     config = small.config(checkpoint=CheckpointConfig(every_steps=2, keep_last=3))
-    whole = loop.train(config, tmp_path / "whole")
+    whole = runs.train(config, tmp_path / "whole")
     with pytest.raises(Killed):
-        loop.train(config, tmp_path / "killed", KillAt(9))
+        runs.train(config, tmp_path / "killed", KillAt(9))
     newest = sorted((tmp_path / "killed" / "checkpoints").glob("step-*"))[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
 
@@ -113,16 +113,16 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path):
             self.warnings.append(message)
 
     listen = Listen()
-    resumed = loop.resume(tmp_path / "killed", listen)
+    resumed = runs.resume(tmp_path / "killed", listen)
     assert len(listen.warnings) == 1
     assert newest.name in listen.warnings[0]
     assert_same_end(tmp_path / "whole", tmp_path / "killed", (whole, resumed))
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
-    summary = loop.train(small.config(), tmp_path / "run")
+    summary = runs.train(small.config(), tmp_path / "run")
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
-    assert loop.resume(tmp_path / "run") == summary
+    assert runs.resume(tmp_path / "run") == summary
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
 
@@ -149,6 +149,6 @@ def test_kill_9(tmp_path, delay):
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not (killed / "summary.json").exists()
-    resumed = loop.resume(killed)
-    whole = loop.train(config, tmp_path / "whole")
+    resumed = runs.resume(killed)
+    whole = runs.train(config, tmp_path / "whole")
     assert_same_end(tmp_path / "whole", killed, (whole, resumed))

@@ -16,7 +16,7 @@ from locallearn.cli.tables import summary_table
 from locallearn.errors import UsageError
 from locallearn.experiments.recipes import recipe
 from locallearn.report.html import write_report
-from locallearn.train import loop
+from locallearn.training import runs
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,18 @@ def run(arguments: Sequence[str]) -> int:
     folder = Path(options.run) if options.run else _free(Path("runs/demo"))
     if folder.exists():
         raise UsageError(f"--run: {folder} is there already; name another folder")
-    runs = [folder / method for method in METHODS]
+    folders = [folder / method for method in METHODS]
     summaries = []
     with LiveProgress(quiet=options.json) as progress:
-        for method, run_folder in zip(METHODS, runs, strict=True):
+        for method, run_folder in zip(METHODS, folders, strict=True):
             config = dataclasses.replace(recipe(method), seed=options.seed)
-            summaries.append(loop.train(config, run_folder, progress))
-    report = write_report(runs, folder / "report.html")
+            summaries.append(runs.train(config, run_folder, progress))
+    report = write_report(folders, folder / "report.html")
     if options.json:
         print(json.dumps(summaries, indent=2))
         return 0
     console = Console()
-    console.print(summary_table(runs))
+    console.print(summary_table(folders))
     console.print(f"report: {report}")
     return 0
 

@@ -6,21 +6,21 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 
 from locallearn.cli.options import parse
 from locallearn.cli.tables import node_table
-from locallearn.train.finished import open_run
+from locallearn.training.finished import open_run
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
     """Options of ``evaluate``."""
 
-    run: tyro.conf.Positional[str]
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
     """Run folder."""
     checkpoint: Literal["last", "best"] = "last"
     """The newest checkpoint, or the one with the best test accuracy of the last layer."""

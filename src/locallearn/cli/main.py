@@ -13,8 +13,12 @@ COMMANDS = {
     "train": "train a recipe, or resume a run",
     "evaluate": "evaluate a run on its test images",
     "predict": "classify a folder of images with a run",
+    "export": "write a run's network without auxiliary heads",
     "report": "write one HTML report of one or more runs",
+    "cost": "count what every node computes, holds and sends, and predict times",
+    "bench": "measure speed against baselines",
     "recipes": "list the recipes",
+    "reproduce": "train what is missing of the thesis's tables, and draw them",
 }
 
 

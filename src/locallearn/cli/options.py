@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -44,11 +43,20 @@ def parse(kind: type[T], arguments: Sequence[str], command: str, description: st
 
 def _one_line(box: str) -> str:
     """The message inside the box that tyro draws around an error, without its help text."""
-    lines = [re.sub(r"^[│|]\s?|\s*[│|]$", "", line.strip()) for line in box.splitlines()]
-    text = [line.strip() for line in lines if line.strip() and not line.strip().startswith(("╭", "╰"))]
-    rules = [i for i, line in enumerate(text) if line.startswith("─")]
-    message = " ".join(text[: rules[0]] if rules else text)
-    if rules and text[rules[0] + 1].startswith("Perhaps you meant"):
-        near = [line.split()[0] for line in text[rules[0] + 2 :] if line.startswith("--")]
+    parts: list[list[str]] = [[]]
+    for line in box.splitlines():
+        text = line.strip().strip("│|").strip()
+        if not text or text.startswith(("╭", "╰")):
+            continue
+        if set(text) <= set("─-"):
+            parts.append([])
+        else:
+            parts[-1].append(text)
+    if "╭" not in box:  # on a terminal without box characters the title stands above a rule of its own
+        parts = parts[1:]
+    message = " ".join(parts[0])
+    hint = parts[1] if len(parts) > 1 else []
+    if hint and hint[0].startswith("Perhaps you meant"):
+        near = [line.split()[0] for line in hint if line.startswith("--")]
         message += f" (did you mean {' or '.join(near)}?)" if near else ""
-    return message.removeprefix("Error ").strip().rstrip(".")
+    return message.removeprefix("Error ").rstrip(".")

@@ -9,22 +9,22 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from locallearn.cli.options import parse
-from locallearn.train.finished import open_run
-from locallearn.train.record import write_atomically
+from locallearn.training.finished import open_run
+from locallearn.training.record import write_atomically
 
 
 @dataclass(frozen=True)
 class PredictOptions:
     """Options of ``predict``."""
 
-    run: tyro.conf.Positional[str]
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
     """Run folder."""
-    folder: tyro.conf.Positional[str]
+    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
     """Folder of images (searched with its sub-folders); they are resized to the network's input."""
     output: str | None = None
     """File to write; by default the screen."""

@@ -12,7 +12,7 @@ from locallearn.config import RunConfig
 
 
 class LiveProgress:
-    """Shows a bar of the steps and a line an epoch; an observer of :mod:`locallearn.train.loop`.
+    """Shows a bar of the steps and a line an epoch; an observer of :mod:`locallearn.training.loop`.
 
     Args:
         quiet: show warnings only.
@@ -28,14 +28,14 @@ class LiveProgress:
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
+            disable=quiet or not self._console.is_terminal,  # a log file gets the lines, not the bar
         )
         self._task: TaskID | None = None
         self._epochs = 0
         self._train: dict[str, Any] = {}
 
     def __enter__(self) -> LiveProgress:
-        self._progress.start()
-        return self
+        return self  # the bar starts with the training: before it, an error is one line and nothing else
 
     def __exit__(self, *exception: Any) -> None:
         self._progress.stop()
@@ -51,6 +51,7 @@ class LiveProgress:
             f"[bold]{name}[/bold], seed {config.seed}, {config.train.device}, {config.train.precision}"
             + (f", from step {step}" if step else "")
         )
+        self._progress.start()
         self._task = self._progress.add_task(name, total=steps_per_epoch * self._epochs, completed=step)
 
     def on_step(self, step: int) -> None:

@@ -1,14 +1,16 @@
-"""``locallearn report DIR...``."""
+"""``locallearn report DIR...``: of runs, or of a folder of results of ``locallearn reproduce``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
 from locallearn.cli.options import parse
+from locallearn.errors import UsageError
 from locallearn.report.html import write_report
 
 
@@ -16,16 +18,38 @@ from locallearn.report.html import write_report
 class ReportOptions:
     """Options of ``report``."""
 
-    runs: tyro.conf.Positional[tuple[str, ...]]
-    """Run folders; several are compared in one table."""
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DIR")]
+    """Run folders; several are compared in one table. Or one folder of results of `locallearn reproduce`."""
     output: str | None = None
-    """HTML file to write; by default report.html in the only run folder, or report.html here for several."""
+    """HTML file to write; by default report.html in the only folder, or report.html here for several."""
+    markdown: str | None = None
+    """Of results: also write the tables to this file, as Markdown."""
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
-    options = parse(ReportOptions, arguments, "report", "Write one self-contained HTML report of runs.")
-    runs = [Path(run) for run in options.runs]
-    output = Path(options.output) if options.output else (runs[0] if len(runs) == 1 else Path()) / "report.html"
-    print(write_report(runs, output))
+    options = parse(ReportOptions, arguments, "report", "Write one HTML report of runs, or of results.")
+    folders = [Path(run) for run in options.runs]
+    output = Path(options.output) if options.output else (folders[0] if len(folders) == 1 else Path()) / "report.html"
+    if len(folders) == 1 and _is_results(folders[0]):
+        _report_results(folders[0], output, options.markdown)
+        return 0
+    if options.markdown:
+        raise UsageError("--markdown: needs exactly one folder of results, as locallearn reproduce makes it")
+    print(write_report(folders, output))
     return 0
+
+
+def _is_results(folder: Path) -> bool:
+    """Whether this folder holds records of one study, or of several in sub-folders."""
+    patterns = ("*-seed*.json", "*/*-seed*.json")
+    return not (folder / "config.toml").exists() and any(any(folder.glob(pattern)) for pattern in patterns)
+
+
+def _report_results(folder: Path, output: Path, markdown: str | None) -> None:
+    from locallearn.cli import results  # imports torch, which the report of runs does without
+
+    studies = results.read_studies(folder)
+    print(results.write_html(studies, output))
+    if markdown:
+        print(results.write_markdown(studies, Path(markdown)))

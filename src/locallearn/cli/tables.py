@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from locallearn.report.compare import COLUMNS, comparison_rows
-from locallearn.report.records import read_run
+from locallearn.report.records import read_runs
 
 _SHOWN = ("run", "K", "G", "last layer [%]", "ensemble [%]", "images/s", "activations [MiB]", "peak RSS [MiB]")
 """What fits a narrow terminal; the report has every column."""
@@ -21,15 +21,15 @@ def summary_table(runs: Sequence[Path]) -> Table:
     columns = [column for column in COLUMNS if column.title in _SHOWN]
     for column in columns:
         table.add_column(column.title, justify="right" if column.numeric else "left")
-    for row in comparison_rows([read_run(run) for run in runs]):
+    for row in comparison_rows(read_runs(runs)):
         table.add_row(*(column.show(row) for column in columns))
     return table
 
 
 def node_table(nodes: Sequence[dict[str, Any]], title: str) -> Table:
-    """Accuracy [%] of every node: a column a module, a row a group."""
+    """Accuracy [%] of every node that has a classifier: a column a module, a row a group."""
     modules = list(dict.fromkeys(node["module"] for node in nodes))
-    accuracy = {(node["module"], node["group"]): node["accuracy"] for node in nodes}
+    accuracy = {(node["module"], node["group"]): node.get("accuracy") for node in nodes}
     table = Table(title=title)
     table.add_column("group", justify="right")
     for module in modules:

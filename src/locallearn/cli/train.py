@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from locallearn.config import RunConfig
 from locallearn.errors import UsageError
 from locallearn.experiments.recipes import recipe
 from locallearn.report.html import write_report
-from locallearn.train import loop
+from locallearn.training import runs
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
         options = parse(ResumeOptions, arguments, "train", "Continue a run.")
         folder = Path(options.resume)
         with LiveProgress(quiet=options.json) as progress:
-            summary = loop.resume(
+            summary = runs.resume(
                 folder, progress, device=options.device, threads=options.threads, root=options.data_root
             )
         return _finish(folder, summary, options.json)
@@ -73,20 +72,9 @@ def run(arguments: Sequence[str]) -> int:
     default = TrainOptions(recipe(name or "gn-dgl"))
     options = parse(TrainOptions, arguments[1:] if name else arguments, f"train {name or 'RECIPE'}", USAGE, default)
     folder = Path(options.run or f"runs/{name}-seed{options.config.seed}")
-    if options.overwrite:
-        _remove_run(folder)
     with LiveProgress(quiet=options.json) as progress:
-        summary = loop.train(options.config, folder, progress)
+        summary = runs.train(options.config, folder, progress, options.overwrite)
     return _finish(folder, summary, options.json)
-
-
-def _remove_run(folder: Path) -> None:
-    """Make place for a new run, if what is there is a run and nothing else."""
-    if not folder.exists():
-        return
-    if not (folder / "config.toml").is_file():
-        raise UsageError(f"--overwrite: {folder} is not a run (it has no config.toml), so it is not replaced")
-    shutil.rmtree(folder)
 
 
 def _finish(folder: Path, summary: dict[str, Any], as_json: bool) -> int:

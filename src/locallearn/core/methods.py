@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from locallearn.config import RunConfig
+from locallearn.config import ObjectiveConfig, RunConfig
 from locallearn.errors import ConfigError
 from locallearn.registry import Registry
 
 CLASSIFIER_HEAD = "0c1f"
 """Average pooling and one linear layer."""
+
+CROSS_ENTROPY = "cross-entropy"
 
 
 @dataclass(frozen=True)
@@ -20,16 +23,12 @@ class ModuleLayout:
     Attributes:
         groups: G, the number of nodes.
         channel_groups: what its convolutions are split into; G, but for ``single-thread``.
-        head: auxiliary head of its nodes, ``<n>c<m>f``.
-        stop_gradient: whether heads see the other groups' features, detached.
-        diversity_weight: weight of the diversity penalty.
+        objective: settings of its nodes' objective; their ``loss`` names one.
     """
 
     groups: int
     channel_groups: int
-    head: str
-    stop_gradient: bool
-    diversity_weight: float
+    objective: ObjectiveConfig
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,14 @@ class Layout:
     decoupled_classifier: bool
 
 
+def classifier_layout(config: RunConfig, channel_groups: int = 1) -> ModuleLayout:
+    """A module of one node that ends in average pooling and the network's linear classifier."""
+    objective = dataclasses.replace(
+        config.objective, loss=CROSS_ENTROPY, head=CLASSIFIER_HEAD, stop_gradient=False, diversity_weight=0.0
+    )
+    return ModuleLayout(1, channel_groups, objective)
+
+
 methods: Registry[Callable[[RunConfig], Layout]] = Registry("method")
 
 
@@ -48,12 +55,19 @@ def _need(config: RunConfig, field: str, expected: str, ok: bool) -> None:
         raise ConfigError(field, getattr(config, field), f"{expected} with method {config.method}")
 
 
+def _need_loss(config: RunConfig, loss: str) -> None:
+    """The method has one loss: ``objective.loss`` names it or is left out."""
+    if config.objective.loss not in (None, loss):
+        raise ConfigError("objective.loss", config.objective.loss, f"{loss} with method {config.method}")
+
+
 @methods.register("e2e")
 def end_to_end(config: RunConfig) -> Layout:
     """Backpropagation through the whole network: one node."""
     _need(config, "depth", "1", config.depth == 1)
     _need(config, "width", "1", set(config.groups) == {1})
-    return grouped(config)
+    _need_loss(config, CROSS_ENTROPY)
+    return Layout((classifier_layout(config),), False)
 
 
 @methods.register("dgl")
@@ -65,19 +79,41 @@ def decoupled_greedy(config: RunConfig) -> Layout:
 
 @methods.register("gn-dgl")
 def grouped(config: RunConfig) -> Layout:
-    """Grouped-neuron DGL: K modules times G groups (Algorithms 1 and 2, Sec. 3.2.4)."""
-    objective = config.objective
-    layouts = [
-        ModuleLayout(g, g, objective.head, objective.stop_gradient, objective.diversity_weight) for g in config.groups
-    ]
-    decoupled = layouts[-1].groups > 1
-    if not decoupled:  # with one group the last module ends in the network's classifier, trained with it
-        layouts[-1] = ModuleLayout(1, 1, CLASSIFIER_HEAD, False, 0.0)
-    return Layout(tuple(layouts), decoupled)
+    """Grouped-neuron DGL: K modules times G groups (Algorithms 1 and 2, Sec. 3.2.4), with any local loss.
+
+    A last module of one group ends in the network's classifier, trained with it. One of several groups keeps its
+    local loss and the classifier is decoupled; with predsim it is so for one group too, as its authors have it.
+    """
+    return _local(config, config.objective.loss or CROSS_ENTROPY)
+
+
+@methods.register("infopro")
+def infopro(config: RunConfig) -> Layout:
+    """DGL with InfoPro's loss (Wang et al., 2021): K modules of one group."""
+    _need(config, "width", "1 (InfoPro splits in depth only)", set(config.groups) == {1})
+    _need_loss(config, "infopro")
+    return _local(config, "infopro")
+
+
+@methods.register("predsim")
+def predsim(config: RunConfig) -> Layout:
+    """Grouped-neuron DGL with predsim (Nokland and Eidnes, 2019; Sec. 3.3.1)."""
+    _need_loss(config, "predsim")
+    return _local(config, "predsim")
+
+
+def _local(config: RunConfig, loss: str) -> Layout:
+    """K modules of G groups that have the local loss of that name."""
+    objective = dataclasses.replace(config.objective, loss=loss)
+    layouts = tuple(ModuleLayout(groups, groups, objective) for groups in config.groups)
+    if layouts[-1].groups > 1 or loss == "predsim":
+        return Layout(layouts, True)
+    return Layout((*layouts[:-1], classifier_layout(config)), False)
 
 
 @methods.register("single-thread")
 def single_thread(config: RunConfig) -> Layout:
     """The baseline of Sec. 3.3.2: every convolution split G ways, trained end to end with one loss."""
     _need(config, "depth", "1", config.depth == 1)
-    return Layout((ModuleLayout(1, config.groups[0], CLASSIFIER_HEAD, False, 0.0),), False)
+    _need_loss(config, CROSS_ENTROPY)
+    return Layout((classifier_layout(config, config.groups[0]),), False)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.data.store import Batch
-from locallearn.losses.objectives import Classification, LocalLoss
+from locallearn.losses.objectives import LocalLoss, Objective
 from locallearn.seeding import derive
 
 
@@ -28,7 +28,7 @@ class LocalModule(nn.Module):
         groups: G, the number of nodes.
     """
 
-    def __init__(self, name: str, blocks: nn.Sequential, objective: Classification, groups: int) -> None:
+    def __init__(self, name: str, blocks: nn.Sequential, objective: Objective, groups: int) -> None:
         super().__init__()
         self.name = name
         self.blocks = blocks
@@ -39,9 +39,9 @@ class LocalModule(nn.Module):
         """The module's features [B, C, H, W] or [B, C], from those of the module before it."""
         return self.blocks(features)
 
-    def logits(self, features: Tensor) -> Tensor:
-        """Scores [G, B, classes] of the auxiliary heads on the module's own features."""
-        return self.objective.head(features)
+    def logits(self, features: Tensor) -> Tensor | None:
+        """Scores [G, B, classes] of the nodes on the module's own features; None where its loss has no classifier."""
+        return self.objective.logits(features)
 
 
 def per_node(value_G: Tensor, parameter: Tensor) -> Tensor:

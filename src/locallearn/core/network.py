@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.config import RunConfig
-from locallearn.core.methods import CLASSIFIER_HEAD, ModuleLayout, methods
+from locallearn.core.methods import ModuleLayout, classifier_layout, methods
 from locallearn.core.module import LocalModule
+from locallearn.core.widths import divisible
 from locallearn.errors import ConfigError
-from locallearn.losses.objectives import Classification
+from locallearn.losses.objectives import ObjectiveInput, objectives
 from locallearn.nn.backbones import Backbone, build_backbone
-from locallearn.nn.heads import AuxiliaryHead
 from locallearn.nn.init import initialise
 from locallearn.nn.macs import dry_run
 from locallearn.plan import cuts
@@ -50,12 +50,12 @@ class LocalNetwork(nn.Module):
         return [(module.name, group) for module in self for group in range(1, module.groups + 1)]
 
     def all_logits(self, images: Tensor) -> list[Tensor]:
-        """Scores [G, B, classes] of every module's heads, in order, for images [B, C, H, W]."""
+        """Scores [G, B, classes] of every module that has a classifier, in order, for images [B, C, H, W]."""
         logits, features = [], images
         for module in self:
             features = module(features)
             logits.append(module.logits(features))
-        return logits
+        return [scores for scores in logits if scores is not None]
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores [B, classes] of the last layer, for images [B, C, H, W]. Auxiliary heads are not computed."""
@@ -74,6 +74,8 @@ def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:
     layout = methods.get(config.method)(config)
     backbone = build_backbone(config.model, image.channels, image.size, config.dropout)
     spans = _spans(config, backbone, image)
+    groups = [plan.channel_groups for span, plan in zip(spans, layout.modules, strict=True) for _ in span]
+    backbone = divisible(backbone, image.channels, groups)
     shape: tuple[int, ...] = (image.channels, image.size, image.size)
     modules = []
     for k, (span, plan) in enumerate(zip(spans, layout.modules, strict=True), start=1):
@@ -82,8 +84,9 @@ def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:
         module = _module(str(k), blocks, plan, shape, config, backbone, image)
         modules.append(module)
     if layout.decoupled_classifier:
-        plan = ModuleLayout(1, 1, CLASSIFIER_HEAD, False, 0.0)
-        modules.append(_module("classifier", nn.Sequential(), plan, shape, config, backbone, image))
+        modules.append(
+            _module("classifier", nn.Sequential(), classifier_layout(config), shape, config, backbone, image)
+        )
     return LocalNetwork(modules)
 
 
@@ -109,12 +112,9 @@ def _blocks(backbone: Backbone, span: range, plan: ModuleLayout) -> nn.Sequentia
     sequence = nn.Sequential()
     for i in span:
         block = backbone.blocks[i]
-        if block.channels % plan.channel_groups or (i and backbone.blocks[i - 1].channels % plan.channel_groups):
-            raise ConfigError(
-                "width",
-                plan.channel_groups,
-                f"a divisor of the {block.channels} channels of block {block.name} and of those before it",
-            )
+        if block.channels % plan.channel_groups:
+            expected = f"a divisor of the {block.channels} channels of block {block.name}"
+            raise ConfigError("width", plan.channel_groups, expected)
         sequence.add_module(
             block.name.replace(".", "_"), block.make(groups=plan.channel_groups, dense=i == span.start)
         )
@@ -130,17 +130,19 @@ def _module(
     backbone: Backbone,
     image: ImageShape,
 ) -> LocalModule:
-    objective = config.objective
-    head = AuxiliaryHead(
-        plan.head,
-        shape[0],
-        len(shape) == 3,
-        image.classes,
+    given = ObjectiveInput(
+        config=plan.objective,
+        shape=shape,
         groups=plan.groups,
-        hidden=round(objective.head_width * backbone.widen),
-        stop_gradient=plan.stop_gradient,
+        classes=image.classes,
+        image=(image.channels, image.size),
+        widen=backbone.widen,
+        family=backbone.family,
+        position=(int(name) if name.isdigit() else config.depth, config.depth),
     )
+    assert plan.objective.loss is not None
+    objective = objectives.get(plan.objective.loss)(given)
     initialise(blocks, plan.channel_groups, config.seed, name, "blocks")
-    initialise(head, plan.groups, config.seed, name, "head")
-    loss = Classification(head, objective.label_smoothing, plan.diversity_weight, objective.diversity_temperature)
-    return LocalModule(name, blocks, loss, plan.groups)
+    initialise(objective, plan.groups, config.seed, name, "head")
+    objective.start()
+    return LocalModule(name, blocks, objective, plan.groups)

@@ -1,12 +1,14 @@
 """Recipes: functions that return a complete configuration, by name.
 
 ``METHOD`` alone (``gn-dgl``) is a quick run on the embedded digits; ``MODEL-METHOD`` (``resnet32-gn-dgl``) follows
-the thesis: Sec. 3.3.2 for ResNets, Sec. 3.3.1 for VGGs, on CIFAR-10. Every setting can then be changed.
+the thesis: Sec. 3.3.2 for ResNets, Sec. 3.3.1 for VGGs, on CIFAR-10; ``vgg6a-6group-gn-dgl`` has the widthwise
+split of the thesis's 6-Group. Every setting can then be changed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from locallearn.config import (
     DataConfig,
@@ -16,12 +18,22 @@ from locallearn.config import (
     ScheduleConfig,
     TrainConfig,
 )
-from locallearn.core.methods import methods
 from locallearn.errors import UsageError
 from locallearn.nn.backbones import backbones, build_backbone
 
-_DEPTH_WIDTH = {"e2e": (1, 1), "dgl": (4, 1), "gn-dgl": (4, 2), "single-thread": (1, 2)}
+_DEPTH_WIDTH = {
+    "e2e": (1, 1),
+    "dgl": (4, 1),
+    "gn-dgl": (4, 2),
+    "infopro": (4, 1),
+    "predsim": (4, 1),
+    "single-thread": (1, 2),
+}
 """K and G of each method's recipe."""
+
+
+def _adam(rate: float) -> OptimizerConfig:
+    return OptimizerConfig(name="adam", learning_rate=rate, weight_decay=0.0)
 
 
 def digits(method: str) -> RunConfig:
@@ -32,14 +44,17 @@ def digits(method: str) -> RunConfig:
         model="resnet8",
         depth=depth,
         width=(width,),
-        optimizer=OptimizerConfig(learning_rate=0.1, weight_decay=5e-4),
+        optimizer=_adam(2e-2) if method == "predsim" else OptimizerConfig(learning_rate=0.1, weight_decay=5e-4),
         schedule=ScheduleConfig(warmup_epochs=2, unit="step"),
-        train=TrainConfig(epochs=15, batch_size=64, precision="fp32"),
+        train=TrainConfig(epochs=30, batch_size=64, precision="fp32"),
     )
 
 
 def resnet(model: str, method: str) -> RunConfig:
-    """Sec. 3.3.2: SGD with Nesterov momentum, batch 1024, 160 epochs, cosine with 10 epochs of warm-up."""
+    """Sec. 3.3.2: SGD with Nesterov momentum, batch 1024, 160 epochs, cosine with 10 epochs of warm-up.
+
+    The thesis has predsim on VGGs only, and trains it with Adam; so does this recipe.
+    """
     depth, width = _DEPTH_WIDTH[method]
     return RunConfig(
         method=method,
@@ -47,31 +62,39 @@ def resnet(model: str, method: str) -> RunConfig:
         depth=depth,
         width=(width,),
         data=DataConfig(name="cifar10"),
-        optimizer=OptimizerConfig(learning_rate=0.8, weight_decay=1e-4),
+        optimizer=_adam(1e-3) if method == "predsim" else OptimizerConfig(learning_rate=0.8, weight_decay=1e-4),
         schedule=ScheduleConfig(warmup_epochs=10),
         train=TrainConfig(epochs=160, batch_size=1024),
     )
 
 
-def vgg(model: str, method: str) -> RunConfig:
+def vgg(model: str, method: str, split: int = 2) -> RunConfig:
     """Sec. 3.3.1: Adam, batch 128, 150 epochs, 1e-3, then 5e-4 after epoch 50 and 1e-4 after 100, dropout 0.01.
 
-    Every block is a module (but for e2e and single-thread); GN-DGL splits the first three convolutions into
-    (2, 4, 2) groups. The loss is cross entropy through a ``0c2f`` head, not the thesis's predsim.
+    Every block is a module (but for e2e and single-thread), and the local loss of ``dgl`` and ``gn-dgl`` is predsim.
+    Table 3.1 has neither stop-gradient nor diversity, and Table 3.2 turns them on one after the other: set
+    ``objective.stop_gradient`` and ``objective.diversity_weight``.
+
+    Args:
+        model: a VGG.
+        method: the method.
+        split: G of the thesis's G-Group: ``gn-dgl`` splits the first three convolutions into (G, 2G, G) groups.
     """
     blocks = len(build_backbone(model, 3, 32).blocks)
-    depth, width = (1, (2,)) if method == "single-thread" else (1, (1,)) if method == "e2e" else (blocks, (1,))
-    if method == "gn-dgl":
-        width = (2, 4, 2, *[1] * (blocks - 3))
+    depth, width = _DEPTH_WIDTH[method]
+    groups = (width,)
+    if depth > 1:
+        depth = blocks
+        groups = (split, 2 * split, split, *[1] * (blocks - 3)) if width > 1 else (1,)
     return RunConfig(
         method=method,
         model=model,
         depth=depth,
-        width=width,
+        width=groups,
         dropout=0.01,
-        objective=ObjectiveConfig(head="0c2f"),
+        objective=ObjectiveConfig(loss="predsim" if method in ("dgl", "gn-dgl") else None),
         data=DataConfig(name="cifar10"),
-        optimizer=OptimizerConfig(name="adam", learning_rate=1e-3, weight_decay=0.0),
+        optimizer=_adam(1e-3),
         schedule=ScheduleConfig(name="milestones", milestones=(50, 100), factors=(0.5, 0.1)),
         train=TrainConfig(epochs=150, batch_size=128),
     )
@@ -83,21 +106,30 @@ def recipe(name: str) -> RunConfig:
     Raises:
         UsageError: no such recipe.
     """
-    if name in methods:
+    if name in _DEPTH_WIDTH:
         return digits(name)
-    for method in methods:
+    for method in sorted(_DEPTH_WIDTH, key=len, reverse=True):  # gn-dgl before dgl
         model = name.removesuffix(f"-{method}")
-        if model != name and method in _DEPTH_WIDTH and not (method == "dgl" and model.endswith("-gn")):
-            build_backbone(model, 3, 32)
-            if model.startswith("tiny"):
-                return dataclasses.replace(digits(method), model=model)
-            return (vgg if model.startswith("vgg") else resnet)(model, method)
+        if model != name:
+            return _on_cifar10(model, method)
     raise UsageError(
-        f"RECIPE: {name!r} is not known; expected a method ({', '.join(methods)}) for the embedded digits, or "
+        f"RECIPE: {name!r} is not known; expected a method ({', '.join(_DEPTH_WIDTH)}) for the embedded digits, or "
         "MODEL-METHOD such as resnet32-gn-dgl; all of them: locallearn recipes"
     )
 
 
+def _on_cifar10(model: str, method: str) -> RunConfig:
+    split = re.fullmatch(r"(vgg.+)-([1-9]\d?)group", model)
+    if split and method == "gn-dgl":
+        build_backbone(split[1], 3, 32)  # refuses unknown models
+        return vgg(split[1], method, int(split[2]))
+    build_backbone(model, 3, 32)
+    if model.startswith("tiny"):
+        return dataclasses.replace(digits(method), model=model)
+    return (vgg if model.startswith("vgg") else resnet)(model, method)
+
+
 def recipe_names() -> list[str]:
     """Every recipe by name. Models also take a width factor, as in ``resnet32x2-gn-dgl``."""
-    return [*_DEPTH_WIDTH, *(f"{model}-{method}" for model in backbones for method in _DEPTH_WIDTH)]
+    splits = [f"vgg6a-{split}group-gn-dgl" for split in (4, 6, 8, 10)]
+    return [*_DEPTH_WIDTH, *(f"{model}-{method}" for model in backbones for method in _DEPTH_WIDTH), *splits]

@@ -1,4 +1,4 @@
-"""Pure functions of logits and labels. G groups are a leading dimension, and every group has its own value."""
+"""Pure functions of a head's outputs and labels. G groups are a leading dimension; every group has its own value."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from torch import Tensor
 def _precise(x: Tensor) -> Tensor:
     """At least fp32: losses are never computed in half precision."""
     return x.float() if x.dtype.itemsize < 4 else x
+
+
+def _exact(device: torch.device) -> torch.autocast:
+    """A context without autocast, for matrix products inside a loss."""
+    return torch.autocast(device.type, enabled=False)
 
 
 def cross_entropy(logits_GBC: Tensor, labels_B: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -59,6 +64,67 @@ def diversity(logits_GBC: Tensor, labels_B: Tensor, temperature: float = 3.0) ->
     return (unit_GBC * others_GBC).sum(-1).mean(1) / (groups * (groups - 1))
 
 
+def supervised_contrastive(projections_GBP: Tensor, labels_B: Tensor, temperature: float = 0.07) -> Tensor:
+    r"""Supervised contrastive loss of every group, one view an image, [G] (Khosla et al., 2020, :math:`L_{out}`).
+
+    .. math:: -\frac{1}{|A|} \sum_{i \in A} \frac{1}{|P(i)|} \sum_{p \in P(i)}
+              \log \frac{e^{z_i \cdot z_p / \tau}}{\sum_{a \ne i} e^{z_i \cdot z_a / \tau}}
+
+    with unit vectors z; P(i) are the other images of i's class, and A the images that have any. Images without one
+    are left out of the mean (InfoPro's public code counts them as 0); where no image has one the loss is 0.
+
+    Args:
+        projections_GBP: vectors of any length [G, B, P].
+        labels_B: class indices [B].
+        temperature: :math:`\tau`.
+    """
+    itself_BB = torch.eye(len(labels_B), dtype=torch.bool, device=labels_B.device)
+    positive_BB = (labels_B[:, None] == labels_B) & ~itself_BB
+    with _exact(projections_GBP.device):
+        unit_GBP = F.normalize(_precise(projections_GBP), dim=-1)
+        scores_GBB = unit_GBP @ unit_GBP.mT / temperature
+    log_p_GBB = scores_GBB.masked_fill(itself_BB, float("-inf")).log_softmax(-1)
+    n_positive_B = positive_BB.sum(1)
+    mean_GB = log_p_GBB.masked_fill(~positive_BB, 0.0).sum(-1) / n_positive_B.clamp(min=1)
+    return -mean_GB.sum(-1) / (n_positive_B > 0).sum().clamp(min=1)
+
+
+def similarity_matrix(features_GBF: Tensor) -> Tensor:
+    """Cosine similarities of all pairs of rows, each less its own mean, [G, B, F] -> [G, B, B].
+
+    A constant row has similarity 0 to every row, and no gradient.
+    """
+    with _exact(features_GBF.device):
+        x_GBF = _precise(features_GBF)
+        centred_GBF = x_GBF - x_GBF.mean(-1, keepdim=True)
+        norm_GB1 = centred_GBF.norm(dim=-1, keepdim=True)
+        unit_GBF = centred_GBF / norm_GB1.clamp(min=1e-8) * (norm_GB1 > 1e-8)
+        return unit_GBF @ unit_GBF.mT
+
+
+def similarity_loss(features_GBF: Tensor, labels_B: Tensor, classes: int) -> Tensor:
+    """The ``sim`` loss of every group, [G] (Nokland and Eidnes, 2019).
+
+    Mean squared difference between the similarity matrices of the features and of the one-hot targets.
+
+    Args:
+        features_GBF: one vector an image [G, B, F].
+        labels_B: class indices [B].
+        classes: number of classes, at least 2.
+    """
+    similarities_GBB = similarity_matrix(features_GBF)
+    targets_BC = F.one_hot(labels_B, classes).to(similarities_GBB.dtype)
+    return (similarities_GBB - similarity_matrix(targets_BC[None])).square().mean((1, 2))
+
+
+def reconstruction(scores_BCHW: Tensor, pixels_BCHW: Tensor) -> Tensor:
+    """Binary cross entropy of a decoder's scores (before the sigmoid) against pixels in [0, 1]; a scalar.
+
+    Both are [B, channels, H, W]; the mean is over images, channels and positions.
+    """
+    return F.binary_cross_entropy_with_logits(_precise(scores_BCHW), pixels_BCHW)
+
+
 def layerwise_weights(n: int) -> list[float]:
     """Weights of the n modules in the layerwise ensemble, 2^j / sum_i 2^i for j = 1..n (Belilovsky et al., 2019)."""
     total = sum(2**j for j in range(1, n + 1))
@@ -74,7 +140,8 @@ def layerwise_ensemble(logits: Sequence[Tensor]) -> Tensor:
     prediction; here the result sums to 1.
 
     Args:
-        logits: for every module in order (the decoupled classifier last) its groups' scores [G_j, B, C].
+        logits: for every module in order (the decoupled classifier last) its groups' scores [G_j, B, C]. Modules
+            whose local loss has no class scores are left out, and the weights are those of the others alone.
     """
     weights = layerwise_weights(len(logits))
     return torch.stack([w * _precise(x).softmax(-1).mean(0) for w, x in zip(weights, logits, strict=True)]).sum(0)

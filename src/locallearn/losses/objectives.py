@@ -1,13 +1,17 @@
-"""Local objectives: what the nodes of one module minimise. An objective owns the module's auxiliary heads."""
+"""Local objectives: what the nodes of one module minimise. An objective owns the module's auxiliary networks."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from locallearn.config import ObjectiveConfig
 from locallearn.data.store import Batch
 from locallearn.losses.functional import cross_entropy, diversity
+from locallearn.nn.heads import build_head
+from locallearn.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -17,48 +21,116 @@ class LocalLoss:
     Attributes:
         total: what each node minimises, [G].
         terms: its parts before weighting, detached, by name, each [G].
-        logits: scores of each node's head, detached, [G, B, classes].
+        logits: scores of each node's head, detached, [G, B, classes]; None where the loss needs no class scores.
     """
 
     total: Tensor
     terms: dict[str, Tensor]
-    logits: Tensor
+    logits: Tensor | None
 
     def detached(self) -> LocalLoss:
         """The same without the graph."""
         return LocalLoss(self.total.detach(), self.terms, self.logits)
 
 
-class Classification(nn.Module):
+class Objective(nn.Module):
+    """Base of local objectives. Its child modules are its auxiliary networks; each takes the module's features.
+
+    Every parameter and buffer is stacked by group on dimension 0, as those of the blocks are.
+    """
+
+    def forward(self, features: Tensor, batch: Batch) -> LocalLoss:
+        """Losses of the nodes whose features on ``batch`` are ``features``, [B, C, H, W] or [B, C]."""
+        raise NotImplementedError
+
+    def logits(self, features: Tensor) -> Tensor | None:
+        """Scores [G, B, classes] of every node, or None where this objective has no classifier."""
+        return None
+
+    def start(self) -> None:
+        """Set the weights that do not start random; called once, after the others are drawn."""
+
+
+@dataclass(frozen=True)
+class ObjectiveInput:
+    """What an objective is built for.
+
+    Attributes:
+        config: its settings.
+        shape: features of one image over all groups, (C, H, W) or (C,).
+        groups: G.
+        classes: number of classes.
+        image: channels and side [pixels] of the images.
+        widen: the model's factor on hidden units of auxiliary networks.
+        family: the model without its width factor, ``resnet32``.
+        position: (k, K): the module, counted from 1, and the number of modules.
+    """
+
+    config: ObjectiveConfig
+    shape: tuple[int, ...]
+    groups: int
+    classes: int
+    image: tuple[int, int]
+    widen: float
+    family: str
+    position: tuple[int, int]
+
+    def head(self, outputs: int) -> nn.Module:
+        """The auxiliary head that the settings name, with that many outputs a group."""
+        config = self.config
+        hidden = max(1, round(config.head_width * self.widen))
+        return build_head(
+            config.head,
+            self.shape,
+            outputs,
+            groups=self.groups,
+            hidden=hidden,
+            stop_gradient=config.stop_gradient,
+        )
+
+
+objectives: Registry[Callable[[ObjectiveInput], Objective]] = Registry("objective.loss")
+"""Builders of objectives by the name of the loss (``objective.loss``)."""
+
+
+def with_diversity(
+    total: Tensor, logits: Tensor, batch: Batch, config: ObjectiveConfig, terms: dict[str, Tensor]
+) -> Tensor:
+    """Add the diversity penalty to the losses [G] where there are several groups, and note it among the terms."""
+    if not config.diversity_weight or len(logits) == 1:
+        return total
+    penalty = diversity(logits, batch.labels, config.diversity_temperature)
+    terms["diversity"] = penalty.detach()
+    return total + config.diversity_weight * penalty
+
+
+class Classification(Objective):
     """Cross entropy through an auxiliary head, plus the diversity penalty between the groups of a module.
 
     Args:
         head: maps features [B, ...] to logits [G, B, classes].
-        label_smoothing: of the cross entropy.
-        diversity_weight: weight of the diversity penalty; 0 turns it off.
-        diversity_temperature: its softmax temperature.
+        config: label smoothing, and weight and temperature of the penalty.
     """
 
-    def __init__(
-        self,
-        head: nn.Module,
-        label_smoothing: float = 0.0,
-        diversity_weight: float = 0.0,
-        diversity_temperature: float = 3.0,
-    ) -> None:
+    def __init__(self, head: nn.Module, config: ObjectiveConfig) -> None:
         super().__init__()
         self.head = head
-        self.label_smoothing = label_smoothing
-        self.diversity_weight = diversity_weight
-        self.diversity_temperature = diversity_temperature
+        self.config = config
 
     def forward(self, features: Tensor, batch: Batch) -> LocalLoss:
         """Losses of the nodes whose features on ``batch`` are ``features``, [B, C, H, W] or [B, C]."""
         logits = self.head(features)
-        total = cross_entropy(logits, batch.labels, self.label_smoothing)
+        total = cross_entropy(logits, batch.labels, self.config.label_smoothing)
         terms = {"cross_entropy": total.detach()}
-        if self.diversity_weight and len(logits) > 1:
-            penalty = diversity(logits, batch.labels, self.diversity_temperature)
-            total = total + self.diversity_weight * penalty
-            terms["diversity"] = penalty.detach()
+        total = with_diversity(total, logits, batch, self.config, terms)
         return LocalLoss(total, terms, logits.detach())
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Scores [G, B, classes] of the heads."""
+        return self.head(features)
+
+
+@objectives.register("cross-entropy")
+def classification(given: ObjectiveInput) -> Classification:
+    """Cross entropy through the head that the settings name."""
+    return Classification(given.head(given.classes), given.config)

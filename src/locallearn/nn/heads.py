@@ -1,14 +1,15 @@
-"""Auxiliary heads ``<n>c<m>f`` of all groups of a module, as one batched network."""
+"""Auxiliary heads of all groups of a module, as one batched network."""
 
 from __future__ import annotations
 
+import math
 import re
 
-import torch
 from torch import Tensor, nn
 
 from locallearn.errors import ConfigError
 from locallearn.nn.groups import GroupLinear, StopGradientConv2d, conv, split_vectors, stop_gradient_vectors
+from locallearn.nn.pool import GlobalAveragePool
 
 
 def parse_head(name: str) -> tuple[int, int]:
@@ -19,8 +20,47 @@ def parse_head(name: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"(\d)c([1-9])f", name)
     if match is None:
-        raise ConfigError("objective.head", name, "<n>c<m>f with n convolutions and m >= 1 linear layers, like 1c2f")
+        expected = "mlp-sr, or <n>c<m>f with n convolutions and m >= 1 linear layers, like 1c2f"
+        raise ConfigError("objective.head", name, expected)
     return int(match[1]), int(match[2])
+
+
+def build_head(
+    name: str,
+    shape: tuple[int, ...],
+    outputs: int,
+    *,
+    groups: int = 1,
+    hidden: int = 128,
+    stop_gradient: bool = False,
+) -> nn.Module:
+    """Build the heads of one module: ``mlp-sr`` or ``<n>c<m>f``.
+
+    Args:
+        name: of the head.
+        shape: features of one image over all groups, (C, H, W) or (C,).
+        outputs: size of each head's output.
+        groups: G.
+        hidden: hidden units of the linear layers of ``<n>c<m>f``.
+        stop_gradient: whether heads see the other groups' features, detached.
+
+    Raises:
+        ConfigError: no such head.
+    """
+    if name == "mlp-sr":
+        return MlpHead(shape, outputs, groups=groups, stop_gradient=stop_gradient)
+    return AuxiliaryHead(
+        name, shape[0], len(shape) == 3, outputs, groups=groups, hidden=hidden, stop_gradient=stop_gradient
+    )
+
+
+def seen_by_groups(x: Tensor, groups: int, stop_gradient: bool) -> Tensor:
+    """What each group's network sees of features [B, C, ...], flattened, [G, B, ...].
+
+    All C channels, its own with gradient and the others without, or its own C/G channels only.
+    """
+    x_BC = x.flatten(1)
+    return stop_gradient_vectors(x_BC, groups) if stop_gradient else split_vectors(x_BC, groups)
 
 
 class AuxiliaryHead(nn.Module):
@@ -64,7 +104,7 @@ class AuxiliaryHead(nn.Module):
         if maps and n_convs:
             self.convs = self._convolutions(n_convs, channels, 2 * seen)
             seen = 2 * seen
-        self.pool = nn.AdaptiveAvgPool2d(1) if maps else nn.Identity()
+        self.pool = GlobalAveragePool() if maps else nn.Identity()
         self.linears = nn.Sequential()
         for i in range(n_linears):
             last = i == n_linears - 1
@@ -88,9 +128,70 @@ class AuxiliaryHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of all heads, [G, B, outputs]."""
-        x_BC = torch.flatten(self.pool(self.convs(x)), 1)
-        if self.stop_gradient and not len(self.convs):
-            x_GBC = stop_gradient_vectors(x_BC, self.groups)
-        else:
-            x_GBC = split_vectors(x_BC, self.groups)
+        x = self.pool(self.convs(x))
+        return self.linears(seen_by_groups(x, self.groups, self.stop_gradient and not len(self.convs)))
+
+
+class GroupBatchNorm(nn.BatchNorm1d):
+    """Batch norm of G groups of vectors, [G, B, F] -> [G, B, F]; weight, bias and statistics are [G * F]."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise every feature of every group over the batch."""
+        x_BGF = input.transpose(0, 1)
+        return super().forward(x_BGF.flatten(1)).view_as(x_BGF).transpose(0, 1)
+
+
+class MlpHead(nn.Module):
+    """``mlp-sr``: the multi-layer perceptron head with spatial reduction (Belilovsky et al., 2020).
+
+    On C channels: average pooling to a quarter of each side (but not below 2), three 1x1 convolutions C -> C, average
+    pooling to 2x2, three linear layers of 4C units, and a linear layer. Batch norm and ReLU follow all but the last.
+    Features that are vectors go through the linear layers alone, which then have C units. What the head of a group
+    sees is as for :class:`AuxiliaryHead`; with ``stop_gradient`` the channels are exchanged pooled.
+
+    Args:
+        shape: features of one image over all groups, (C, H, W) or (C,).
+        outputs: size of each head's output (classes).
+        groups: G.
+        stop_gradient: whether heads see the other groups' features.
+
+    Shapes: input [B, C, H, W] or [B, C], output [G, B, outputs].
+    """
+
+    def __init__(self, shape: tuple[int, ...], outputs: int, *, groups: int = 1, stop_gradient: bool = False) -> None:
+        super().__init__()
+        self.groups = groups
+        self.stop_gradient = stop_gradient and groups > 1
+        seen = shape[0] if self.stop_gradient else shape[0] // groups
+        self.reduce, self.convs, self.pool = nn.Identity(), nn.Sequential(), nn.Identity()
+        units = seen
+        if len(shape) == 3:
+            self.sides = tuple(min(side, max(2, math.ceil(side / 4))) for side in shape[1:])
+            last = tuple(min(side, 2) for side in self.sides)
+            self.reduce, self.pool = nn.AdaptiveAvgPool2d(self.sides), nn.AdaptiveAvgPool2d(last)
+            self.convs = _pointwise(3, seen * groups, groups)
+            units = seen * last[0] * last[1]
+        self.linears = nn.Sequential()
+        for _ in range(3):
+            self.linears.extend(
+                [GroupLinear(groups, units, units), GroupBatchNorm(groups * units), nn.ReLU(inplace=True)]
+            )
+        self.linears.append(GroupLinear(groups, units, outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs of all heads, [G, B, outputs]."""
+        x_GBC = seen_by_groups(self.reduce(x), self.groups, self.stop_gradient)
+        if len(self.convs):
+            maps = x_GBC.transpose(0, 1).reshape(len(x), -1, *self.sides)
+            x_GBC = split_vectors(self.pool(self.convs(maps)).flatten(1), self.groups)
         return self.linears(x_GBC)
+
+
+def _pointwise(n: int, channels: int, groups: int) -> nn.Sequential:
+    """``n`` times 1x1 convolution, batch norm and ReLU."""
+    layers = nn.Sequential()
+    for _ in range(n):
+        layers.extend(
+            [conv(channels, channels, 1, 1, groups, dense=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+        )
+    return layers

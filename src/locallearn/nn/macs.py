@@ -2,12 +2,14 @@
 
 The accounting is that of Tables 3.4 and 3.5: convolution k k in/groups out H W (plus one per output where it has a
 bias), batch norm 2 per output element, ReLU 1 per element, pooling 1 per input element, linear in * out + out;
-additions and softmax are free.
+additions, interpolation, sigmoid and softmax are free.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import singledispatch
 
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.nn.groups import GroupLinear, StopGradientConv2d
+from locallearn.nn.pool import GlobalAveragePool
 
 
 @singledispatch
@@ -23,22 +26,30 @@ def layer_macs(layer: nn.Module, inputs: Tensor, output: Tensor) -> int:
     return 0
 
 
+@layer_macs.register(nn.Conv1d)
 @layer_macs.register(nn.Conv2d)
+@layer_macs.register(nn.Conv3d)
 @layer_macs.register(StopGradientConv2d)
 def _(layer: nn.Conv2d | StopGradientConv2d, inputs: Tensor, output: Tensor) -> int:
-    bias = getattr(layer, "bias", None) is not None
-    return output.numel() * (layer.weight[0].numel() + bias)
+    return output.numel() * (layer.weight[0].numel() + _has_bias(layer))
 
 
 @layer_macs.register(nn.BatchNorm1d)
 @layer_macs.register(nn.BatchNorm2d)
+@layer_macs.register(nn.GroupNorm)
+@layer_macs.register(nn.LayerNorm)
 def _(layer: nn.Module, inputs: Tensor, output: Tensor) -> int:
     return 2 * output.numel()
 
 
 @layer_macs.register(nn.ReLU)
+@layer_macs.register(nn.LeakyReLU)
+@layer_macs.register(nn.GELU)
+@layer_macs.register(nn.SiLU)
 @layer_macs.register(nn.MaxPool2d)
+@layer_macs.register(nn.AvgPool2d)
 @layer_macs.register(nn.AdaptiveAvgPool2d)
+@layer_macs.register(GlobalAveragePool)
 def _(layer: nn.Module, inputs: Tensor, output: Tensor) -> int:
     return inputs.numel()
 
@@ -46,7 +57,40 @@ def _(layer: nn.Module, inputs: Tensor, output: Tensor) -> int:
 @layer_macs.register(nn.Linear)
 @layer_macs.register(GroupLinear)
 def _(layer: nn.Linear | GroupLinear, inputs: Tensor, output: Tensor) -> int:
-    return output.numel() * (layer.weight.shape[1] + (layer.bias is not None))
+    return output.numel() * (layer.weight.shape[1] + _has_bias(layer))
+
+
+def _has_bias(layer: nn.Module) -> bool:
+    return getattr(layer, "bias", None) is not None
+
+
+@dataclass(frozen=True)
+class LayerCount:
+    """One call of one layer: its multiply-accumulates, how many numbers came out, and the id of what it was given."""
+
+    layer: nn.Module
+    macs: int
+    outputs: int
+    given: int
+
+
+@contextlib.contextmanager
+def counting(module: nn.Module) -> Iterator[list[LayerCount]]:
+    """Count every call of the layers of ``module`` while the context lasts, in order, on whatever data runs."""
+    calls: list[LayerCount] = []
+
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        calls.append(LayerCount(layer, layer_macs(layer, inputs[0], output), output.numel(), id(inputs[0])))
+
+    free = layer_macs.dispatch(object)
+    # what costs nothing is not hooked: containers may take and give anything
+    layers = [layer for layer in module.modules() if layer_macs.dispatch(type(layer)) is not free]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @dataclass(frozen=True)
@@ -60,15 +104,7 @@ class DryRun:
 def dry_run(module: nn.Module, shape: tuple[int, ...]) -> DryRun:
     """Count the forward pass of ``module`` on one image of ``shape`` without computing anything."""
     module = copy.deepcopy(module).to("meta").eval()
-    total = 0
-
-    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
-        total += layer_macs(layer, inputs[0], output)
-
-    for layer in module.modules():
-        layer.register_forward_hook(count)
-    with torch.no_grad():
+    with torch.no_grad(), counting(module) as calls:
         output = module(torch.empty(1, *shape, device="meta"))
     dims = output.shape[-1:] if output.dim() == 3 else output.shape[1:]  # heads give [G, B, outputs]
-    return DryRun(total, tuple(dims))
+    return DryRun(sum(call.macs for call in calls), tuple(dims))

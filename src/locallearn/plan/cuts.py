@@ -72,7 +72,7 @@ def choose(
     """Turn the settings ``depth`` and ``cuts`` into the indices of the blocks that a cut follows.
 
     ``("auto",)`` takes the thesis's table where it has this backbone and depth, and balanced cuts elsewhere;
-    ``("balanced",)`` always balances; anything else names blocks.
+    ``("balanced",)`` always balances; ``("layerwise",)`` cuts after every block; anything else names blocks.
 
     Raises:
         ConfigError: more modules than blocks, an unknown block, or names that do not fit ``depth``.
@@ -81,6 +81,10 @@ def choose(
         raise ConfigError("depth", depth, f"at most {len(names)}, the number of blocks of {family}")
     if tuple(cuts) == ("auto",):
         cuts = TABLES.get(family, {}).get(depth, ("balanced",))
+    if tuple(cuts) == ("layerwise",):
+        if depth != len(names):
+            raise ConfigError("depth", depth, f"{len(names)}, the number of blocks of {family}, with layerwise cuts")
+        return tuple(range(depth - 1))
     if tuple(cuts) == ("balanced",):
         return balanced(costs, depth)
     for name in cuts:

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from locallearn.config import digest, to_toml
-from locallearn.errors import UsageError
 from locallearn.report import compare, plots
+from locallearn.report.page import Picture, environment, write_page
 from locallearn.report.records import RunRecord, node_of, read_runs
-from locallearn.report.styles import LineStyle, node_label, node_legend, run_style
+from locallearn.report.styles import node_label, node_legend, run_style
 from locallearn.report.svg import to_svg
 
 _OPEN_NODE_TABLES_UP_TO = 16  # rows; longer tables start folded
-
-
-class Picture(NamedTuple):
-    """A plot in the page."""
-
-    caption: str
-    svg: Markup
-    least_width: float | None
-    """What a wide picture must have to be read [rem]; a usual one needs no more than a narrow window."""
 
 
 class NodeRow(NamedTuple):
@@ -45,35 +34,22 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
     Raises:
         UsageError: a folder is not a run, a record is damaged, or ``output`` cannot be written.
     """
-    html = render(read_runs(runs))
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(html, encoding="utf-8")
-        os.replace(temporary, output)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UsageError(f"{output}: the report cannot be written there ({error.strerror})") from None
-    return output
+    return write_page(render(read_runs(runs)), output)
 
 
 def render(records: Sequence[RunRecord]) -> str:
     """The report as the text of an HTML file."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["dashes"] = _dashes
     rows = compare.comparison_rows(records)
-    return environment.get_template("report.html.jinja").render(
-        title=records[0].name if len(records) == 1 else f"{len(records)} runs",
-        columns=compare.COLUMNS,
-        rows=rows,
-        comparison=_comparison(records) if len(records) > 1 else None,
-        runs=[_run(record, row, index) for index, (record, row) in enumerate(zip(records, rows, strict=True), 1)],
+    return (
+        environment()
+        .get_template("report.html.jinja")
+        .render(
+            title=records[0].name if len(records) == 1 else f"{len(records)} runs",
+            columns=compare.COLUMNS,
+            rows=rows,
+            comparison=_comparison(records) if len(records) > 1 else None,
+            runs=[_run(record, row, index) for index, (record, row) in enumerate(zip(records, rows, strict=True), 1)],
+        )
     )
 
 
@@ -83,8 +59,8 @@ def _comparison(records: Sequence[RunRecord]) -> dict[str, Any]:
         machines.setdefault(_hardware(record), []).append(record.name)
     drawn = [record for record in records if record.evaluations]
     figures = [
-        ("Test accuracy of the last layer over epochs", plots.last_layer_by_epoch_figure),
-        ("Test accuracy of the last layer over training time", plots.last_layer_by_time_figure),
+        ("Test accuracy of the last layer [%] over epochs", plots.last_layer_by_epoch_figure),
+        ("Test accuracy of the last layer [%] over training time", plots.last_layer_by_time_figure),
     ]
     return {
         "machines": machines,
@@ -117,17 +93,17 @@ def _run(record: RunRecord, row: dict[str, Any], index: int) -> dict[str, Any]:
 def _run_pictures(record: RunRecord, prefix: str) -> list[Picture]:
     figures: list[tuple[str, Callable[[RunRecord], Figure]]] = []
     if record.evaluations:
-        figures.append(("Test accuracy", plots.test_accuracy_figure))
+        figures.append(("Test accuracy [%]", plots.test_accuracy_figure))
     if record.train:
         figures.append(("Training loss", plots.loss_figure))
-        figures.append(("Training accuracy", plots.training_accuracy_figure))
+        figures.append(("Training accuracy [%]", plots.training_accuracy_figure))
     heatmap = len(record.nodes) > 1 and plots.final_nodes(record)
     if heatmap:
         when = "Final" if record.summary else "Latest"
         figures.append((f"{when} test accuracy of each node [%]", plots.heatmap_figure))
     if record.train:
         figures.append(("Learning rate", plots.learning_rate_figure))
-        figures.append(("Training speed", plots.throughput_figure))
+        figures.append(("Training speed [images/s]", plots.throughput_figure))
     return _pictures(figures, record, prefix)
 
 
@@ -207,8 +183,3 @@ def _hardware(record: RunRecord) -> str:
         f"{memory / (1 << 30):.1f} GiB memory" if isinstance(memory, int | float) else None,
     ]
     return f"{hardware.get('device', 'device not recorded')}: " + ", ".join(str(part) for part in parts if part)
-
-
-def _dashes(style: LineStyle) -> str:
-    """The dash pattern of a line as SVG wants it: in the picture's units instead of line widths."""
-    return " ".join(f"{length * style.width:g}" for length in style.dash) or "none"

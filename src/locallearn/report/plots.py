@@ -1,7 +1,7 @@
 """Plots of runs, as matplotlib figures (no pyplot, so no global state); :mod:`locallearn.report.svg` renders them.
 
-Figures carry no title and no legend: the page has captions, and one legend for all plots of a run. A line's label
-is its meaning; it becomes the tooltip.
+Figures carry no title, no vertical label and no legend: the page has captions with units, and one legend for all
+plots of a run. A line's label is its meaning; it becomes the tooltip.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from locallearn.report.styles import ENSEMBLE, LAST_LAYER, LineStyle, node_label
 
 _INK, _GRID = "#444444", "#e4e4e4"
 WIDTH, _HEIGHT, _SMALL = 4.0, 2.5, 1.6  # inches; small, so that text can still be read 300 pixels wide
+_STEPS = [1, 2, 5, 10]
 _LOG_FROM = 30  # a loss that falls by more than this factor is drawn on a logarithmic axis
 
 
 def loss_figure(record: RunRecord) -> Figure:
     """Training loss of every node over epochs."""
-    figure, axes = _axes("epoch", "training loss")
+    figure, axes = _axes("epoch")
     _draw_nodes(axes, record, record.train, "loss")
     _logarithmic_if_wide(axes)
     return figure
@@ -33,14 +34,14 @@ def loss_figure(record: RunRecord) -> Figure:
 
 def training_accuracy_figure(record: RunRecord) -> Figure:
     """Training accuracy of every node's own head over epochs [%]."""
-    figure, axes = _axes("epoch", "training accuracy [%]")
+    figure, axes = _axes("epoch")
     _draw_nodes(axes, record, record.train, "accuracy", scale=100)
     return figure
 
 
 def test_accuracy_figure(record: RunRecord) -> Figure:
     """Test accuracy of every node over epochs [%], the last layer and the ensemble drawn strongest."""
-    figure, axes = _axes("epoch", "test accuracy [%]")
+    figure, axes = _axes("epoch")
     epochs = series(record.evaluations, "epoch")
     if len(record.nodes) > 1:
         _draw_nodes(axes, record, record.evaluations, "accuracy", scale=100)
@@ -70,7 +71,8 @@ def heatmap_figure(record: RunRecord) -> Figure:
     final = final_nodes(record)
     cells = np.array([[series([node_of(final, (m, g))], "accuracy")[0] for m in columns] for g in rows]) * 100
     width = max(WIDTH, 0.7 + 0.46 * len(columns))
-    figure, axes = _axes("module", "group", height=0.6 + 0.32 * len(rows), width=width)
+    figure, axes = _axes("module", height=0.6 + 0.32 * len(rows), width=width)
+    axes.set_ylabel("group", fontsize=9, color=_INK)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
@@ -80,7 +82,7 @@ def heatmap_figure(record: RunRecord) -> Figure:
     axes.invert_yaxis()
     for (row, column), value in np.ndenumerate(cells):
         if math.isfinite(value):
-            ink = "white" if _luminance(mesh.to_rgba(value)) < 0.36 else "black"
+            ink = "white" if _luminance(np.asarray(mesh.to_rgba(value))) < 0.36 else "black"
             axes.text(column + 0.5, row + 0.5, f"{value:.1f}", ha="center", va="center", color=ink, fontsize=8.5)
     return figure
 
@@ -111,19 +113,18 @@ def final_nodes(record: RunRecord) -> list[dict]:
     return record.evaluations[-1].get("nodes", []) if record.evaluations else []
 
 
-def _axes(x: str, y: str, height: float = _HEIGHT, width: float = WIDTH) -> tuple[Figure, Axes]:
+def _axes(x: str, height: float = _HEIGHT, width: float = WIDTH) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), facecolor="none")  # the page has a ground of its own
     axes = figure.add_subplot(facecolor="none")
-    figure.subplots_adjust(left=0.6 / width, right=1 - 0.08 / width, bottom=0.46 / height, top=1 - 0.08 / height)
+    figure.subplots_adjust(left=0.5 / width, right=1 - 0.08 / width, bottom=0.46 / height, top=1 - 0.08 / height)
     axes.set_xlabel(x, fontsize=9, color=_INK)
-    axes.set_ylabel(y, fontsize=9, color=_INK)
     axes.tick_params(labelsize=8.5, labelcolor=_INK, color="#bbbbbb", length=3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#bbbbbb")
     axes.grid(axis="y", color=_GRID, linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(7, integer=x == "epoch", min_n_ticks=1))
-    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=_STEPS, integer=x == "epoch", min_n_ticks=1))
+    axes.yaxis.set_major_locator(MaxNLocator(7, steps=_STEPS))
     axes.ticklabel_format(useOffset=False)
     return figure, axes
 
@@ -152,14 +153,14 @@ def _draw_nodes(axes: Axes, record: RunRecord, events: Sequence[dict], key: str,
 
 
 def _small(record: RunRecord, key: str, label: str) -> Figure:
-    figure, axes = _axes("epoch", label, height=_SMALL)
+    figure, axes = _axes("epoch", height=_SMALL)
     _draw(axes, series(record.train, "epoch"), series(record.train, key), label, LineStyle("#0072b2", width=1.6))
-    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=_STEPS))
     return figure
 
 
 def _compare(records: Sequence[RunRecord], x_label: str, x: Callable[[RunRecord], list[float]]) -> Figure:
-    figure, axes = _axes(x_label, "test accuracy [%]")
+    figure, axes = _axes(x_label)
     for index, record in enumerate(records):
         values = series(record.evaluations, "last_layer")
         _draw(axes, x(record), values, record.name, run_style(index), scale=100)
@@ -178,5 +179,5 @@ def _logarithmic_if_wide(axes: Axes) -> None:
     axes.yaxis.set_major_formatter("{x:g}")
 
 
-def _luminance(rgba: Sequence[float]) -> float:
+def _luminance(rgba: np.ndarray) -> float:
     return float(np.dot(rgba[:3], (0.2126, 0.7152, 0.0722)))

@@ -148,7 +148,7 @@ def test_nothing_to_change_gives_the_pixels():
 
 
 def test_float_images_are_taken_as_they_are_and_kept():
-    images = _images().float() / 255
+    images = (_images().float() / 255).contiguous(memory_format=torch.channels_last)  # what is not copied first
     kept = images.clone()
     for config in (NONE, _config(crop_padding=2, flip=0.5), _config(jitter=1.0, grey=0.5)):
         assert torch.equal(augment(images, config, 1), augment((images * 255).round().byte(), config, 1))

@@ -31,6 +31,12 @@ def test_auto_takes_the_table_and_balances_elsewhere():
     assert cuts.choose("resnet32", RESNET32, costs, 1, ("auto",)) == ()
 
 
+def test_layerwise_cuts_after_every_block():
+    assert cuts.choose("resnet32", RESNET32, [1.0] * 16, 16, ("layerwise",)) == tuple(range(15))
+    with pytest.raises(ConfigError, match="depth: 4 is not valid; expected 16, the number of blocks"):
+        cuts.choose("resnet32", RESNET32, [1.0] * 16, 4, ("layerwise",))
+
+
 def test_named_blocks():
     assert cuts.choose("resnet32", RESNET32, [1.0] * 16, 3, ("stem", "2.4")) == (0, 10)
 

@@ -1,0 +1,41 @@
+"""``locallearn export DIR``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from locallearn.cli.options import parse
+from locallearn.training.export import FORMATS, export
+from locallearn.training.finished import open_run
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Options of ``export``."""
+
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
+    """Run folder."""
+    output: str | None = None
+    """Folder to write to; by default DIR/export."""
+    formats: tuple[Literal["safetensors", "torch-export", "onnx"], ...] = FORMATS
+    """What to write."""
+    checkpoint: Literal["last", "best"] = "last"
+    """The newest checkpoint, or the one with the best test accuracy of the last layer."""
+    data_root: str | None = None
+    """Folder that holds the run's data set (for its normalisation and class names), where it has moved."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    description = "Write a run's network without auxiliary heads: pixels in [0, 1] in, scores out."
+    options = parse(ExportOptions, arguments, "export", description)
+    opened = open_run(options.run, options.checkpoint, device="cpu", root=options.data_root)
+    folder = Path(options.output) if options.output else Path(options.run) / "export"
+    for path in export(opened, folder, options.formats):
+        print(path)
+    return 0

@@ -1,0 +1,198 @@
+"""``locallearn reproduce TABLE...``: train what is missing of the thesis's tables, and draw them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from locallearn.cli.options import parse
+from locallearn.cli.queue_display import QueueDisplay, epochs_done
+from locallearn.cli.results import print_study, read_studies, study_data, write_html
+from locallearn.errors import ConfigError, UsageError
+from locallearn.experiments import claims, results
+from locallearn.experiments.lock import is_held
+from locallearn.experiments.protocols import Study
+from locallearn.experiments.published import LAYOUTS, cells_of
+from locallearn.experiments.queue import Job, Outcome, Queue, cores, default_jobs
+from locallearn.experiments.worker import Request
+from locallearn.report import results as drawing
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where data are."""
+
+    root: str | None = None
+    """Folder that holds the data; by default $LOCALLEARN_DATA, then ~/.cache/locallearn/data."""
+    download: bool = False
+    """Fetch a data set if it is not there."""
+
+
+@dataclass(frozen=True)
+class ReproduceOptions:
+    """Options of ``reproduce``."""
+
+    tables: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TABLE")] = ()
+    """Tables and figures: table-3.1 to table-3.6, figure-3.5 to figure-3.7, and digits, a trial of minutes."""
+    protocol: str = "quick"
+    """paper (the thesis's epochs and batch: days) or quick (one short setting for all cells)."""
+    seeds: int = 1
+    """Train every cell with the seeds 0 to N - 1; seed 0 of all cells comes before seed 1 of any."""
+    budget: float | None = None
+    """Stop cleanly after this wall-clock time [s]; what is unfinished goes on next time."""
+    jobs: int | None = None
+    """Cells at once; by default 1 on a CPU, and on a GPU one for every 6 GiB of free memory, at most one a core."""
+    threads: int | None = None
+    """CPU threads of each cell; by default the cores shared out."""
+    device: str | None = None
+    """Device to train on, cpu or cuda[:N]; by default the GPU where there is one."""
+    epochs: int | None = None
+    """One-off study: train this many epochs instead [epochs]. Its results are kept apart."""
+    train_limit: int | None = None
+    """One-off study: use only the first N training images [images]. Its results are kept apart."""
+    data: Place = field(default_factory=Place)
+    results: str = "results"
+    """Folder of the records, one JSON file for each cell and seed, and of report.html."""
+    runs: str = "runs/reproduce"
+    """Folder of the runs."""
+    list: bool = False
+    """Show the cells in the order of the queue and how far they are, and train nothing."""
+    json: bool = False
+    """Print what was done, every value and the claims as JSON, and no progress."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("seeds", 1), ("jobs", 1), ("threads", 1), ("epochs", 1), ("train_limit", 2)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError("--" + name.replace("_", "-"), value, f"a whole number of at least {least}")
+        if self.budget is not None and not self.budget > 0:
+            raise ConfigError("--budget", self.budget, "seconds above 0")
+
+
+USAGE = """Train what is missing of the thesis's tables and figures, one process a cell, and draw them.
+
+Every cell and seed is a run of its own and leaves one record; finished ones are skipped. Stop it in any way (Ctrl-C,
+kill -9, --budget) and call it again: it goes on. Several calls at once share the work."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    options = parse(ReproduceOptions, arguments, "reproduce", USAGE)
+    if not options.tables:
+        raise UsageError(f"reproduce: TABLE is missing; expected one or more of {', '.join(LAYOUTS)}")
+    names = [cell for table in dict.fromkeys(options.tables) for cell in cells_of(table)]
+    study = Study(options.protocol, options.epochs, options.train_limit)
+    parallel = options.jobs or default_jobs(options.device)
+    jobs = plan(options, study, names, options.threads or max(1, cores() // parallel))
+    if options.list:
+        return _list(jobs, options.json)
+    queue = Queue(jobs, parallel)
+    with QueueDisplay(len(jobs), len(queue.outcome.finished), quiet=options.json) as queue.observer:
+        outcome = queue.run(options.budget)
+    return _finish(options, study, outcome)
+
+
+def plan(options: ReproduceOptions, study: Study, names: Sequence[str], threads: int) -> list[Job]:
+    """One job for each cell and seed, in order: seed by seed, cells as :func:`claims.in_order` has them."""
+    return [
+        _job(options, study, cell, seed, threads) for seed in range(options.seeds) for cell in claims.in_order(names)
+    ]
+
+
+def _job(options: ReproduceOptions, study: Study, cell: str, seed: int, threads: int) -> Job:
+    wanted = study.digest(cell)
+    record = results.record_path(Path(options.results), study, cell, seed)
+    # the digest in its name keeps a run apart from one of another configuration
+    run = Path(options.runs) / study.name / f"{cell}-seed{seed}-{wanted}"
+    request = Request(
+        cell=cell,
+        study=dataclasses.asdict(study),
+        seed=seed,
+        run=str(run),
+        record=str(record),
+        root=options.data.root,
+        download=options.data.download,
+        device=options.device,
+        threads=threads,
+    )
+    return Job(
+        f"{cell} seed {seed}", run, dataclasses.asdict(request), lambda: results.is_finished(record, wanted, seed)
+    )
+
+
+def _list(jobs: Sequence[Job], as_json: bool) -> int:
+    states = [{"cell": job.request["cell"], "seed": job.request["seed"], "state": _state(job)} for job in jobs]
+    if as_json:
+        print(json.dumps(states, indent=2))
+        return 0
+    table = Table(title=f"{len(jobs)} cells in the order of the queue")
+    for heading in ("cell", "seed", "state"):
+        table.add_column(heading)
+    for state in states:
+        table.add_row(*(str(value) for value in state.values()))
+    Console().print(table)
+    return 0
+
+
+def _state(job: Job) -> str:
+    if job.is_finished():
+        return "finished"
+    if is_held(job.beside(".lock")):
+        return "being trained"
+    done = epochs_done(job.run)
+    return f"{done} epochs done" if done else "started" if job.run.exists() else "not started"
+
+
+def _finish(options: ReproduceOptions, study: Study, outcome: Outcome) -> int:
+    """Print the tables, write the report, and return the exit code."""
+    folder = Path(options.results)
+    data = study_data(study, list(dict.fromkeys(options.tables)), results.read_records(folder / study.name))
+    report = write_html(read_studies(folder), folder / "report.html") if data["measured"] else None
+    code = 1 if outcome.failed or outcome.interrupted else 0
+    if options.json:
+        print(json.dumps(_as_json(data, outcome), indent=2))
+        return code
+    console = Console()
+    if not console.is_terminal:
+        console.width = 240  # a file or a pipe is as wide as a table needs
+    print_study(console, data)
+    for job, message in outcome.failed:
+        console.print(f"failed: {job.name}: {message}", style="red", soft_wrap=True)
+    console.print(f"{len(outcome.finished)} finished, {len(outcome.failed)} failed, {len(outcome.left)} left")
+    if outcome.left:
+        console.print("the same command goes on with what is left")
+    if report:
+        console.print(f"report: {report}", soft_wrap=True)
+    return code
+
+
+def _as_json(data: drawing.Study, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "study": data["name"],
+        "finished": [job.name for job in outcome.finished],
+        "failed": [{"job": job.name, "error": message} for job, message in outcome.failed],
+        "left": [job.name for job in outcome.left],
+        "interrupted": outcome.interrupted,
+        "tables": [
+            {
+                "name": grid.name,
+                "title": grid.title,
+                "headings": grid.headings,
+                "rows": [
+                    [label, *(value if isinstance(value, str) else value._asdict() for value in values)]
+                    for label, values in grid.rows
+                ],
+            }
+            for grid in drawing.grids(data)
+        ],
+        "claims": data["claims"],
+        "left_out": data["notes"],
+    }

@@ -1,0 +1,38 @@
+"""The finished network for use: auxiliary heads stripped, groups kept split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from locallearn.core.network import LocalNetwork
+
+
+class InferenceNetwork(nn.Module):
+    """The blocks of all modules and the last layer's classifier, in eval mode.
+
+    Args:
+        network: a trained network; its modules are shared, not copied.
+        mean: mean of every channel of pixels in [0, 1].
+        std: standard deviation of every channel.
+
+    Shapes: images [B, C, H, W] with pixels in [0, 1] in, scores [B, classes] out.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: LocalNetwork, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        modules = list(network)
+        self.blocks = nn.Sequential(*(module.blocks for module in modules if len(module.blocks)))
+        self.classifier = modules[-1].objective.get_submodule("head")
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores [B, classes] of the last layer."""
+        return self.classifier(self.blocks((images - self.mean) / self.std))[0]

@@ -1,0 +1,138 @@
+"""What every node computes, holds and sends, counted before anything runs.
+
+The accounting is in ``docs/cost.md``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from locallearn.config import ObjectiveConfig, RunConfig, TrainConfig
+from locallearn.core.network import ImageShape, LocalNetwork, build_network
+from locallearn.costs.forward import Stage, forward_pass
+from locallearn.costs.steps import ModuleCost, dry_steps
+
+CIFAR10 = ImageShape(3, 32, 10)
+
+
+@dataclass(frozen=True)
+class NodeCost:
+    """What one node (k, g) costs.
+
+    Attributes:
+        module: k, counted from 1.
+        group: g, counted from 1.
+        macs: multiply-accumulates of one image in a forward pass: 1/G of the module and the node's own heads.
+        parameters: weights and biases, likewise.
+        activation_bytes: kept for the backward pass at the peak of a step: 1/G of what the module keeps.
+        output_bytes: the node's features of one batch, which it sends to every node of the next module.
+    """
+
+    module: int
+    group: int
+    macs: int
+    parameters: int
+    activation_bytes: int
+    output_bytes: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Costs of a K x G network next to the same network trained end to end.
+
+    Attributes:
+        modules: per node of every module, in order.
+        stages: the network's own modules in a forward pass, without auxiliary heads.
+        reference: the modules of the network that speed-ups are measured against.
+        batch_size: images a step, of every byte count.
+        precision: ``"fp32"`` or ``"bf16"``.
+    """
+
+    modules: tuple[ModuleCost, ...]
+    stages: tuple[Stage, ...]
+    reference: tuple[Stage, ...]
+    batch_size: int
+    precision: str
+
+    @property
+    def nodes(self) -> tuple[NodeCost, ...]:
+        """Every node, module by module."""
+        return tuple(
+            NodeCost(k, g, m.macs, m.parameters, m.activation_bytes, m.output_bytes)
+            for k, m in enumerate(self.modules, start=1)
+            for g in range(1, m.groups + 1)
+        )
+
+    @property
+    def e2e_macs(self) -> int:
+        """Multiply-accumulates of one image in a forward pass of the end-to-end network."""
+        return sum(stage.macs for stage in self.reference)
+
+    @property
+    def max_node_macs(self) -> int:
+        """Multiply-accumulates of the largest node, its heads included."""
+        return max(module.macs for module in self.modules)
+
+    @property
+    def inference_macs(self) -> int:
+        """Multiply-accumulates of one image through the split network and its classifier, no auxiliary heads."""
+        return sum(stage.macs for stage in self.stages)
+
+    @property
+    def training_speedup(self) -> float:
+        """End-to-end network over largest node (Table 3.4)."""
+        return self.e2e_macs / self.max_node_macs
+
+    @property
+    def inference_speedup(self) -> float:
+        """End-to-end network over split network (Table 3.5)."""
+        return self.e2e_macs / self.inference_macs
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as ``locallearn cost --json`` prints them."""
+        totals = ("e2e_macs", "max_node_macs", "inference_macs", "training_speedup", "inference_speedup")
+        nodes = [dataclasses.asdict(node) for node in self.nodes]
+        return {"nodes": nodes, **{name: getattr(self, name) for name in totals}}
+
+
+def cost(
+    of: RunConfig | LocalNetwork,
+    image: ImageShape = CIFAR10,
+    *,
+    batch_size: int | None = None,
+    precision: Literal["fp32", "bf16"] | None = None,
+    reference: LocalNetwork | None = None,
+) -> Cost:
+    """Count what every node of a network computes, holds and sends; nothing is trained or computed.
+
+    Multiply-accumulates follow the accounting of Tables 3.4 and 3.5 (``docs/cost.md``).
+
+    Args:
+        of: a configuration, or a network.
+        image: channels and side [pixels] of the images and number of classes; by default CIFAR-10's.
+        batch_size: images a step, at least 2; by default the configuration's, 128 for a network.
+        precision: ``"fp32"`` or ``"bf16"``; by default the configuration's, else fp32.
+        reference: network that speed-ups are measured against; by default the configuration's model with the same
+            cuts and without groups, and for a network the network itself.
+
+    Raises:
+        ConfigError: the configuration cannot be built, or ``batch_size`` or ``precision`` is wrong.
+    """
+    train = of.train if isinstance(of, RunConfig) else TrainConfig()
+    batch_size = train.batch_size if batch_size is None else batch_size
+    precision = precision or train.precision or "fp32"
+    train = dataclasses.replace(train, batch_size=batch_size, precision=precision)
+    if isinstance(of, RunConfig):
+        plain = dataclasses.replace(of, method="dgl", width=(1,), objective=ObjectiveConfig())
+        with torch.device("meta"):
+            of, reference = build_network(of, image), reference or build_network(plain, image)
+    forward = forward_pass(of, image)
+    modules = dry_steps(of, image, train)
+    # the classifier's bias is not counted wherever the classifier is
+    modules[-1] = dataclasses.replace(modules[-1], head_macs=modules[-1].head_macs - forward.bias_macs)
+    whole = forward_pass(reference, image) if reference else forward
+    return Cost(tuple(modules), forward.stages, whole.stages, batch_size, precision)

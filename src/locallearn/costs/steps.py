@@ -1,0 +1,116 @@
+"""One training step of every module on tensors without data, to see what it counts and what it keeps.
+
+Layers report their multiply-accumulates while they are called, and the meter of :mod:`locallearn.costs.memory` counts
+what autograd keeps for the backward pass. So heads, decoders and losses of any objective count as what they really
+do, in any precision, and nothing has to be known about them.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from locallearn.config import TrainConfig
+from locallearn.core.module import LocalModule, LocalStep
+from locallearn.core.network import ImageShape, LocalNetwork
+from locallearn.costs.forward import is_classifier, n_parameters
+from locallearn.costs.memory import ActivationMeter
+from locallearn.data.store import Batch
+from locallearn.nn.macs import counting
+
+
+@dataclass(frozen=True)
+class ModuleCost:
+    """What each of the ``groups`` nodes of one module costs; groups are equal slices and so are their costs.
+
+    Attributes:
+        groups: G.
+        block_macs: the node's share of the blocks; the rest of its multiply-accumulates is ``head_macs``.
+        head_macs: its heads and decoder, and the decoupled classifier where there is one.
+        shares_features: whether its heads see the features of the other groups.
+        score_bytes: class scores of one batch that it sends to the other groups (diversity penalty).
+    """
+
+    groups: int
+    block_macs: int
+    head_macs: int
+    parameters: int
+    activation_bytes: int
+    output_bytes: int
+    shares_features: bool
+    score_bytes: int
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one image in a forward pass of one node."""
+        return self.block_macs + self.head_macs
+
+
+def dry_steps(network: LocalNetwork, image: ImageShape, train: TrainConfig) -> list[ModuleCost]:
+    """One training step of every module, on tensors that have a shape, a type and a device but no data."""
+    layout = torch.contiguous_format if train.channels_last is False else torch.channels_last
+    network = copy.deepcopy(network).to("meta").to(memory_format=layout).train()  # type: ignore[call-overload]
+    modules: list[ModuleCost] = []
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        network.to_empty(device="cpu")
+        images = torch.empty(train.batch_size, image.channels, image.size, image.size).contiguous(
+            memory_format=layout
+        )
+        batch = Batch(images, torch.empty(train.batch_size, dtype=torch.int64), images, 0)
+        features = images
+        for module in network:
+            counted, features = _dry_step(module, features, batch, str(train.precision))
+            modules.append(_with_classifier(modules.pop(), counted) if is_classifier(module) else counted)
+    return modules
+
+
+def _dry_step(module: LocalModule, features: Tensor, batch: Batch, precision: str) -> tuple[ModuleCost, Tensor]:
+    groups, batch_size = module.groups, len(batch.labels)
+    step = LocalStep(module, torch.optim.SGD(module.parameters()), precision)
+    meter, given = ActivationMeter(module.parameters()), set[int]()
+    hook = module.objective.register_forward_pre_hook(lambda _, inputs: given.add(id(inputs[0])))
+    with meter, counting(module.blocks) as in_blocks, counting(module.objective) as in_objective:
+        features, loss = step(features, batch)
+    hook.remove()
+    shares = groups > 1 and any(getattr(m, "stop_gradient", False) for m in module.objective.modules())
+    whole = sum(call.macs for call in in_objective if shares and call.given in given and _is_plain(call.layer))
+    # `whole` is done once for all groups here, but by every node that has a device of its own
+    heads = sum(call.macs for call in in_objective)
+    scores = loss.logits if groups > 1 and "diversity" in loss.terms else None
+    counted = ModuleCost(
+        groups=groups,
+        block_macs=_share(sum(call.macs for call in in_blocks), groups * batch_size),
+        head_macs=_share(heads + (groups - 1) * whole, groups * batch_size),
+        parameters=_share(n_parameters(module), groups),
+        activation_bytes=_share(meter.peak_bytes, groups),
+        output_bytes=_share(features.numel() * features.element_size(), groups),
+        shares_features=shares,
+        score_bytes=0 if scores is None else scores[0].numel() * scores.element_size(),
+    )
+    return counted, features
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether the layer has no weights: it pools the features of all groups once, where each head would do it."""
+    return next(layer.parameters(), None) is None
+
+
+def _with_classifier(last: ModuleCost, classifier: ModuleCost) -> ModuleCost:
+    """Every node of the last module also computes the decoupled classifier, on the features of all groups."""
+    return dataclasses.replace(
+        last,
+        head_macs=last.head_macs + classifier.head_macs,
+        parameters=last.parameters + classifier.parameters,
+        activation_bytes=max(last.activation_bytes, classifier.activation_bytes),
+        shares_features=last.groups > 1,
+    )
+
+
+def _share(whole: int, parts: int) -> int:
+    """An equal part, rounded up."""
+    return -(-whole // parts)

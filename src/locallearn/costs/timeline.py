@@ -1,0 +1,174 @@
+"""From counts to time: local learning on a device a node, next to the usual ways of training on several devices.
+
+A forward pass takes 2 operations per multiply-accumulate, a backward pass with the update twice as long. What else
+is assumed is in ``docs/cost.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from locallearn.costs.nodes import Cost
+from locallearn.errors import ConfigError
+from locallearn.plan import schedule as plans
+from locallearn.plan.clock import Links, Run, simulate
+from locallearn.plan.schedule import Need, Work
+
+_GRADIENT_BYTES = 4
+"""Gradients are averaged in fp32."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Equal devices, each with one link to all others.
+
+    Attributes:
+        device_flops: operations a second that a device reaches (a multiply-accumulate is two).
+        bandwidth: of what a device sends [bytes/s]; None means no limit.
+        latency: from the last byte sent to its arrival [s].
+    """
+
+    device_flops: float
+    bandwidth: float | None = None
+    latency: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, expected in (("device_flops", "operations a second"), ("bandwidth", "bytes a second")):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(name, value, f"{expected}, above 0")
+        if not 0 <= self.latency < math.inf:
+            raise ConfigError("latency", self.latency, "seconds, at least 0")
+
+    def seconds(self, macs: float) -> float:
+        """How long a device takes for that many multiply-accumulates [s]."""
+        return 2 * macs / self.device_flops
+
+    def links(self, message_bytes: Callable[[Need], float]) -> Links:
+        """The links, for messages of that size."""
+        return Links(message_bytes, self.bandwidth or math.inf, self.latency)
+
+
+def timeline(
+    cost: Cost, machine: Machine, batches: int = 8, microbatches: int | None = None, in_flight: int = 2
+) -> dict[str, Any]:
+    """Predict when every device does what, for local learning and for four ways of backpropagation.
+
+    ``local`` has a device a node; ``backpropagation`` trains the reference network on one device; ``gpipe`` and
+    ``1f1b`` have a device a module of it; ``data-parallel`` has as many devices as ``local``.
+
+    Args:
+        cost: what the nodes cost.
+        machine: the devices.
+        batches: batches to train on, from an empty pipeline to the last update.
+        microbatches: parts of a batch of ``gpipe`` and ``1f1b``; by default 4 a module, but at most the batch size.
+        in_flight: batches that a module may have begun and the next one not yet taken forward.
+
+    Returns:
+        Plain values: the settings, and under ``schedules`` for each way its ``name``, ``devices`` (names),
+        ``makespan`` [s], ``speedup`` over backpropagation on one device, ``utilisation`` of every device (share of
+        the makespan that it computes), ``wire_bytes``, and ``work``: [device, kind, module, microbatch, start [s],
+        end [s]] of every piece of work (:class:`locallearn.plan.schedule.Work`).
+
+    Raises:
+        ConfigError: a number is too small, or there are more microbatches than images.
+    """
+    if microbatches is None:
+        microbatches = min(4 * len(cost.reference), cost.batch_size)
+    for name, value in (("batches", batches), ("in_flight", in_flight)):
+        if value < 1:
+            raise ConfigError(name, value, "a whole number of at least 1")
+    if not 1 <= microbatches <= cost.batch_size:
+        raise ConfigError("microbatches", microbatches, f"1 to {cost.batch_size}, the images of a batch")
+    one = _pipeline(cost, machine, plans.backpropagation(batches), 1, whole=True)
+    stages = len(cost.reference)
+    gpipe = plans.gpipe(stages, microbatches, batches)
+    alternating = plans.one_forward_one_backward(stages, microbatches, batches)
+    nodes = [f"module {node.module} group {node.group}" for node in cost.nodes]
+    modules = [f"module {k + 1}" for k in range(stages)]
+    runs = [
+        ("local", nodes, _local(cost, machine, batches, in_flight)),
+        ("backpropagation", ["device"], one),
+        ("gpipe", modules, _pipeline(cost, machine, gpipe, microbatches)),
+        ("1f1b", modules, _pipeline(cost, machine, alternating, microbatches)),
+        ("data-parallel", [f"copy {i + 1}" for i in range(len(nodes))], _data_parallel(cost, machine, batches)),
+    ]
+    return {
+        "device_flops": machine.device_flops,
+        "bandwidth": machine.bandwidth,
+        "latency": machine.latency,
+        "batches": batches,
+        "batch_size": cost.batch_size,
+        "microbatches": microbatches,
+        "in_flight": in_flight,
+        "schedules": [_plain(name, devices, run, one.makespan) for name, devices, run in runs],
+    }
+
+
+def _local(cost: Cost, machine: Machine, batches: int, in_flight: int) -> Run:
+    modules = cost.modules
+
+    def seconds(work: Work) -> float:
+        module = modules[work.module - 1]
+        macs = {"F": module.block_macs, "H": module.head_macs, "B": 2 * module.macs}[work.kind]
+        return machine.seconds(macs * cost.batch_size)
+
+    def message_bytes(need: Need) -> float:
+        module = modules[need.work.module - 1]
+        return module.output_bytes if need.what == "features" else module.score_bytes
+
+    schedule = plans.local(
+        [module.groups for module in modules],
+        batches,
+        in_flight,
+        [module.shares_features for module in modules],
+        [module.score_bytes > 0 for module in modules],
+    )
+    return simulate(schedule, seconds, machine.links(message_bytes))
+
+
+def _pipeline(cost: Cost, machine: Machine, schedule: plans.Schedule, microbatches: int, whole: bool = False) -> Run:
+    """Backpropagation through the reference network, a device a module, or all on one (``whole``)."""
+    images = cost.batch_size / microbatches
+    macs = [cost.e2e_macs] if whole else [stage.macs for stage in cost.reference]
+
+    def seconds(work: Work) -> float:
+        return machine.seconds(images * macs[work.module - 1] * (2 if work.kind == "B" else 1))
+
+    def message_bytes(need: Need) -> float:
+        # the gradient that module k + 1 sends back is as large as the features of module k
+        sender = need.work.module - (1 if need.what == "gradient" else 0)
+        return images * cost.reference[sender - 1].features * (2 if cost.precision == "bf16" else 4)
+
+    return simulate(schedule, seconds, machine.links(message_bytes))
+
+
+def _data_parallel(cost: Cost, machine: Machine, batches: int) -> Run:
+    """A ring all-reduce sends 2 (N - 1) / N of all gradients from every device, in 2 (N - 1) messages."""
+    devices = len(cost.nodes)
+    images, gradients = cost.batch_size / devices, _GRADIENT_BYTES * sum(s.parameters for s in cost.reference)
+    messages = 2 * (devices - 1)
+    reduce = messages * (gradients / devices / (machine.bandwidth or math.inf) + machine.latency)
+
+    def seconds(work: Work) -> float:
+        if work.kind == "R":
+            return reduce
+        return machine.seconds(images * cost.e2e_macs * (2 if work.kind == "B" else 1))
+
+    run = simulate(plans.data_parallel(devices, batches), seconds)
+    return Run(run.spans, batches * messages * gradients)
+
+
+def _plain(name: str, devices: Sequence[str], run: Run, one_device: float) -> dict[str, Any]:
+    return {
+        "name": name,
+        "devices": list(devices),
+        "makespan": run.makespan,
+        "speedup": one_device / run.makespan,
+        "utilisation": [run.busy(device) / run.makespan for device in range(len(devices))],
+        "wire_bytes": round(run.wire_bytes),
+        "work": [[*span.work, span.start, span.end] for span in run.spans],
+    }

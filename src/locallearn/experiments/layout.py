@@ -1,0 +1,67 @@
+"""How tables and figures are laid out: which cell stands where, and what is printed there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Value:
+    """One number of a table.
+
+    Attributes:
+        cell: the cell that it is measured on.
+        field: last_layer or ensemble (accuracy), training_speedup or inference_speedup (counted).
+        published: as printed; None where nothing is printed or the value is held out.
+    """
+
+    cell: str
+    field: str
+    published: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: its label, and a value or nothing in every column."""
+
+    label: str
+    values: tuple[Value | None, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as the thesis prints it."""
+
+    name: str
+    title: str
+    corner: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One network in a figure; ``field`` is the accuracy that it is drawn at."""
+
+    cell: str
+    method: str
+    label: str
+    field: str
+    published: str | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One half of a figure: a model."""
+
+    title: str
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Accuracy against the multiply-accumulates of the largest node (Figs. 3.5 to 3.7)."""
+
+    name: str
+    title: str
+    panels: tuple[Panel, ...]

@@ -1,0 +1,121 @@
+"""Protocols: how long, with which batch and with which optimizer the cells are trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from locallearn.config import OptimizerConfig, RunConfig, ScheduleConfig, digest
+from locallearn.errors import UsageError
+from locallearn.experiments.matrix import cells
+
+QUICK_EPOCHS = 5
+QUICK_BATCH = 128
+QUICK_RESNET = (
+    OptimizerConfig(name="sgd", learning_rate=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
+    ScheduleConfig(name="cosine", unit="step", warmup_epochs=1),
+)
+QUICK_VGG = (
+    OptimizerConfig(name="adam", learning_rate=1e-3, weight_decay=0.0),
+    ScheduleConfig(name="cosine", unit="step"),
+)
+"""The one setting of ``quick``: customary values for these networks. They are not tuned for any local method, and no
+search has tried yet which number of epochs is the smallest that keeps the order of the methods."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A named way to train every cell.
+
+    Attributes:
+        name: as on the command line.
+        description: one sentence for reports.
+        settle: turns a cell's recipe into what is trained.
+    """
+
+    name: str
+    description: str
+    settle: Callable[[RunConfig], RunConfig]
+
+
+def _quick(config: RunConfig) -> RunConfig:
+    optimizer, schedule = QUICK_VGG if config.model.startswith("vgg") else QUICK_RESNET
+    train = dataclasses.replace(config.train, epochs=QUICK_EPOCHS, batch_size=QUICK_BATCH, precision="bf16")
+    return dataclasses.replace(config, optimizer=optimizer, schedule=schedule, train=train)
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "paper",
+            "The thesis's own epochs, batch and optimizer (Secs. 3.3.1 and 3.3.2), in fp32.",
+            lambda config: config,
+        ),
+        Protocol(
+            "quick",
+            f"{QUICK_EPOCHS} epochs at batch {QUICK_BATCH} in bf16, cosine at every step: for ResNets SGD with "
+            "Nesterov momentum, rate 0.1 after one epoch of warm-up, weight decay 5e-4; for VGGs Adam, rate 1e-3. "
+            "One setting for all cells, customary values that are tuned for no method. It is "
+            "meant to keep the order of the methods, not their accuracies.",
+            _quick,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A protocol, and what a one-off study shortens of it. Another study has other digests and another folder.
+
+    Attributes:
+        protocol: the protocol's name.
+        epochs: epochs instead of the protocol's [epochs].
+        train_limit: only the first N training images [images].
+
+    Raises:
+        UsageError: no such protocol.
+    """
+
+    protocol: str = "quick"
+    epochs: int | None = None
+    train_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise UsageError(f"--protocol: {self.protocol!r} is not known; expected one of {', '.join(PROTOCOLS)}")
+
+    @property
+    def name(self) -> str:
+        """``quick``, or ``quick-epochs2-train1000`` for a shortened one; also the name of its folders."""
+        changes = (("epochs", self.epochs), ("train", self.train_limit))
+        return self.protocol + "".join(f"-{key}{value}" for key, value in changes if value is not None)
+
+    @property
+    def description(self) -> str:
+        """What reports say of it."""
+        text = PROTOCOLS[self.protocol].description
+        changes = []
+        if self.epochs is not None:
+            changes.append(f"epochs = {self.epochs}")
+        if self.train_limit is not None:
+            changes.append(f"the first {self.train_limit:,} training images only")
+        return text if not changes else f"{text} Changed for a one-off study: {', '.join(changes)}."
+
+    def config(self, cell: str, seed: int) -> RunConfig:
+        """The complete configuration of a cell."""
+        config = PROTOCOLS[self.protocol].settle(cells()[cell].config)
+        epochs = self.epochs or config.train.epochs
+        warmup = min(config.schedule.warmup_epochs, epochs)
+        return dataclasses.replace(
+            config,
+            seed=seed,
+            schedule=dataclasses.replace(config.schedule, warmup_epochs=warmup),
+            train=dataclasses.replace(config.train, epochs=epochs),
+            data=dataclasses.replace(config.data, train_limit=self.train_limit or 0),
+        )
+
+    def digest(self, cell: str) -> str:
+        """Digest of a cell's configuration; it is the same for every seed."""
+        return digest(self.config(cell, 0))

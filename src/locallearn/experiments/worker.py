@@ -1,0 +1,114 @@
+"""The process that trains one cell: ``python -m locallearn.experiments.worker`` with a request on standard input.
+
+It keeps reading after the request. When its queue dies, however that happens, standard input ends, and training stops
+between two steps with a checkpoint: no cell is trained without somebody waiting for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from locallearn.config import RunConfig
+from locallearn.costs.nodes import cost
+from locallearn.errors import LocalLearnError
+from locallearn.experiments.matrix import cells
+from locallearn.experiments.protocols import Study
+from locallearn.experiments.results import make_record, write_record
+from locallearn.training import runs
+from locallearn.training.record import RunFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a worker is asked to do.
+
+    Attributes:
+        cell: name of the cell.
+        study: fields of :class:`Study`.
+        seed: the seed.
+        run: folder of the run; it is continued where it is there.
+        record: file of the result.
+        root: folder that holds the data.
+        download: fetch the data if they are not there.
+        device: device to train on.
+        threads: CPU threads.
+    """
+
+    cell: str
+    study: dict[str, Any]
+    seed: int
+    run: str
+    record: str
+    root: str | None = None
+    download: bool = False
+    device: str | None = None
+    threads: int | None = None
+
+
+def train_cell(request: Request) -> None:
+    """Train a cell, or continue it, and file its record.
+
+    Raises:
+        LocalLearnError: as :func:`locallearn.training.runs.train`.
+    """
+    study, run = Study(**request.study), Path(request.run)
+    wanted = study.config(request.cell, request.seed)
+    if (run / "config.toml").is_file():
+        summary = runs.resume(run, device=request.device, threads=request.threads, root=request.root)
+    else:
+        _clear_unborn(run)
+        summary = runs.train(_placed(wanted, request), run)
+    if summary["digest"] != study.digest(request.cell):
+        raise LocalLearnError(f"{run} is of another configuration than {request.cell}; move it away")
+    counted = cost(wanted, cells()[request.cell].image)
+    record = make_record(request.cell, study, RunFolder(run).config(), summary, _curve(run), counted)
+    write_record(Path(request.record), record)
+
+
+def _placed(config: RunConfig, request: Request) -> RunConfig:
+    """The configuration with what depends on this machine."""
+    data = dataclasses.replace(config.data, root=request.root, download=request.download)
+    train = dataclasses.replace(config.train, device=request.device, threads=request.threads)
+    return dataclasses.replace(config, data=data, train=train)
+
+
+def _clear_unborn(run: Path) -> None:
+    """Remove what is left of a run that was killed while its folder was made."""
+    for path in run.glob(".config.toml.*.tmp"):
+        path.unlink()
+
+
+def _curve(run: Path) -> list[dict[str, Any]]:
+    """Epoch, last layer and ensemble of every evaluation."""
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    keys = ("epoch", "last_layer", "ensemble")
+    return [{key: event[key] for key in keys} for event in events if event["event"] == "evaluate"]
+
+
+def _stop_with_the_queue() -> None:
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main() -> int:
+    """Do what the request on standard input asks, and return the exit code."""
+    request = Request(**json.loads(sys.stdin.readline()))
+    threading.Thread(target=_stop_with_the_queue, daemon=True).start()
+    try:
+        train_cell(request)
+    except LocalLearnError as error:
+        print("locallearn: " + " ".join(str(error).split()), file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

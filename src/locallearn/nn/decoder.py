@@ -1,0 +1,38 @@
+"""InfoPro's decoder: from features back to the image."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Decoder(nn.Module):
+    """Bilinear upsampling to the image's size, then two 3x3 convolutions (Wang et al., 2021).
+
+    The first convolution is followed by batch norm and ReLU. The sigmoid that would end it belongs to the loss,
+    which takes scores. Corners of the upsampled features lie on corners of the image, as in the public code.
+
+    Args:
+        channels: C, channels of the features.
+        image_channels: channels of the image.
+        side: side of the image [pixels].
+        hidden: channels between the convolutions, 12 times the model's width factor.
+
+    Shapes: input [B, C, H, W], output [B, image_channels, side, side].
+    """
+
+    def __init__(self, channels: int, image_channels: int, side: int, hidden: int = 12) -> None:
+        super().__init__()
+        self.side = side
+        self.conv1 = nn.Conv2d(channels, hidden, 3, padding=1)
+        self.bn = nn.BatchNorm2d(hidden)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(hidden, image_channels, 3, padding=1)
+        for conv in (self.conv1, self.conv2):
+            assert conv.bias is not None
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Scores of the pixels; their sigmoid is the image."""
+        x = F.interpolate(features, size=(self.side, self.side), mode="bilinear", align_corners=True)
+        return self.conv2(self.relu(self.bn(self.conv1(x))))

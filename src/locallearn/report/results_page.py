@@ -1,0 +1,128 @@
+"""Results as a single HTML file that needs nothing else: no network, no scripts."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from locallearn.report import results_plots as plots
+from locallearn.report.compare import MISSING, duration, mebibytes, number, percent
+from locallearn.report.results import LEGEND, Measured, Study, figure_grid, numbers, table_grid
+from locallearn.report.svg import to_svg
+
+
+def render(studies: Sequence[Study]) -> str:
+    """The report of these studies as the text of an HTML file."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("results.html.jinja").render(
+        style=_style(environment),
+        legend_text=LEGEND,
+        run_headings=RUN_HEADINGS,
+        studies=[_section(study) for study in studies],
+    )
+
+
+def _style(environment: Environment) -> Markup:
+    """The style sheet of the report of runs: one for both pages."""
+    assert environment.loader is not None
+    source, _, _ = environment.loader.get_source(environment, "report.html.jinja")
+    return Markup(source.partition("<style>")[2].partition("</style>")[0])
+
+
+def _section(study: Study) -> dict[str, Any]:
+    measured = study["measured"]
+    tables = [table_grid(table, measured) for table in study["tables"]]
+    return {
+        **study,
+        "tables": tables,
+        "figures": [_figure(study["name"], figure, measured) for figure in study["figures"]],
+        "curves": _curves(study["name"], measured),
+        "runs": [_run(record) for records in measured.values() for record in records],
+    }
+
+
+def _figure(prefix: str, figure: Mapping[str, Any], measured: Measured) -> dict[str, Any]:
+    panels = []
+    for index, panel in enumerate(figure["panels"], start=1):
+        bubbles = [bubble for bubble in (_bubble(point, measured) for point in panel["points"]) if bubble]
+        name = f"{prefix}-{figure['name']}-{index}"
+        caption = f"{panel['title']}: accuracy [%] against the largest node"
+        svg = Markup(to_svg(plots.bubble_figure(bubbles), name, caption)) if bubbles else None
+        grid = figure_grid(figure, panel, measured)
+        panels.append({"caption": caption, "svg": svg, "grid": grid})
+    legend = plots.legend(point["method"] for panel in figure["panels"] for point in panel["points"])
+    return {"name": figure["name"], "title": figure["title"], "panels": panels, "legend": legend}
+
+
+def _bubble(point: Mapping[str, Any], measured: Measured) -> plots.Bubble | None:
+    records = measured.get(point["cell"], ())
+    found = numbers(records, point["field"])
+    if not found:
+        return None
+    macs = records[-1]["macs"]
+    return plots.Bubble(
+        method=point["method"],
+        label=point["label"],
+        accuracy=statistics.mean(found),
+        spread=statistics.stdev(found) if len(found) > 1 else math.nan,
+        largest_node=macs["largest_node"] / 1e6,
+        inference=macs["inference"] / macs["e2e"],
+        published=None if point["published"] is None else float(point["published"]),
+    )
+
+
+def _curves(prefix: str, measured: Measured) -> dict[str, Any]:
+    """One picture for each data set and model: accuracy over epochs of every cell and seed."""
+    groups: dict[str, list[plots.Curve]] = {}
+    for records in measured.values():
+        for record in records:
+            config = record["config"]
+            curve = plots.Curve(plots.method_of(config), f"{record['cell']}, seed {record['seed']}", record["curve"])
+            groups.setdefault(f"{config['model']} on {config['data']['name']}", []).append(curve)
+    pictures = []
+    for index, (title, curves) in enumerate(groups.items(), start=1):
+        caption = f"{title}: test accuracy of the last layer [%] over epochs"
+        svg = Markup(to_svg(plots.curve_figure(curves), f"{prefix}-curves-{index}", caption))
+        pictures.append({"caption": caption, "svg": svg})
+    methods = [curve.method for curves in groups.values() for curve in curves]
+    return {"pictures": pictures, "legend": plots.legend(methods)}
+
+
+RUN_HEADINGS = (
+    "cell", "seed", "last layer [%]", "ensemble [%]", "largest node [million MACs]", "epochs", "training time",
+    "images/s", "activations [MiB]", "device memory [MiB]", "hardware", "torch", "data", "digest", "commit",
+)  # fmt: skip
+
+
+def _run(record: Mapping[str, Any]) -> list[str]:
+    """A record as a row under :data:`RUN_HEADINGS`."""
+    memory, hardware = record.get("memory") or {}, record.get("hardware") or {}
+    return [
+        record["cell"],
+        str(record["seed"]),
+        percent(record["accuracy"]["last_layer"]),
+        percent(record["accuracy"]["ensemble"]),
+        number(record["macs"]["largest_node"] / 1e6, 3),
+        str(record["config"]["train"]["epochs"]),
+        duration(record.get("seconds")),
+        number(record.get("images_per_second")),
+        mebibytes(memory.get("activation_bytes")),
+        mebibytes(memory.get("peak_device_bytes")),
+        f"{hardware.get('gpu') or hardware.get('cpu') or MISSING}, {hardware.get('threads', MISSING)} threads",
+        (record.get("versions") or {}).get("torch") or MISSING,
+        record["data_source"],
+        record["digest"],
+        (record.get("commit") or MISSING)[:12],
+    ]

@@ -1,0 +1,123 @@
+"""Exporting a trained network: safetensors with a description, ``torch.export``, ONNX."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from locallearn.config import from_dict, to_dict
+from locallearn.core.inference import InferenceNetwork
+from locallearn.core.network import ImageShape, build_network
+from locallearn.errors import UsageError
+from locallearn.training.finished import OpenedRun
+
+FORMATS = ("safetensors", "torch-export", "onnx")
+"""What can be written."""
+
+WEIGHTS = "network.safetensors"
+
+
+def export(run: OpenedRun, folder: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Write the network of a run without its auxiliary heads.
+
+    Every file takes images [B, C, H, W] with pixels in [0, 1], for any B, and gives scores [B, classes].
+    ``network.safetensors`` is read back by :func:`load_exported`, ``network.pt2`` by ``torch.export.load``,
+    ``network.onnx`` by any ONNX runtime.
+
+    Args:
+        run: an opened run.
+        folder: where the files go; it must not hold files of these names yet.
+        formats: some of :data:`FORMATS`.
+
+    Returns:
+        The files.
+
+    Raises:
+        UsageError: a file is there already, a format is not known or its package is missing.
+    """
+    names = {"safetensors": WEIGHTS, "torch-export": "network.pt2", "onnx": "network.onnx"}
+    for name in formats:
+        if name not in names:
+            raise UsageError(f"--formats: {name!r} is not valid; expected some of {', '.join(FORMATS)}")
+    if "onnx" in formats and importlib.util.find_spec("onnxscript") is None:
+        raise UsageError("--formats: onnx needs the packages onnx and onnxscript; install locallearn[onnx]")
+    paths = [folder / names[name] for name in formats]
+    taken = [str(path) for path in paths if path.exists()]
+    if taken:
+        raise UsageError(f"--output: {taken[0]} is there already; name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    network = InferenceNetwork(run.network, run.dataset.mean, run.dataset.std).cpu().float()
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    writers = {"safetensors": _write_safetensors, "torch-export": _write_torch_export, "onnx": _write_onnx}
+    for name, path in zip(formats, paths, strict=True):
+        temporary = path.with_name(f".{os.getpid()}.{path.name}")  # writers look at the ending
+        with torch.no_grad():  # a traced network needs no backward pass
+            writers[name](network, run, temporary)
+        os.replace(temporary, path)
+    return paths
+
+
+def _write_safetensors(network: InferenceNetwork, run: OpenedRun, path: Path) -> None:
+    dataset = run.dataset
+    description = {
+        "config": to_dict(run.config),
+        "image": {"channels": dataset.channels, "size": dataset.image_size, "classes": len(dataset.classes)},
+        "classes": list(dataset.classes),
+        "step": run.step,
+    }
+    save_file(network.state_dict(), path, {"locallearn": json.dumps(description)})
+
+
+def _example(run: OpenedRun) -> torch.Tensor:
+    return torch.rand(2, run.dataset.channels, run.dataset.image_size, run.dataset.image_size)
+
+
+def _write_torch_export(network: InferenceNetwork, run: OpenedRun, path: Path) -> None:
+    batch = {0: torch.export.Dim("batch", min=1)}
+    torch.export.save(torch.export.export(network, (_example(run),), dynamic_shapes=(batch,)), path)
+
+
+def _write_onnx(network: InferenceNetwork, run: OpenedRun, path: Path) -> None:
+    torch.onnx.export(
+        network,
+        (_example(run),),
+        path,
+        input_names=["images"],
+        output_names=["scores"],
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+
+
+def load_exported(path: str | Path) -> InferenceNetwork:
+    """Read ``network.safetensors`` back as a module; nothing is unpickled.
+
+    Args:
+        path: the file, or the folder that holds it.
+
+    Raises:
+        UsageError: it is not an exported network.
+    """
+    path = Path(path)
+    path = path / WEIGHTS if path.is_dir() else path
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        description = json.loads(metadata["locallearn"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise UsageError(f"{path} is not an exported network: {error}") from None
+    shape = ImageShape(**description["image"])
+    channels = [0.0] * shape.channels
+    network = InferenceNetwork(build_network(from_dict(description["config"]), shape), channels, channels)
+    network.load_state_dict(weights)
+    return network

@@ -1,0 +1,108 @@
+"""A run opened for use: its network with the weights of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from locallearn.config import RunConfig
+from locallearn.core.module import autocast
+from locallearn.core.network import LocalNetwork, build_network
+from locallearn.data.datasets import Dataset, ImageSet, load
+from locallearn.data.folder import read_images
+from locallearn.data.store import ImageStore
+from locallearn.errors import CheckpointError
+from locallearn.losses.functional import layerwise_ensemble
+from locallearn.training.checkpoint import BEST, CheckpointFolder, load_network
+from locallearn.training.checkpoint import load as load_checkpoint
+from locallearn.training.evaluate import Evaluation, evaluate
+from locallearn.training.record import RunFolder
+from locallearn.training.setup import image_shape, resolve, with_changes
+
+
+class OpenedRun:
+    """A trained network and what it takes to use it.
+
+    Args:
+        config: the run's configuration.
+        dataset: its data.
+        network: with trained weights, in eval mode.
+        step: the step that the weights are of.
+    """
+
+    def __init__(self, config: RunConfig, dataset: Dataset, network: LocalNetwork, step: int) -> None:
+        assert config.train.device is not None
+        assert config.train.precision is not None
+        self.config, self.dataset, self.network, self.step = config, dataset, network, step
+        self.device = torch.device(config.train.device)
+        self.precision = config.train.precision
+
+    def evaluate(self) -> Evaluation:
+        """Evaluate on the test images."""
+        batches = self._store(self.dataset.test).ordered(self.config.train.evaluate_batch_size)
+        return evaluate(self.network, batches, self.precision)
+
+    @torch.no_grad()
+    def predict(self, folder: Path) -> list[dict[str, Any]]:
+        """Classify the images of a folder.
+
+        Returns:
+            A dictionary an image: its name, and class and probability by the last layer and by the ensemble.
+        """
+        names, images = read_images(folder, self.dataset.image_size, self.dataset.channels)
+        store = self._store(ImageSet(images, torch.zeros(len(images), dtype=torch.int64)))
+        rows: list[dict[str, Any]] = []
+        for batch in store.ordered(self.config.train.evaluate_batch_size):
+            with autocast(self.device, self.precision):
+                logits = self.network.all_logits(batch.images)
+            last = self._classes(logits[-1][0].float().softmax(-1))
+            ensemble = self._classes(layerwise_ensemble(logits))
+            for (label, p), (ensemble_label, ensemble_p) in zip(last, ensemble, strict=True):
+                rows.append(
+                    {
+                        "image": names[len(rows)],
+                        "last_layer": label,
+                        "last_layer_probability": round(p, 6),
+                        "ensemble": ensemble_label,
+                        "ensemble_probability": round(ensemble_p, 6),
+                    }
+                )
+        return rows
+
+    def _store(self, images: ImageSet) -> ImageStore:
+        train = self.config.train
+        return ImageStore(images, self.dataset, None, self.device, self.config.seed, bool(train.channels_last))
+
+    def _classes(self, probabilities_BC: Tensor) -> list[tuple[str, float]]:
+        best, index = probabilities_BC.max(-1)
+        return [(self.dataset.classes[i], p) for i, p in zip(index.tolist(), best.tolist(), strict=True)]
+
+
+def open_run(
+    run: str | Path, checkpoint: str = "last", device: str | None = None, root: str | None = None
+) -> OpenedRun:
+    """Open a run, finished or not, at its newest whole (``"last"``) or its ``"best"`` checkpoint.
+
+    Raises:
+        UsageError: the folder is not a run, or its data are not there.
+        CheckpointError: it has no such checkpoint, or only damaged ones.
+    """
+    folder = RunFolder(Path(run))
+    config = with_changes(folder.config(), device=device, root=root)
+    if checkpoint == "best":
+        path, found = folder.checkpoints / BEST, load_checkpoint(folder.checkpoints / BEST)
+    else:
+        path, found, _ = CheckpointFolder(folder.checkpoints, 1).newest()
+    if path is None or found is None:
+        raise CheckpointError(f"{run} has no checkpoint yet")
+    dataset = load(config.data)
+    config = resolve(config, dataset)
+    network = build_network(config, image_shape(dataset))
+    load_network(network, found.tensors, path)
+    network.to(config.train.device).eval()
+    if config.train.channels_last:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return OpenedRun(config, dataset, network, found.progress["step"])

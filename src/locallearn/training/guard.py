@@ -1,0 +1,45 @@
+"""Notices a loss or a weight that is not finite, without making the host wait for the device at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from locallearn.core.network import LocalNetwork
+from locallearn.losses.objectives import LocalLoss
+
+
+class FiniteGuard:
+    """Remembers, on the device, the first step at which each node's loss was NaN or infinite.
+
+    Args:
+        network: the network whose nodes are watched.
+        device: where losses are.
+    """
+
+    def __init__(self, network: LocalNetwork, device: torch.device) -> None:
+        self.network = network
+        self._first = torch.full((len(network.nodes),), -1, dtype=torch.int64, device=device)
+
+    def note(self, losses: Sequence[LocalLoss], step: int) -> None:
+        """Look at the losses of a step (counted from 1)."""
+        totals = torch.cat([loss.total for loss in losses])
+        self._first = torch.where((self._first < 0) & ~totals.isfinite(), step, self._first)
+
+    def bad_loss(self) -> str | None:
+        """What went wrong first, naming module, group and step; None while all is well."""
+        found = [
+            (step, node) for step, node in zip(self._first.tolist(), self.network.nodes, strict=True) if step >= 0
+        ]
+        if not found:
+            return None
+        step, (name, group) = min(found, key=lambda item: item[0])
+        return f"the loss of module {name}, group {group} became NaN or infinite at step {step}"
+
+    def bad_weight(self, step: int) -> str | None:
+        """The first module with a weight or statistic that is not finite; None where there is none."""
+        for module in self.network:
+            if not all(bool(tensor.isfinite().all()) for tensor in module.state_dict().values()):
+                return f"the weights of module {module.name} became NaN or infinite at step {step}"
+        return None

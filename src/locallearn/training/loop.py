@@ -1,0 +1,244 @@
+"""The training loop: epochs, checkpoints, evaluation and the record, around a runtime's step."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from locallearn.config import AugmentConfig, RunConfig, digest
+from locallearn.core.module import LocalStep
+from locallearn.core.network import build_network
+from locallearn.costs.memory import ActivationMeter
+from locallearn.data.datasets import Dataset, ImageSet
+from locallearn.data.store import Batch, ImageStore
+from locallearn.errors import CheckpointError, DivergedError, InterruptedRunError
+from locallearn.runtime.inline import InlineRuntime
+from locallearn.training import checkpoint as checkpoints
+from locallearn.training import record
+from locallearn.training.evaluate import Evaluation, evaluate, module_label
+from locallearn.training.guard import FiniteGuard
+from locallearn.training.observer import Observer
+from locallearn.training.optim import build_optimizer, learning_rate
+from locallearn.training.record import RunFolder
+from locallearn.training.setup import image_shape
+from locallearn.training.stop import StopRequest
+from locallearn.training.summary import summarise
+from locallearn.training.sums import Sums
+
+_GPU_CHECK_STEPS = 50
+"""On a GPU losses are looked at this often: a look makes the host wait for the device."""
+
+
+class Training:
+    """One training: everything that a run needs in memory, and the loop.
+
+    Args:
+        config: a resolved configuration.
+        dataset: its data.
+        folder: the run's folder.
+        observer: is told how it goes.
+    """
+
+    def __init__(self, config: RunConfig, dataset: Dataset, folder: RunFolder, observer: Observer) -> None:
+        self.config, self.dataset, self.folder, self.observer = config, dataset, folder, observer
+        train = config.train
+        assert train.device is not None
+        assert train.precision is not None
+        self.precision = train.precision
+        self.device = torch.device(train.device)
+        if train.threads:
+            torch.set_num_threads(train.threads)
+        self.network = build_network(config, image_shape(dataset)).to(self.device)
+        if train.channels_last:
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.steps = [
+            LocalStep(
+                module,
+                build_optimizer(config.optimizer, module.parameters()),
+                self.precision,
+                config.optimizer.clip_norm,
+                config.seed,
+            )
+            for module in self.network
+        ]
+        self.runtime = InlineRuntime(self.steps)
+        self.train_store = self._store(dataset.train, config.augment)
+        self.test_store = self._store(dataset.test, None)
+        self.steps_per_epoch = self.train_store.steps(train.batch_size)
+        self.kept = checkpoints.CheckpointFolder(folder.checkpoints, config.checkpoint.keep_last)
+        self.sums = Sums(self.network, self.device)
+        self.stop = StopRequest()
+        self.step = 0
+        self.guard = FiniteGuard(self.network, self.device)
+        self.progress: dict[str, Any] = {"images": 0.0, "train_seconds": 0.0, "best": None, "last": None}
+
+    def _store(self, images: ImageSet, augment: AugmentConfig | None) -> ImageStore:
+        train = self.config.train
+        return ImageStore(images, self.dataset, augment, self.device, self.config.seed, bool(train.channels_last))
+
+    # --- checkpoints -------------------------------------------------------------------------------------------
+
+    def write_checkpoint(self) -> Path:
+        """Write where training stands now."""
+        self._check(self.guard.bad_loss() or self.guard.bad_weight(self.step))
+        tensors = {f"network/{key}": value for key, value in self.network.state_dict().items()}
+        tensors |= {f"sums/{key}": value for key, value in self.sums.tensors.items()}
+        for step in self.steps:
+            tensors |= checkpoints.optimizer_tensors(step.module.name, step.module, step.optimizer)
+        progress = {**self.progress, "step": self.step, "digest": digest(self.config)}
+        return self.kept.write(checkpoints.Checkpoint(tensors, progress), self.step)
+
+    def restore(self) -> None:
+        """Go back to the newest whole checkpoint, or to the beginning where none was written."""
+        path, found, problems = self.kept.newest()
+        for problem in problems:
+            self.observer.on_warning(f"{problem}; using the one before it")
+        if found is not None and path is not None:
+            self._put_back(path, found)
+        self.folder.rewind(self.step)
+
+    def _put_back(self, path: Path, found: checkpoints.Checkpoint) -> None:
+        if found.progress["digest"] != digest(self.config):
+            raise CheckpointError(f"checkpoint {path} belongs to another configuration than config.toml beside it")
+        checkpoints.load_network(self.network, found.tensors, path)
+        for step in self.steps:
+            checkpoints.load_optimizer(step.module.name, step.module, step.optimizer, found.tensors)
+        self.sums.tensors = {
+            key.removeprefix("sums/"): value if key == "sums/images" else value.to(self.device)
+            for key, value in found.tensors.items()
+            if key.startswith("sums/")
+        }
+        self.progress = {key: value for key, value in found.progress.items() if key not in ("step", "digest")}
+        self.step = found.progress["step"]
+        best = self.progress["best"]
+        if best and best["epoch"] * self.steps_per_epoch == self.step and self.config.checkpoint.keep_best:
+            self.kept.mark_best(path)  # a kill may have come between the checkpoint and its copy
+
+    # --- the loop ----------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end and return the summary."""
+        self.observer.on_start(self.config, self.steps_per_epoch, self.step)
+        self._note_commit()
+        if self.step == 0:
+            nodes = [{"module": module_label(name), "group": group} for name, group in self.network.nodes]
+            self._record({"event": "start", "time": record.now(), "nodes": nodes})
+        else:
+            self._record({"event": "resume", "time": record.now()})
+        total = self.steps_per_epoch * self.config.train.epochs
+        with self.stop:
+            while self.step < total:
+                self._epoch(self.step // self.steps_per_epoch, self.step % self.steps_per_epoch)
+        summary = summarise(self.config, self.dataset, self.network, self.progress, self.step)
+        self.folder.write_summary(summary)
+        return summary
+
+    def _note_commit(self) -> None:
+        """Remember every commit that took part: of the start and of a resume by other code."""
+        commits = self.progress.setdefault("commits", [])
+        if record.commit() not in commits:
+            commits.append(record.commit())
+
+    def _epoch(self, epoch: int, start: int) -> None:
+        """Train on what is left of an epoch (counted from 0), evaluate, and write a checkpoint."""
+        if start == 0:
+            self.sums.reset()
+            self.progress["epoch_seconds"] = 0.0
+        begin = time.perf_counter()
+        for batch in self.train_store.epoch(epoch, self.config.train.batch_size, start):
+            self._set_learning_rate()
+            self._step(batch)
+            if self._checkpoint_is_due() or self.stop.requested:
+                self._clock(begin)
+                self.write_checkpoint()
+                begin = time.perf_counter()
+            if self.stop.requested:
+                raise InterruptedRunError(
+                    f"interrupted at step {self.step}; continue with: locallearn train --resume {self.folder.path}"
+                )
+        self._clock(begin)
+        self._finish_epoch(epoch + 1)
+
+    def _checkpoint_is_due(self) -> bool:
+        every = self.config.checkpoint.every_steps
+        return bool(every) and self.step % every == 0 and self.step % self.steps_per_epoch != 0
+
+    def _clock(self, begin: float) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elapsed = time.perf_counter() - begin
+        self.progress["epoch_seconds"] += elapsed
+        self.progress["train_seconds"] += elapsed
+
+    def _set_learning_rate(self) -> None:
+        rate = learning_rate(self.config, self.step, self.steps_per_epoch)
+        for step in self.steps:
+            for group in step.optimizer.param_groups:
+                group["lr"] = rate
+
+    def _step(self, batch: Batch) -> None:
+        if "activation_bytes" in self.progress:
+            losses = self.runtime.step(batch, self.step)
+        else:  # the first step of a run is also weighed
+            with ActivationMeter(self.network.parameters()) as meter:
+                losses = self.runtime.step(batch, self.step)
+            self.progress["activation_bytes"] = meter.peak_bytes
+        self.sums.add(losses, batch.labels)
+        self.step += 1
+        self.guard.note(losses, self.step)
+        if self.device.type == "cpu" or self.step % _GPU_CHECK_STEPS == 0:
+            self._check(self.guard.bad_loss())
+        self.observer.on_step(self.step)
+
+    def _check(self, problem: str | None) -> None:
+        if problem is not None:
+            paths = self.kept.paths()
+            kept = f"the last good checkpoint is {paths[-1]}" if paths else "there is no checkpoint yet"
+            raise DivergedError(f"{problem} (epoch {1 + (self.step - 1) // self.steps_per_epoch}); {kept}")
+
+    def _finish_epoch(self, epoch: int) -> None:
+        seconds = self.progress["epoch_seconds"]
+        images = self.sums.tensors["images"].item()
+        self.progress["images"] += images
+        self._check(self.guard.bad_loss())
+        self._record(
+            {
+                "event": "train",
+                "epoch": epoch,
+                "learning_rate": float(self.steps[0].optimizer.param_groups[0]["lr"]),
+                "seconds": seconds,
+                "images_per_second": images / seconds,
+                "nodes": self.sums.nodes(),
+            }
+        )
+        every, last = self.config.train.evaluate_every, epoch == self.config.train.epochs
+        better = False
+        if last or (every and epoch % every == 0):
+            better = self._evaluate(epoch)
+        path = self.write_checkpoint()
+        if better and self.config.checkpoint.keep_best:
+            self.kept.mark_best(path)
+
+    def _evaluate(self, epoch: int) -> bool:
+        """Evaluate, and tell whether the last layer was never better."""
+        found = self.evaluation()
+        accuracy = {"last_layer": found.last_layer, "ensemble": found.ensemble}
+        self._record({"event": "evaluate", "epoch": epoch, **accuracy, "nodes": found.nodes})
+        self.progress["last"] = {"epoch": epoch, **accuracy, "nodes": found.nodes}
+        best = self.progress["best"]
+        if best is None or found.last_layer > best["last_layer"]:
+            self.progress["best"] = {"epoch": epoch, **accuracy}
+            return True
+        return False
+
+    def evaluation(self) -> Evaluation:
+        """Evaluate the network on the test images."""
+        return evaluate(self.network, self.test_store.ordered(self.config.train.evaluate_batch_size), self.precision)
+
+    def _record(self, event: dict[str, Any]) -> None:
+        event = {**event, "step": self.step}
+        self.folder.append(event)
+        self.observer.on_event(event)

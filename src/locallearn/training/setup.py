@@ -1,0 +1,72 @@
+"""What a configuration leaves to the machine and the data set is decided here."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import torch
+
+from locallearn.config import RunConfig
+from locallearn.core.network import ImageShape
+from locallearn.data.datasets import Dataset, resolve_augment
+from locallearn.errors import ConfigError
+
+
+def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
+    """Decide what the configuration leaves to the machine and the data set.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+    train = config.train
+    device = check_device(train.device)
+    train = dataclasses.replace(
+        train,
+        device=str(device),
+        precision=train.precision or default_precision(device),
+        channels_last=True if train.channels_last is None else train.channels_last,
+        threads=train.threads or torch.get_num_threads(),
+    )
+    return dataclasses.replace(config, train=train, augment=resolve_augment(config.augment, dataset))
+
+
+def default_precision(device: torch.device) -> Literal["fp32", "bf16"]:
+    """bf16 where the device computes it natively, else fp32."""
+    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if native else "fp32"
+
+
+def check_device(name: str | None) -> torch.device:
+    """The torch device of that name; without one, the GPU where there is one, else the CPU.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError("train.device", name, "cpu or cuda[:N]") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError("train.device", name, "cpu or cuda[:N]")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError("train.device", name, f"cpu, or one of the {torch.cuda.device_count()} GPUs here")
+    return device
+
+
+def image_shape(dataset: Dataset) -> ImageShape:
+    """What a network for this data set is built for."""
+    return ImageShape(dataset.channels, dataset.image_size, len(dataset.classes))
+
+
+def with_changes(
+    config: RunConfig, device: str | None = None, threads: int | None = None, root: str | None = None
+) -> RunConfig:
+    """The same run on another machine: another device, number of threads, or place of the data."""
+    train = dataclasses.replace(
+        config.train, device=device or config.train.device, threads=threads or config.train.threads
+    )
+    data = dataclasses.replace(config.data, root=root or config.data.root)
+    return dataclasses.replace(config, train=train, data=data)

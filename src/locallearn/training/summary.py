@@ -1,0 +1,56 @@
+"""The end of a run in one dictionary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from locallearn.config import RunConfig, digest
+from locallearn.core.network import LocalNetwork
+from locallearn.data.datasets import Dataset
+from locallearn.training import record
+
+
+def summarise(
+    config: RunConfig, dataset: Dataset, network: LocalNetwork, progress: dict[str, Any], step: int
+) -> dict[str, Any]:
+    """What summary.json holds: accuracy as fractions, time in seconds, memory in bytes."""
+    last, best, commits = progress["last"], progress["best"], progress["commits"]
+    seconds = progress["train_seconds"]
+    return {
+        "status": "finished",
+        "method": config.method,
+        "model": config.model,
+        "data": config.data.name,
+        "data_source": dataset.source,
+        "depth": config.depth,
+        "width": list(config.groups),
+        "seed": config.seed,
+        "epochs": config.train.epochs,
+        "steps": step,
+        "digest": digest(config),
+        "accuracy": {
+            "last_layer": last["last_layer"],
+            "ensemble": last["ensemble"],
+            "best_last_layer": best["last_layer"],
+            "best_epoch": best["epoch"],
+        },
+        "nodes": last["nodes"],
+        "images_per_second": progress["images"] / seconds,
+        "seconds": seconds,
+        "memory": _memory(config, progress),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "hardware": record.hardware(str(config.train.device)),
+        "versions": record.versions(),
+        "commit": ", then ".join(commits) if all(commits) else None,
+    }
+
+
+def _memory(config: RunConfig, progress: dict[str, Any]) -> dict[str, int]:
+    """Activation bytes of the first step; peaks of this process, since its start."""
+    memory = {"activation_bytes": progress["activation_bytes"], "peak_rss_bytes": record.peak_rss_bytes()}
+    device = str(config.train.device)
+    if device.startswith("cuda"):
+        memory["peak_device_bytes"] = torch.cuda.max_memory_allocated(device)
+    return memory

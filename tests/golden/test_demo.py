@@ -1,0 +1,17 @@
+"""The demo's promise: every method is above 97 % on the embedded digits, at more than one seed."""
+
+import dataclasses
+
+import pytest
+
+from locallearn.experiments.recipes import recipe
+from locallearn.training import runs
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("method", ["e2e", "dgl", "gn-dgl"])
+def test_above_97_percent(method, seed, tmp_path):
+    summary = runs.train(dataclasses.replace(recipe(method), seed=seed), tmp_path / "run")
+    assert summary["accuracy"]["last_layer"] > 0.97
+    assert summary["accuracy"]["ensemble"] > 0.97

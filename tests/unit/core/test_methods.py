@@ -1,0 +1,116 @@
+import dataclasses
+
+import pytest
+
+from locallearn.config import ObjectiveConfig, RunConfig
+from locallearn.core.methods import methods
+from locallearn.core.network import ImageShape, build_network
+from locallearn.errors import ConfigError
+
+IMAGE = ImageShape(3, 8, 5)
+
+
+def layout(method, depth, width, **objective):
+    config = RunConfig(method=method, depth=depth, width=width, objective=ObjectiveConfig(**objective))
+    return methods.get(method)(config)
+
+
+def shown(found):
+    """(groups, channel groups, loss, head) of every module, and whether the classifier is decoupled."""
+    return [
+        (m.groups, m.channel_groups, m.objective.loss, m.objective.head) for m in found.modules
+    ], found.decoupled_classifier
+
+
+CLASSIFIER = (1, 1, "cross-entropy", "0c1f")
+
+
+@pytest.mark.parametrize(
+    ("method", "depth", "width", "objective", "modules", "decoupled"),
+    [
+        ("e2e", 1, (1,), {}, [CLASSIFIER], False),
+        ("dgl", 2, (1,), {}, [(1, 1, "cross-entropy", "1c2f"), CLASSIFIER], False),
+        ("gn-dgl", 2, (2,), {}, [(2, 2, "cross-entropy", "1c2f")] * 2, True),
+        ("gn-dgl", 2, (4, 1), {}, [(4, 4, "cross-entropy", "1c2f"), CLASSIFIER], False),
+        ("gn-dgl", 1, (4,), {}, [(4, 4, "cross-entropy", "1c2f")], True),
+        ("infopro", 3, (1,), {}, [(1, 1, "infopro", "1c2f")] * 2 + [CLASSIFIER], False),
+        ("dgl", 3, (1,), {"loss": "infopro"}, [(1, 1, "infopro", "1c2f")] * 2 + [CLASSIFIER], False),
+        ("predsim", 2, (1,), {}, [(1, 1, "predsim", "1c2f")] * 2, True),
+        ("gn-dgl", 2, (2, 1), {"loss": "predsim"}, [(2, 2, "predsim", "1c2f"), (1, 1, "predsim", "1c2f")], True),
+        ("single-thread", 1, (4,), {}, [(1, 4, "cross-entropy", "0c1f")], False),
+    ],
+)
+def test_layouts(method, depth, width, objective, modules, decoupled):
+    assert shown(layout(method, depth, width, **objective)) == (modules, decoupled)
+
+
+def test_classifiers_have_neither_penalty_nor_stop_gradient_and_keep_label_smoothing():
+    found = layout("dgl", 2, (1,), label_smoothing=0.1).modules[-1].objective
+    assert (found.diversity_weight, found.stop_gradient, found.label_smoothing) == (0.0, False, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("method", "depth", "width", "objective", "message"),
+    [
+        ("e2e", 2, (1,), {}, "depth: 2 is not valid; expected 1 with method e2e"),
+        ("e2e", 1, (2,), {}, r"width: \(2,\) is not valid; expected 1 with method e2e"),
+        ("e2e", 1, (1,), {"loss": "predsim"}, "objective.loss: 'predsim' .* expected cross-entropy with method e2e"),
+        ("dgl", 2, (2,), {}, r"expected 1 \(use gn-dgl for groups\) with method dgl"),
+        ("infopro", 2, (2,), {}, r"expected 1 \(InfoPro splits in depth only\) with method infopro"),
+        ("infopro", 2, (1,), {"loss": "cross-entropy"}, "expected infopro with method infopro"),
+        ("predsim", 2, (1,), {"loss": "infopro"}, "expected predsim with method predsim"),
+        ("single-thread", 2, (2,), {}, "depth: 2 is not valid; expected 1 with method single-thread"),
+        ("single-thread", 1, (2,), {"loss": "predsim"}, "expected cross-entropy with method single-thread"),
+    ],
+)
+def test_what_a_method_does_not_take_is_one_line(method, depth, width, objective, message):
+    with pytest.raises(ConfigError, match=message):
+        layout(method, depth, width, **objective)
+
+
+def build(method, depth, width, model="tiny-resnet", **objective):
+    config = RunConfig(
+        method=method, model=model, depth=depth, width=width, objective=ObjectiveConfig(**objective), seed=4
+    )
+    return build_network(config, IMAGE)
+
+
+def test_k1_baseline_has_local_heads_and_a_decoupled_classifier():
+    network = build("gn-dgl", 1, (4,))
+    assert network.nodes == [("1", 1), ("1", 2), ("1", 3), ("1", 4), ("classifier", 1)]
+    first, classifier = network
+    assert first.objective.head.groups == 4
+    assert len(classifier.blocks) == 0
+    assert classifier.objective.head.linears[0].weight.shape == (5, 16)
+
+
+def test_single_thread_splits_every_convolution_but_the_one_that_sees_the_image():
+    network = build("single-thread", 1, (4,))
+    assert network.nodes == [("1", 1)]
+    groups = {name: m.groups for name, m in network.named_modules() if type(m).__name__ == "Conv2d"}
+    assert groups.pop("stages.0.blocks.stem.conv") == 1
+    assert set(groups.values()) == {4}
+    backbone = build("gn-dgl", 1, (4,)).stages[0].blocks.state_dict()
+    own = network.stages[0].blocks.state_dict()
+    assert all((own[name] == value).all() for name, value in backbone.items())  # the same split network, other losses
+
+
+def test_shortcuts_are_the_losses_by_name():
+    for method, long in (("predsim", "gn-dgl"), ("infopro", "dgl")):
+        short = build(method, 3, (1,)).state_dict()
+        same = build(long, 3, (1,), loss=method).state_dict()
+        assert short.keys() == same.keys()
+        assert all((short[name] == value).all() for name, value in same.items())
+
+
+def test_a_users_own_method(monkeypatch):
+    monkeypatch.setattr(methods, "_entries", dict(methods._entries))
+
+    @methods.register("last-half")
+    def last_half(config):
+        found = methods.get("gn-dgl")(config)
+        first = dataclasses.replace(found.modules[0], objective=ObjectiveConfig(loss="cross-entropy", head="0c1f"))
+        return dataclasses.replace(found, modules=(first, *found.modules[1:]))
+
+    network = build("last-half", 2, (2,))
+    assert [len(module.objective.head.convs) for module in network] == [0, 3, 0]

@@ -1,0 +1,66 @@
+import pytest
+
+from locallearn.config import from_toml, to_toml
+from locallearn.errors import LocalLearnError
+from locallearn.experiments.recipes import digits, recipe, recipe_names, resnet, vgg
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_listed_recipe_is_a_complete_configuration(name):
+    config = recipe(name)
+    assert from_toml(to_toml(config)) == config
+    assert name.endswith(config.method)
+
+
+@pytest.mark.parametrize("method", ["e2e", "dgl", "gn-dgl", "infopro", "predsim", "single-thread"])
+def test_names_find_their_recipe(method):
+    assert recipe(method) == digits(method)
+    assert recipe(f"resnet32-{method}") == resnet("resnet32", method)
+    assert recipe(f"vgg6ax3-{method}") == vgg("vgg6ax3", method)
+
+
+@pytest.mark.parametrize("name", ["", "gn_dgl", "vgg6a", "resnet9-dgl", "resnet32-6group-gn-dgl", "vgg6a-6group-dgl"])
+def test_an_unknown_recipe_is_one_line(name):
+    with pytest.raises(LocalLearnError) as caught:
+        recipe(name)
+    assert "\n" not in str(caught.value)
+    assert "expected" in str(caught.value)
+
+
+def test_resnet_recipe_is_that_of_sec_3_3_2():
+    config = recipe("resnet32-infopro")
+    assert (config.method, config.depth, config.width, config.objective.head) == ("infopro", 4, (1,), "1c2f")
+    assert (config.optimizer.name, config.optimizer.learning_rate, config.optimizer.nesterov) == ("sgd", 0.8, True)
+    assert (config.optimizer.momentum, config.optimizer.weight_decay) == (0.9, 1e-4)
+    assert (config.train.epochs, config.train.batch_size, config.data.name) == (160, 1024, "cifar10")
+    assert (config.schedule.name, config.schedule.warmup_epochs, config.schedule.warmup_rate) == ("cosine", 10, 0.01)
+
+
+def test_vgg_recipe_is_that_of_sec_3_3_1():
+    config = recipe("vgg6a-gn-dgl")
+    assert (config.depth, config.width, config.dropout) == (5, (2, 4, 2, 1, 1), 0.01)
+    assert (config.objective.loss, config.objective.predsim_weight, config.objective.predsim_inputs) == (
+        "predsim",
+        0.99,
+        2048,
+    )
+    assert (config.objective.stop_gradient, config.objective.diversity_weight) == (True, 0.5)
+    assert (config.optimizer.name, config.optimizer.learning_rate, config.optimizer.weight_decay) == ("adam", 1e-3, 0)
+    assert (config.schedule.milestones, config.schedule.factors) == ((50, 100), (0.5, 0.1))
+    assert (config.train.epochs, config.train.batch_size) == (150, 128)
+
+
+@pytest.mark.parametrize("split", [2, 4, 6, 8, 10])
+def test_splits_of_table_3_1(split):
+    expected = (split, 2 * split, split, 1, 1)
+    assert vgg("vgg6a", "gn-dgl", split).width == expected
+    assert recipe(f"vgg6a-{split}group-gn-dgl").width == expected
+    assert recipe(f"vgg6ax2-{split}group-gn-dgl").model == "vgg6ax2"
+
+
+def test_layerwise_dgl_of_vgg_is_predsim_of_one_group():
+    config = recipe("vgg6a-dgl")
+    assert (config.depth, config.width, config.objective.loss) == (5, (1,), "predsim")
+    assert (recipe("vgg16a-dgl").depth, recipe("vgg19a-dgl").depth) == (14, 17)
+    assert (recipe("vgg6a-e2e").depth, recipe("vgg6a-single-thread").width) == (1, (2,))
+    assert recipe("vgg6a-predsim").objective.loss is None

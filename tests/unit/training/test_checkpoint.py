@@ -1,0 +1,99 @@
+import os
+
+import pytest
+import torch
+
+from locallearn.errors import CheckpointError
+from locallearn.training.checkpoint import BEST, Checkpoint, CheckpointFolder, load, load_network, save
+
+
+def some(step=1):
+    tensors = {"network/a": torch.arange(6.0).view(2, 3), "sums/n": torch.tensor(step), "h": torch.ones(2).bfloat16()}
+    return Checkpoint(tensors, {"step": step, "best": None, "seconds": 0.1})
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    original = some()
+    original.tensors["view"] = torch.arange(24.0).view(1, 2, 3, 4).contiguous(memory_format=torch.channels_last)
+    save(tmp_path / "c.safetensors", original)
+    found = load(tmp_path / "c.safetensors")
+    assert found.progress == original.progress
+    assert set(found.tensors) == set(original.tensors)
+    assert all(torch.equal(found.tensors[k], v) for k, v in original.tensors.items())
+
+
+@pytest.mark.parametrize("where", ["start", "metadata", "middle", "end", "cut", "empty"])
+def test_damage_anywhere_is_detected_and_named(tmp_path, where):
+    path = tmp_path / "c.safetensors"
+    save(path, some())
+    content = bytearray(path.read_bytes())
+    if where == "metadata":
+        at = content.index(b"seconds") + 11
+        content[at] = ord("7")
+    elif where == "cut":
+        content = content[:-5]
+    elif where == "empty":
+        content = bytearray()
+    else:
+        at = {"start": 3, "middle": len(content) - 20, "end": len(content) - 1}[where]
+        content[at] ^= 0x41
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"c\.safetensors"):
+        load(path)
+
+
+def test_the_newest_are_kept_and_a_damaged_one_is_skipped_with_a_line(tmp_path):
+    folder = CheckpointFolder(tmp_path / "checkpoints", keep_last=2)
+    for step in (1, 2, 3, 10):
+        folder.write(some(step), step)
+    assert [path.name for path in folder.paths()] == ["step-000000003.safetensors", "step-000000010.safetensors"]
+    folder.paths()[-1].write_bytes(b"rubbish")
+    path, found, problems = folder.newest()
+    assert found is not None
+    assert found.progress["step"] == 3
+    assert path == folder.paths()[0]
+    assert len(problems) == 1
+    assert "step-000000010.safetensors" in problems[0]
+    folder.paths()[0].write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no checkpoint in .* is usable"):
+        folder.newest()
+
+
+def test_no_checkpoint_is_no_error(tmp_path):
+    assert CheckpointFolder(tmp_path / "none", 1).newest() == (None, None, [])
+
+
+def test_a_kill_while_writing_leaves_the_old_ones(tmp_path, monkeypatch):
+    folder = CheckpointFolder(tmp_path, keep_last=1)
+    folder.write(some(1), 1)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folder.write(some(2), 2)
+    monkeypatch.undo()
+    _, found, problems = folder.newest()
+    assert found is not None
+    assert found.progress["step"] == 1
+    assert problems == []
+    folder.write(some(3), 3)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000000003.safetensors"]  # the left-over is gone too
+
+
+def test_the_best_is_a_copy_of_its_own(tmp_path):
+    folder = CheckpointFolder(tmp_path, keep_last=1)
+    folder.mark_best(folder.write(some(1), 1))
+    folder.write(some(2), 2)
+    assert load(tmp_path / BEST).progress["step"] == 1
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    network = torch.nn.Linear(2, 3)
+    good = {f"network/{k}": v for k, v in network.state_dict().items()}
+    load_network(network, good, tmp_path)
+    with pytest.raises(CheckpointError, match="weight does not fit"):
+        load_network(network, {**good, "network/weight": torch.zeros(3, 5)}, tmp_path)
+    with pytest.raises(CheckpointError, match="extra does not fit"):
+        load_network(network, {**good, "network/extra": torch.zeros(3)}, tmp_path)

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from locallearn.report import timeline_plots as plots
-from locallearn.report.compare import mebibytes, number, percent
+from locallearn.report.compare import mebibytes, number
 from locallearn.report.page import Picture, environment, write_page
 from locallearn.report.svg import to_svg
 from locallearn.report.units import time_text
@@ -26,7 +26,7 @@ def write_cost_page(values: Mapping[str, Any], settings: Mapping[str, object], o
 
     Args:
         values: what ``locallearn cost --json`` prints; the charts need its ``timeline``.
-        settings: names and values of what was asked for; None is left out.
+        settings: names and values of what was asked for; None and an empty tuple are left out.
         output: HTML file to write, in place of an old one.
 
     Raises:
@@ -42,7 +42,7 @@ def render(values: Mapping[str, Any], settings: Mapping[str, object]) -> str:
         .get_template("cost.html.jinja")
         .render(
             title="Cost",
-            settings=[(name, _text(value)) for name, value in settings.items() if value is not None],
+            settings=[(name, _text(value)) for name, value in settings.items() if value not in (None, ())],
             totals=_totals(values),
             nodes=_node_table(values["nodes"]),
             timeline=_timeline(values["timeline"]) if "timeline" in values else None,
@@ -90,7 +90,7 @@ def _timeline(timeline: Mapping[str, Any]) -> dict[str, Any]:
         _svg(plots.makespan_figure(schedules), "makespan", "Predicted time of every schedule"),
         _LEAST_WIDTH,
     )
-    batches = f"{timeline['batches']} batches of {timeline['batch_size']} images"
+    batches = f"{timeline['batches']} batch{'es' * (timeline['batches'] > 1)} of {timeline['batch_size']} images"
     charts = [_chart(s, plots.schedule_figure(s, end, timeline["batches"]), "run", batches) for s in schedules]
     closer = []
     if start is not None and 2 * start < end:
@@ -132,8 +132,8 @@ def _schedule_table(schedules: Sequence[Mapping[str, Any]]) -> Table:
                 str(len(used)),
                 time_text(schedule["makespan"]),
                 number(schedule["speedup"], 2),
-                percent(sum(used) / len(used)),
-                percent(min(used)),
+                number(100 * sum(used) / len(used), 1),
+                number(100 * min(used), 1),
                 mebibytes(schedule["wire_bytes"]),
             ]
         )

@@ -28,7 +28,9 @@ def to_svg(figure: Figure, prefix: str, title: str) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}):
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     root = ET.fromstring(buffer.getvalue())
-    tooltips = {line.get_gid(): str(line.get_label()) for axes in figure.axes for line in axes.lines}
+    tooltips = {
+        line.get_gid(): str(line.get_label()) for axes in figure.axes for line in axes.lines if line.get_gid()
+    }
     _strip(root)
     _own_ids(root, prefix, tooltips)
     for attribute in ("width", "height", "version"):

@@ -39,19 +39,19 @@ KINDS = {
 """What each kind of work is called, and its colour."""
 
 WIDTH = 11.5  # inches
-_LEFT, _RIGHT, _BOTTOM, _TOP = 1.3, 0.15, 0.42, 0.06  # margins [inches]: the same for all, so that the axes line up
+_LEFT, _RIGHT, _BOTTOM, _TOP = 1.3, 0.15, 0.37, 0.06  # margins [inches]: the same for all, so that the axes line up
 _ROWS, _THINNEST, _THICKEST = 260, 3.0, 13.0  # height of all rows and of one [points]
 _LABEL = 9.0  # height that the name of a row needs [points]
 _BAR = 0.84  # height of a bar [rows]
 _LIGHT = 0.52  # share of white in the light shade
 _INK, _IDLE, _GRID = "#444444", "#ececee", "#dddddd"
-_AT_MOST = 4  # a schedule that takes more times as long as local learning does not decide on the axis
+_AT_MOST = 3  # a schedule that takes more times as long as local learning does not decide on the axis
 
 
 def axis_end(schedules: Sequence[Schedule]) -> float:
     """Where the shared time axis ends [s].
 
-    At the end of the longest schedule that takes at most 4 times as long as the first one; longer ones are cut, so
+    At the end of the longest schedule that takes at most 3 times as long as the first one; longer ones are cut, so
     that what happens in the others can be seen.
     """
     first = schedules[0]["makespan"]
@@ -89,8 +89,9 @@ def schedule_figure(schedule: Schedule, end: float, batches: int | None = None) 
             bars.setdefault((kind, microbatch // parts % 2), []).append((device, start, stop))
     for (kind, shade), spans in sorted(bars.items()):
         _draw(axes, spans, _shades(KINDS[kind][1])[shade], f"{kind}{shade}")
-    _separate_modules(axes, schedule["work"])
-    _mark_end(axes, makespan, end)
+    _separate_modules(axes, schedule["work"], min(makespan, end))
+    if batches or makespan <= end:  # of a part of the time everybody sees that it goes on
+        _mark_end(axes, makespan, end)
     return figure
 
 
@@ -105,8 +106,8 @@ def makespan_figure(schedules: Sequence[Schedule]) -> Figure:
     _draw(axes, [(i, 0.0, s["makespan"]) for i, s in enumerate(schedules)], light, "makespan")
     _draw(axes, [(i, 0.0, busy) for i, busy in enumerate(computing)], dark, "computing")
     for i, schedule in enumerate(schedules):
-        text = f"  {time_text(schedule['makespan'])}"
-        axes.text(schedule["makespan"], i, text, va="center", fontsize=8, color=_INK)
+        text = time_text(schedule["makespan"])
+        axes.annotate(text, (schedule["makespan"], i), (4, 0), textcoords="offset points", va="center", fontsize=8)
     return figure
 
 
@@ -120,7 +121,7 @@ def legend(shown: str, kinds: Sequence[str]) -> list[tuple[str, LineStyle]]:
     dark, light = _shades("#5a626c")
     entries = [(label, colour) for kind, (label, colour) in KINDS.items() if kind in kinds]
     entries += [("waiting", "#d4d5d8")]
-    entries += [(f"dark: {shown} 1, 3, 5, ...", dark), (f"light: {shown} 2, 4, 6, ...", light)]
+    entries += [(f"{shown} 1, 3, ...", dark), (f"{shown} 2, 4, ...", light)]
     return [(label, LineStyle(colour, width=6)) for label, colour in entries]
 
 
@@ -162,16 +163,16 @@ def _draw(
     top, bottom = row - height / 2, row + height / 2
     corners = np.stack([[start, top], [end, top], [end, bottom], [start, bottom]]).transpose(2, 0, 1)
     path = Path.make_compound_path_from_polys(corners)
-    axes.add_patch(PathPatch(path, facecolor=colour, linewidth=0, label=label, zorder=2))
+    # not add_patch: it would look for the limits, slowly, and they are known
+    axes.add_artist(PathPatch(path, facecolor=colour, linewidth=0, label=label, zorder=2))
 
 
-def _separate_modules(axes: Axes, work: Sequence[Sequence[Any]]) -> None:
+def _separate_modules(axes: Axes, work: Sequence[Sequence[Any]], end: float) -> None:
     """A line between the groups of one module and those of the next; none where a module has one row."""
     modules = [module for _, module in sorted({(item[0], item[2]) for item in work})]
     if len(set(modules)) < len(modules):
-        for row in range(1, len(modules)):
-            if modules[row] != modules[row - 1]:
-                axes.axhline(row - 0.5, color="#8a9099", linewidth=0.6, zorder=3)
+        borders = [row - 0.5 for row in range(1, len(modules)) if modules[row] != modules[row - 1]]
+        axes.hlines(borders, 0, end, color="#8a9099", linewidth=0.6, zorder=3)
 
 
 def _mark_end(axes: Axes, makespan: float, end: float) -> None:
@@ -184,7 +185,9 @@ def _mark_end(axes: Axes, makespan: float, end: float) -> None:
         return
     axes.axvline(makespan, color="#111111", linewidth=1.0, zorder=3, clip_on=False)
     if makespan < 0.93 * end:
-        axes.text(makespan + 0.006 * end, middle, time_text(makespan), va="center", fontsize=8, color="#111111")
+        axes.annotate(
+            time_text(makespan), (makespan, middle), (4, 0), textcoords="offset points", va="center", fontsize=8
+        )
 
 
 def _parts(schedule: Schedule, batches: int) -> int:

@@ -80,6 +80,40 @@ def test_a_timeline_only_where_it_is_asked_for(capsys):
     assert re.search(r"^module 2 group 1 \|\.+F", text, re.MULTILINE)
 
 
+TIMES = ["--method", "gn-dgl", "--depth", "2", "--width", "2", "--device-flops", "1e9", "--batches", "3"]
+
+
+def test_the_report_shows_the_same_counts_and_times(capsys, tmp_path):
+    output = tmp_path / "new" / "cost.html"
+    found = values(capsys, *TIMES, "--report", str(output))  # standard output is JSON and nothing else
+    page = output.read_text()
+    for name in ("e2e_macs", "max_node_macs", "inference_macs"):
+        assert f"<dd>{found[name]:,}</dd>" in page
+    for schedule in found["timeline"]["schedules"]:
+        assert f"{schedule['speedup']:,.2f}</td>" in page
+    for name, value in {"model": "resnet8", "width": "2", "device-flops": "1e+09", "objective.head": "1c2f"}.items():
+        assert f"<dt>{name}</dt><dd>{value}</dd>" in page
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_the_report_is_named_last_and_replaces_an_old_one(capsys, tmp_path):
+    output = tmp_path / "cost.html"
+    output.write_text("old")
+    assert printed(capsys, "--report", str(output)).splitlines()[-1] == str(output)
+    page = output.read_text()
+    assert "--device-flops" in page
+    assert "<svg" not in page  # no times, no charts
+    assert "<dt>batches</dt>" not in page
+
+
+def test_a_report_that_cannot_be_written_is_told_in_one_line(capsys, tmp_path):
+    assert main([*SMALL, "--report", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert "the report cannot be written there (a folder" in captured.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

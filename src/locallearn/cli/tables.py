@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from locallearn.report.compare import COLUMNS, comparison_rows
@@ -17,7 +18,7 @@ _SHOWN = ("run", "K", "G", "last layer [%]", "ensemble [%]", "images/s", "activa
 
 def summary_table(runs: Sequence[Path]) -> Table:
     """One row a run: accuracy, speed and memory side by side; the figures of the report."""
-    table = Table(title="Test accuracy, training speed and memory")
+    table = Table(title="Test accuracy, training speed and memory", box=box.SIMPLE_HEAD)  # narrow
     columns = [column for column in COLUMNS if column.title in _SHOWN]
     for column in columns:
         table.add_column(column.title, justify="right" if column.numeric else "left")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
+import logging
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -58,10 +61,23 @@ def export(run: OpenedRun, folder: Path, formats: Sequence[str] = FORMATS) -> li
     writers = {"safetensors": _write_safetensors, "torch-export": _write_torch_export, "onnx": _write_onnx}
     for name, path in zip(formats, paths, strict=True):
         temporary = path.with_name(f".{os.getpid()}.{path.name}")  # writers look at the ending
-        with torch.no_grad():  # a traced network needs no backward pass
+        with torch.no_grad(), _without_chatter():  # a traced network needs no backward pass
             writers[name](network, run, temporary)
         os.replace(temporary, path)
     return paths
+
+
+@contextlib.contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Keep the exporters' remarks on their own insides (deprecations, no torchvision) off the user's terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _write_safetensors(network: InferenceNetwork, run: OpenedRun, path: Path) -> None:

@@ -1,4 +1,6 @@
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -76,6 +78,14 @@ def test_other_weights_would_be_noticed(exported, pixels):
     with torch.no_grad():
         next(network.parameters()).mul_(1.01)
         assert not torch.allclose(network(pixels), expected(exported, pixels), rtol=1e-5, atol=1e-5)
+
+
+def test_the_terminal_shows_the_files_and_nothing_else(exported, tmp_path):
+    command = [sys.executable, "-m", "locallearn", "export", str(exported), "--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    names = ["network.safetensors", "network.pt2", "network.onnx"]
+    assert done.stdout.split() == [str(tmp_path / name) for name in names]
+    assert done.stderr == ""
 
 
 def test_nothing_is_overwritten(exported, capsys):

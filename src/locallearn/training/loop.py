@@ -151,20 +151,26 @@ class Training:
         for batch in self.train_store.epoch(epoch, self.config.train.batch_size, start):
             self._set_learning_rate()
             self._step(batch)
-            if self._checkpoint_is_due() or self.stop.requested:
+            within = self.step % self.steps_per_epoch != 0  # the end of an epoch is saved with its evaluation
+            if within and (self._checkpoint_is_due() or self.stop.requested):
                 self._clock(begin)
                 self.write_checkpoint()
+                self._stop_if_requested()
                 begin = time.perf_counter()
-            if self.stop.requested:
-                raise InterruptedRunError(
-                    f"interrupted at step {self.step}; continue with: locallearn train --resume {self.folder.path}"
-                )
         self._clock(begin)
         self._finish_epoch(epoch + 1)
+        if epoch + 1 < self.config.train.epochs:
+            self._stop_if_requested()
+
+    def _stop_if_requested(self) -> None:
+        if self.stop.requested:
+            raise InterruptedRunError(
+                f"interrupted at step {self.step}; continue with: locallearn train --resume {self.folder.path}"
+            )
 
     def _checkpoint_is_due(self) -> bool:
         every = self.config.checkpoint.every_steps
-        return bool(every) and self.step % every == 0 and self.step % self.steps_per_epoch != 0
+        return bool(every) and self.step % every == 0
 
     def _clock(self, begin: float) -> None:
         if self.device.type == "cuda":

@@ -130,6 +130,24 @@ def test_a_stop_request_ends_between_steps_with_a_checkpoint(tmp_path):
     assert [e["step"] for e in events(run, "resume")] == [3]
 
 
+@pytest.mark.parametrize("step", [5, 10])
+def test_a_stop_request_at_the_end_of_an_epoch_loses_none_of_it(tmp_path, step):
+    class Stop(Quiet):
+        def on_step(self, now):
+            self.training.stop.requested = now == step
+
+    run = tmp_path / "run"
+    training = training_of(small.config(checkpoint=CheckpointConfig()), run, Stop())
+    if step == 5:
+        with pytest.raises(InterruptedRunError, match="interrupted at step 5"):
+            training.run()
+    else:
+        training.run()  # nothing is left to stop
+    assert runs.resume(run)["steps"] == 10
+    assert [e["epoch"] for e in events(run, "train")] == [1, 2]
+    assert [e["epoch"] for e in events(run, "evaluate")] == [1, 2]
+
+
 def test_a_missing_gpu_is_one_line():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")

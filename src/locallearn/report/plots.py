@@ -26,7 +26,7 @@ _LOG_FROM = 30  # a loss that falls by more than this factor is drawn on a logar
 
 def loss_figure(record: RunRecord) -> Figure:
     """Training loss of every node over epochs."""
-    figure, axes = _axes("epoch")
+    figure, axes = new_axes("epoch")
     _draw_nodes(axes, record, record.train, "loss")
     _logarithmic_if_wide(axes)
     return figure
@@ -34,14 +34,14 @@ def loss_figure(record: RunRecord) -> Figure:
 
 def training_accuracy_figure(record: RunRecord) -> Figure:
     """Training accuracy of every node's own head over epochs [%]."""
-    figure, axes = _axes("epoch")
+    figure, axes = new_axes("epoch")
     _draw_nodes(axes, record, record.train, "accuracy", scale=100)
     return figure
 
 
 def test_accuracy_figure(record: RunRecord) -> Figure:
     """Test accuracy of every node over epochs [%], the last layer and the ensemble drawn strongest."""
-    figure, axes = _axes("epoch")
+    figure, axes = new_axes("epoch")
     epochs = series(record.evaluations, "epoch")
     if len(record.nodes) > 1:
         _draw_nodes(axes, record, record.evaluations, "accuracy", scale=100)
@@ -71,7 +71,7 @@ def heatmap_figure(record: RunRecord) -> Figure:
     final = final_nodes(record)
     cells = np.array([[series([node_of(final, (m, g))], "accuracy")[0] for m in columns] for g in rows]) * 100
     width = max(WIDTH, 0.7 + 0.46 * len(columns))
-    figure, axes = _axes("module", height=0.6 + 0.32 * len(rows), width=width)
+    figure, axes = new_axes("module", height=0.6 + 0.32 * len(rows), width=width)
     axes.set_ylabel("group", fontsize=9, color=_INK)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
@@ -113,7 +113,8 @@ def final_nodes(record: RunRecord) -> list[dict]:
     return record.evaluations[-1].get("nodes", []) if record.evaluations else []
 
 
-def _axes(x: str, height: float = _HEIGHT, width: float = WIDTH) -> tuple[Figure, Axes]:
+def new_axes(x: str, height: float = _HEIGHT, width: float = WIDTH) -> tuple[Figure, Axes]:
+    """A figure of one plot in the style of the reports, its x axis labelled ``x``; sizes are in inches."""
     figure = Figure(figsize=(width, height), facecolor="none")  # the page has a ground of its own
     axes = figure.add_subplot(facecolor="none")
     figure.subplots_adjust(left=0.5 / width, right=1 - 0.08 / width, bottom=0.46 / height, top=1 - 0.08 / height)
@@ -153,14 +154,14 @@ def _draw_nodes(axes: Axes, record: RunRecord, events: Sequence[dict], key: str,
 
 
 def _small(record: RunRecord, key: str, label: str) -> Figure:
-    figure, axes = _axes("epoch", height=_SMALL)
+    figure, axes = new_axes("epoch", height=_SMALL)
     _draw(axes, series(record.train, "epoch"), series(record.train, key), label, LineStyle("#0072b2", width=1.6))
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=_STEPS))
     return figure
 
 
 def _compare(records: Sequence[RunRecord], x_label: str, x: Callable[[RunRecord], list[float]]) -> Figure:
-    figure, axes = _axes(x_label)
+    figure, axes = new_axes(x_label)
     for index, record in enumerate(records):
         values = series(record.evaluations, "last_layer")
         _draw(axes, x(record), values, record.name, run_style(index), scale=100)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from locallearn.report.plots import _axes as new_axes
+from locallearn.report.plots import new_axes
 from locallearn.report.styles import LineStyle
 
 _COLOURS = {

@@ -1,0 +1,81 @@
+"""Which images a run is trained on, and how they are changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from locallearn.config.checks import (
+    STRICT,
+    check,
+    choice,
+    count,
+    is_int,
+    is_real,
+    probability,
+)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images to train on and where they are."""
+
+    __pydantic_config__ = STRICT
+
+    name: str = "digits"
+    """Data set: digits, cifar10, cifar100, imagenet32 or folder."""
+    root: str | None = None
+    """Folder that holds the data; by default $LOCALLEARN_DATA, then ~/.cache/locallearn/data."""
+    download: bool = False
+    """Fetch the data set if it is not there (resumable, checked by checksum)."""
+    train_limit: int = 0
+    """Use only the first N training images [images]; 0 means all."""
+    test_limit: int = 0
+    """Use only the first N test images [images]; 0 means all."""
+    image_size: int | None = None
+    """Side that images of a folder are resized to [pixels]; by default 32. Other sets have their own size."""
+
+    def __post_init__(self) -> None:
+        count("data.train_limit", self.train_limit)
+        count("data.test_limit", self.test_limit)
+        check(
+            "data.image_size",
+            self.image_size,
+            lambda v: is_int(v) and v >= 4,
+            "a whole number of at least 4",
+        )
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of training images, drawn per image; ``None`` means the data set's own custom."""
+
+    __pydantic_config__ = STRICT
+
+    crop_padding: int | None = None
+    """Pad each side by this much, then crop at a random place [pixels]; 0 turns it off."""
+    padding_mode: Literal["reflect", "constant"] | None = None
+    """What the padding holds: the mirrored image, or zeros."""
+    flip: float | None = None
+    """Probability of a horizontal flip."""
+    jitter: float = 0.0
+    """Probability of changing an image's colours."""
+    brightness: float = 0.4
+    """Largest relative change of brightness, where colours change."""
+    contrast: float = 0.4
+    """Largest relative change of contrast, where colours change."""
+    saturation: float = 0.4
+    """Largest relative change of saturation, where colours change."""
+    hue: float = 0.1
+    """Largest change of hue, where colours change [fraction of the colour circle]."""
+    grey: float = 0.0
+    """Probability of turning an image grey."""
+
+    def __post_init__(self) -> None:
+        count("augment.crop_padding", self.crop_padding)
+        choice("augment.padding_mode", self.padding_mode, "reflect", "constant")
+        for name in ("flip", "jitter", "grey"):
+            probability(f"augment.{name}", getattr(self, name))
+        for name in ("brightness", "contrast", "saturation"):
+            probability(f"augment.{name}", getattr(self, name))
+        check("augment.hue", self.hue, lambda v: is_real(v) and 0 <= v <= 0.5, "a number in [0, 0.5]")

@@ -1,0 +1,80 @@
+"""A configuration as dictionaries, as TOML and as a digest."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from typing import Any
+
+import tomli_w
+from pydantic import TypeAdapter, ValidationError
+
+from locallearn.config.run import RunConfig
+from locallearn.errors import ConfigError
+
+_ADAPTER = TypeAdapter(RunConfig)
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """The configuration as plain nested dictionaries; fields that are ``None`` are left out."""
+    return _without_none(dataclasses.asdict(config))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def from_dict(values: dict[str, Any]) -> RunConfig:
+    """Build a configuration from plain nested dictionaries.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type or a wrong value.
+    """
+    try:
+        return _ADAPTER.validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        unknown = first["type"] in ("extra_forbidden", "unexpected_keyword_argument")
+        expected = "a known setting (this one is not)" if unknown else first["msg"].removeprefix("Input should be ")
+        raise ConfigError(name, first["input"], expected) from None
+
+
+def to_toml(config: RunConfig) -> str:
+    """The configuration as TOML text; :func:`from_toml` gives back an equal configuration."""
+    return tomli_w.dumps(to_dict(config))
+
+
+def from_toml(text: str) -> RunConfig:
+    """Read TOML text that :func:`to_toml` wrote, or that a user did.
+
+    Raises:
+        ConfigError: not TOML, an unknown key, a wrong type or a wrong value.
+    """
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError("config", "text", f"TOML ({error})") from None
+    return from_dict(values)
+
+
+def digest(config: RunConfig) -> str:
+    """Sixteen hexadecimal digits that name what is computed.
+
+    Runs with equal digests and seeds train the same thing; where data lies, which device computes, how often
+    checkpoints are written and the seed itself are left out.
+    """
+    values = to_dict(config)
+    for key in ("seed", "checkpoint"):
+        values.pop(key)
+    for group, keys in {
+        "data": ("root", "download"),
+        "train": ("device", "threads", "evaluate_batch_size"),
+    }.items():
+        for key in keys:
+            values[group].pop(key, None)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

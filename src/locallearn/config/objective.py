@@ -1,0 +1,73 @@
+"""The local loss of every node, and its auxiliary head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from locallearn.config.checks import (
+    STRICT,
+    check,
+    choice,
+    fraction,
+    is_real,
+    non_negative,
+    positive_int,
+    probability,
+)
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The local loss of every node, and the auxiliary head that it looks through."""
+
+    __pydantic_config__ = STRICT
+
+    loss: str | None = None
+    """Local loss: cross-entropy, predsim or infopro; by default the method's own, which is cross-entropy for dgl and
+    gn-dgl."""
+    head: str = "1c2f"
+    """Auxiliary head: <n>c<m>f with n convolutions (the first of stride 2, doubling the channels) and m linear
+    layers, or mlp-sr (pooled to a quarter of each side, 1x1 convolutions, multi-layer perceptron)."""
+    head_width: int = 128
+    """Hidden units of the head's linear layers, times the model's width factor."""
+    stop_gradient: bool = True
+    """Each group's head also sees the other groups' features, without gradient (Algorithm 2)."""
+    diversity_weight: float = 0.5
+    """Weight of the diversity penalty between groups (Eq. 1); 0 turns it off. The other group is detached, as in
+    the thesis; code that does not detach it has twice the gradient at the same weight."""
+    diversity_temperature: float = 3.0
+    """Softmax temperature of the diversity penalty."""
+    label_smoothing: float = 0.0
+    """Label smoothing of every cross entropy."""
+    predsim_weight: float = 0.99
+    """Share of the similarity loss in predsim; cross entropy has the rest. 1 is sim alone, 0 is pred alone."""
+    predsim_inputs: int = 2048
+    """Predsim pools features until its linear classifier has at most this many inputs [features]."""
+    infopro_loss: Literal["contrastive", "cross-entropy"] = "contrastive"
+    """Second term of InfoPro: supervised contrastive loss of a projection, or cross entropy."""
+    infopro_weights: tuple[float, ...] = ()
+    """InfoPro's weights of reconstruction and of the second term, of the first module and then of the last but one
+    (four numbers; linear between); by default the published ones of the nearest depth."""
+    temperature: float = 0.07
+    """Temperature of the contrastive loss."""
+    projection: int = 128
+    """Outputs of the head whose projection the contrastive loss compares [features]."""
+
+    def __post_init__(self) -> None:
+        for name in ("head_width", "predsim_inputs", "projection"):
+            positive_int(f"objective.{name}", getattr(self, name))
+        for name in ("diversity_temperature", "temperature"):
+            check(
+                f"objective.{name}",
+                getattr(self, name),
+                lambda v: is_real(v) and v > 0,
+                "a finite number above 0",
+            )
+        probability("objective.predsim_weight", self.predsim_weight)
+        choice("objective.infopro_loss", self.infopro_loss, "contrastive", "cross-entropy")
+        for weight in self.infopro_weights:
+            non_negative("objective.infopro_weights", weight)
+        check("objective.infopro_weights", self.infopro_weights, lambda v: len(v) in (0, 4), "four numbers, or none")
+        non_negative("objective.diversity_weight", self.diversity_weight)
+        fraction("objective.label_smoothing", self.label_smoothing)

@@ -1,0 +1,75 @@
+"""The whole of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from locallearn.config.checks import (
+    STRICT,
+    check,
+    fraction,
+    is_int,
+    positive_int,
+)
+from locallearn.config.data import AugmentConfig, DataConfig
+from locallearn.config.objective import ObjectiveConfig
+from locallearn.config.training import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from locallearn.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything about one training.
+
+    Raises:
+        ConfigError: where a value is wrong; the message names the field, the value and what would be right.
+    """
+
+    __pydantic_config__ = STRICT
+
+    method: str = "gn-dgl"
+    """How the network is cut and trained: e2e, dgl, gn-dgl, infopro, predsim or single-thread."""
+    model: str = "resnet8"
+    """Backbone, for example resnet8, resnet32, resnet32x2, vgg6a."""
+    depth: int = 1
+    """K: depth modules that the backbone is cut into."""
+    width: tuple[int, ...] = (1,)
+    """G: width groups of every module, or one number for each module. They must divide the channels of a ResNet; a
+    VGG's channels are narrowed to the next multiple."""
+    cuts: tuple[str, ...] = ("auto",)
+    """Where modules end: auto (the thesis's table, else balanced), balanced, layerwise, or the names of blocks."""
+    dropout: float = 0.0
+    """Dropout after every block of a VGG."""
+    seed: int = 0
+    """Seed of everything random in the run."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        positive_int("depth", self.depth)
+        if not self.width:
+            raise ConfigError("width", self.width, "one number, or one for each module")
+        for groups in self.width:
+            positive_int("width", groups)
+        if len(self.width) not in (1, self.depth):
+            raise ConfigError("width", self.width, f"one number, or one for each of the {self.depth} modules")
+        if not self.cuts:
+            raise ConfigError("cuts", self.cuts, "auto, balanced, layerwise, or the names of blocks")
+        fraction("dropout", self.dropout)
+        check("seed", self.seed, lambda v: is_int(v) and 0 <= v < 2**63, "a whole number in [0, 2^63)")
+        if self.schedule.warmup_epochs > self.train.epochs:
+            raise ConfigError(
+                "schedule.warmup_epochs",
+                self.schedule.warmup_epochs,
+                f"at most train.epochs ({self.train.epochs})",
+            )
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """G of each of the K modules."""
+        return self.width if len(self.width) == self.depth else self.width * self.depth

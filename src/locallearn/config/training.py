@@ -1,0 +1,129 @@
+"""Optimizer, schedule, loop and checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from locallearn.config.checks import (
+    STRICT,
+    check,
+    choice,
+    count,
+    fraction,
+    non_negative,
+    positive_int,
+)
+from locallearn.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Every node's own optimizer."""
+
+    __pydantic_config__ = STRICT
+
+    name: Literal["sgd", "adam"] = "sgd"
+    """SGD with momentum, or Adam."""
+    learning_rate: float = 0.1
+    """Initial (peak) learning rate."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = True
+    """Nesterov's momentum (SGD)."""
+    weight_decay: float = 1e-4
+    """L2 penalty on every parameter."""
+    clip_norm: float = 0.0
+    """Largest gradient norm of one node; 0 means no clipping."""
+
+    def __post_init__(self) -> None:
+        choice("optimizer.name", self.name, "sgd", "adam")
+        non_negative("optimizer.learning_rate", self.learning_rate)
+        fraction("optimizer.momentum", self.momentum)
+        non_negative("optimizer.weight_decay", self.weight_decay)
+        non_negative("optimizer.clip_norm", self.clip_norm)
+        if self.name == "sgd" and self.nesterov and self.momentum == 0:
+            raise ConfigError("optimizer.nesterov", True, "false where optimizer.momentum is 0")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rate changes over a run."""
+
+    __pydantic_config__ = STRICT
+
+    name: Literal["cosine", "milestones", "constant"] = "cosine"
+    """Cosine to zero, steps at milestones, or none."""
+    warmup_epochs: int = 0
+    """Epochs of linear warm-up [epochs]."""
+    warmup_rate: float = 0.01
+    """Learning rate that the warm-up starts from."""
+    milestones: tuple[int, ...] = ()
+    """Epochs (counted from 1) after which the rate changes [epochs]."""
+    factors: tuple[float, ...] = ()
+    """What the initial rate is multiplied by after each milestone."""
+    unit: Literal["epoch", "step"] = "epoch"
+    """Change the rate once an epoch (as the thesis does) or at every step."""
+
+    def __post_init__(self) -> None:
+        choice("schedule.name", self.name, "cosine", "milestones", "constant")
+        choice("schedule.unit", self.unit, "epoch", "step")
+        count("schedule.warmup_epochs", self.warmup_epochs)
+        non_negative("schedule.warmup_rate", self.warmup_rate)
+        for milestone in self.milestones:
+            positive_int("schedule.milestones", milestone)
+        for factor in self.factors:
+            non_negative("schedule.factors", factor)
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ConfigError("schedule.milestones", self.milestones, "rising epochs")
+        if len(self.factors) != len(self.milestones):
+            raise ConfigError("schedule.factors", self.factors, f"one factor for each of {self.milestones}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training loop."""
+
+    __pydantic_config__ = STRICT
+
+    epochs: int = 10
+    """Passes over the training images [epochs]."""
+    batch_size: int = 128
+    """Images a step [images]."""
+    evaluate_every: int = 1
+    """Evaluate on the test images after every N epochs [epochs]; 0 means at the end only."""
+    evaluate_batch_size: int = 500
+    """Images a forward pass in evaluation [images]."""
+    device: str | None = None
+    """Device to train on, cpu or cuda[:N]; by default the GPU where there is one."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """fp32, or bf16 autocast; by default bf16 where the device computes it natively."""
+    channels_last: bool | None = None
+    """Keep images channels-last in memory; by default on."""
+    threads: int | None = None
+    """CPU threads; by default as many as torch chooses."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "evaluate_batch_size", "threads"):
+            positive_int(f"train.{name}", getattr(self, name))
+        check("train.batch_size", self.batch_size, lambda v: v >= 2, "at least 2 (batch norm needs two images)")
+        count("train.evaluate_every", self.evaluate_every)
+        choice("train.precision", self.precision, "fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept of a run while it trains. There is always a checkpoint at the end of every epoch."""
+
+    __pydantic_config__ = STRICT
+
+    every_steps: int = 0
+    """Also write a checkpoint every N steps [steps]; 0 means at the end of epochs only."""
+    keep_last: int = 2
+    """How many of the newest checkpoints to keep."""
+    keep_best: bool = True
+    """Also keep the checkpoint of the best test accuracy of the last layer."""
+
+    def __post_init__(self) -> None:
+        count("checkpoint.every_steps", self.every_steps)
+        positive_int("checkpoint.keep_last", self.keep_last)

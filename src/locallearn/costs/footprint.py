@@ -1,0 +1,102 @@
+"""How many bytes a device needs for its part of a training: an upper estimate from the counts of a :class:`Cost`.
+
+What is left out is the framework itself, the memory that a kernel asks for on its own, and the data set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from locallearn.config import OptimizerConfig
+from locallearn.costs.nodes import Cost
+
+_FP32 = 4
+"""Weights, gradients and optimizer state are fp32 in every precision."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What one device holds at the peak of a step [bytes].
+
+    Attributes:
+        state: weights, gradients and optimizer state.
+        activations: kept for the backward pass.
+        working: gradients of features on their way through the backward pass.
+        waiting: the batch, and features that have arrived and are not used yet.
+    """
+
+    state: int
+    activations: int
+    working: int
+    waiting: int
+
+    @property
+    def total(self) -> int:
+        """All of it [bytes]."""
+        return self.state + self.activations + self.working + self.waiting
+
+
+def state_bytes(optimizer: OptimizerConfig, parameters: int) -> int:
+    """Weights, their gradients, and what the optimizer remembers of them [bytes]."""
+    remembered = 2 if optimizer.name == "adam" else int(optimizer.momentum > 0)
+    return _FP32 * (2 + remembered) * parameters
+
+
+def working_bytes(cost: Cost, features: int) -> int:
+    """Gradients that are alive beside the activations when the backward pass of ``features`` bytes begins.
+
+    The gradient of the features and the one computed from it; a backward pass under autocast has them in fp32.
+    """
+    return 2 * features * (2 if cost.precision == "bf16" else 1)
+
+
+def of_node(cost: Cost, k: int, optimizer: OptimizerConfig, image_bytes: int, in_flight: int) -> Footprint:
+    """One node of module k (from 0) on a device of its own.
+
+    A node keeps a whole copy of what the nodes of a module share: its input, and the features of all groups where
+    its heads see them. ``activation_bytes`` has an equal share of both.
+
+    Args:
+        cost: of the network.
+        k: the module.
+        optimizer: of every node.
+        image_bytes: images of one batch.
+        in_flight: batches of features that may wait for this node.
+    """
+    module = cost.modules[k]
+    given = _input_bytes(cost, k, image_bytes)
+    seen = module.output_bytes * (module.groups if module.shares_features else 1)
+    others = given + (seen if module.shares_features else 0)
+    copies = -(-others * (module.groups - 1) // module.groups)
+    return Footprint(
+        state=state_bytes(optimizer, module.parameters),
+        activations=module.activation_bytes + copies,
+        working=working_bytes(cost, seen),
+        waiting=given * (in_flight if k else 1),
+    )
+
+
+def of_one_device(cost: Cost, optimizer: OptimizerConfig, image_bytes: int) -> Footprint:
+    """All nodes on one device, trained module by module: every module's state, and one module's activations."""
+    peaks = [
+        Footprint(
+            state=state_bytes(optimizer, sum(m.groups * m.parameters for m in cost.modules)),
+            activations=module.groups * module.activation_bytes,
+            working=working_bytes(cost, module.groups * module.output_bytes),
+            waiting=image_bytes + (_input_bytes(cost, k, image_bytes) if k else 0),
+        )
+        for k, module in enumerate(cost.modules)
+    ]
+    return max(peaks, key=lambda peak: peak.total)
+
+
+def _input_bytes(cost: Cost, k: int, image_bytes: int) -> int:
+    """The features that module k is given for one batch, of all groups."""
+    return cost.modules[k - 1].groups * cost.modules[k - 1].output_bytes if k else image_bytes
+
+
+def bytes_text(n: int) -> str:
+    """Bytes with a fitting unit: ``64.9 MiB``."""
+    if n < 2**20:
+        return f"{n / 2**10:.3g} KiB"
+    return f"{n / 2**20:.1f} MiB" if n < 2**30 else f"{n / 2**30:.2f} GiB"

@@ -13,7 +13,7 @@ from locallearn.bench.timing import interleaved
 from locallearn.config import ObjectiveConfig, RunConfig
 from locallearn.core.module import LocalStep
 from locallearn.core.network import ImageShape, build_network
-from locallearn.costs.footprint import state_bytes, working_bytes
+from locallearn.costs.footprint import state_bytes
 from locallearn.costs.nodes import Cost
 from locallearn.data.store import Batch
 from locallearn.training.optim import build_optimizer
@@ -67,7 +67,7 @@ def _predict(rows: list[dict[str, Any]], counted: Cost, config: RunConfig, flops
         row["predicted_bytes"] = (
             state_bytes(config.optimizer, module.groups * module.parameters)
             + module.groups * module.activation_bytes
-            + working_bytes(counted, module.groups * module.output_bytes)
+            + module.working_bytes
         )
     return rows
 
@@ -107,6 +107,6 @@ def allocated_peak(call: Callable[[], object], device: torch.device) -> int:
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
     live = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
+        live += event.nbytes()  # type: ignore[attr-defined]
         peak = max(peak, live)
     return peak

@@ -123,13 +123,14 @@ def _others(values: dict[str, Any], unit: str, text: Any) -> Table:
 
 
 def _refused(console: Console, refused: Sequence[dict[str, Any]]) -> None:
-    if refused:
-        console.print("\nNot proposed:")
+    """What was not proposed: one line for each reason, with every K x G that it holds for."""
+    reasons: dict[str, list[str]] = {}
     for row in refused:
-        where = "one device" if row["devices"] == 1 else f"{row['devices']} devices"
-        console.print(
-            f"  K = {row['depth']}, G = {row['width']}, {row['head']}, {where}: {row['reason']}", highlight=False
-        )
+        what = f"{row['depth']}x{row['width']} on {row['devices']}"
+        what += f" ({bytes_text(row['memory'])})" if row["memory"] and "memory" in row["reason"] else ""
+        reasons.setdefault(row["reason"], []).append(what)
+    for reason, which in reasons.items():
+        console.print(f"not proposed, {reason}: KxG {', '.join(which)}", highlight=False)
 
 
 def _measured(console: Console, values: dict[str, Any]) -> None:
@@ -148,8 +149,8 @@ def _measured(console: Console, values: dict[str, Any]) -> None:
     console.print(table)
     hardware = measured["hardware"]
     console.print(
-        f"{hardware.get('gpu', hardware['cpu'])}, {hardware['threads']} threads, torch {measured['versions']['torch']}; "
-        f"rate from the end-to-end step: {measured['device_flops']:.3g} operations/s "
-        f"({time_text(measured['e2e_seconds'])})",
+        f"{hardware.get('gpu', hardware['cpu'])}, {hardware['threads']} threads, "
+        f"torch {measured['versions']['torch']}; rate from the end-to-end step: "
+        f"{measured['device_flops']:.3g} operations/s ({time_text(measured['e2e_seconds'])})",
         highlight=False,
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from locallearn.config import ObjectiveConfig, OptimizerConfig, RunConfig
 from locallearn.core.network import ImageShape
-from locallearn.costs.footprint import state_bytes, working_bytes
+from locallearn.costs.footprint import state_bytes, with_spare
 from locallearn.costs.nodes import CIFAR10, Cost, cost
 from locallearn.costs.timeline import Machine, run_copies, run_pipeline
 from locallearn.errors import ConfigError
@@ -86,18 +86,18 @@ def stages(config: RunConfig, image: ImageShape, depth: int) -> Cost:
 def _alone(whole: Cost, optimizer: OptimizerConfig, machine: Machine, batches: int) -> Alternative:
     module = whole.modules[0]
     memory = state_bytes(optimizer, module.parameters) + module.activation_bytes
-    memory += working_bytes(whole, module.output_bytes)
+    memory += module.working_bytes
     run = run_pipeline(whole, machine, plans.backpropagation(batches), 1, whole=True)
-    return Alternative("backpropagation", 1, 1, memory, run.makespan)
+    return Alternative("backpropagation", 1, 1, with_spare(memory), run.makespan)
 
 
 def _checkpointing(cut: Cost, optimizer: OptimizerConfig, machine: Machine, batches: int) -> Alternative:
     """Keeps what goes into each segment, and computes a segment again before its backward pass."""
     kept = sum(module.output_bytes for module in cut.modules[:-1])
-    peak = max(m.activation_bytes + working_bytes(cut, m.output_bytes) for m in cut.modules)
+    peak = max(m.activation_bytes + m.working_bytes for m in cut.modules)
     memory = state_bytes(optimizer, sum(stage.parameters for stage in cut.reference)) + kept + peak
     once = run_pipeline(cut, machine, plans.backpropagation(batches), 1, whole=True).makespan
-    return Alternative("checkpointing", len(cut.modules), 1, memory, once * 4 / 3)
+    return Alternative("checkpointing", len(cut.modules), 1, with_spare(memory), once * 4 / 3)
 
 
 def _pipelines(
@@ -109,12 +109,13 @@ def _pipelines(
     def memory(alive: Sequence[int]) -> int:
         return max(
             state_bytes(optimizer, stage.parameters)
-            + (held * module.activation_bytes + working_bytes(cut, module.output_bytes)) // microbatches
+            + held * module.activation_bytes // microbatches
+            + module.working_bytes
             for stage, module, held in zip(cut.reference, cut.modules, alive, strict=True)
         )
 
     def predicted(name: str, run: Run, alive: Sequence[int]) -> Alternative:
-        return Alternative(name, n, n, memory(alive), run.makespan, round(run.wire_bytes))
+        return Alternative(name, n, n, with_spare(memory(alive)), run.makespan, round(run.wire_bytes))
 
     gpipe = run_pipeline(cut, machine, plans.gpipe(n, microbatches, batches), microbatches)
     turns = run_pipeline(cut, machine, plans.one_forward_one_backward(n, microbatches, batches), microbatches)
@@ -127,10 +128,10 @@ def _pipelines(
 def _copies(whole: Cost, optimizer: OptimizerConfig, machine: Machine, batches: int, devices: int) -> Alternative:
     module = whole.modules[0]
     images = -(-whole.batch_size // devices)
-    part = module.activation_bytes + working_bytes(whole, module.output_bytes)
-    memory = state_bytes(optimizer, module.parameters) + part * images // whole.batch_size
+    part = module.activation_bytes * images // whole.batch_size
+    memory = state_bytes(optimizer, module.parameters) + part + module.working_bytes
     run = run_copies(whole, machine, batches, devices)
-    return Alternative("data-parallel", 1, devices, memory, run.makespan, round(run.wire_bytes))
+    return Alternative("data-parallel", 1, devices, with_spare(memory), run.makespan, round(run.wire_bytes))
 
 
 def advice(proposed: float, others: Sequence[Alternative], memory: int) -> list[str]:
@@ -149,6 +150,7 @@ def advice(proposed: float, others: Sequence[Alternative], memory: int) -> list[
     what = best.name + (f" in {best.parts} parts" if best.parts > 1 else "")
     if ratio <= 1:
         return [f"Use {what}: it fits, is predicted {1 / ratio:.2f} times as fast, and loses no accuracy."]
-    lines = [f"{what} is the fastest way of backpropagation that fits: {ratio:.2f} times the proposal's time."]
-    lines.append("It loses no accuracy; prefer it where the time allows it.")
-    return lines
+    return [
+        f"The fastest way of backpropagation that fits is {what}: {ratio:.2f} times the proposal's time, "
+        "and no accuracy lost."
+    ]

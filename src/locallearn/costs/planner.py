@@ -199,9 +199,9 @@ def choose(candidates: Sequence[Candidate], refused: Sequence[Refusal] = (), *, 
     for one in candidates:
         reason = None
         if one.devices > devices:
-            reason = f"needs {one.devices} devices"
+            reason = "more devices than there are"
         elif one.memory > memory:
-            reason = f"needs {bytes_text(one.memory)} a device"
+            reason = "more memory than there is"
         if reason is None:
             fits.append(one)
         else:

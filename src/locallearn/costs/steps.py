@@ -34,6 +34,8 @@ class ModuleCost:
         head_macs: its heads and decoder, and the decoupled classifier where there is one.
         shares_features: whether its heads see the features of the other groups.
         score_bytes: class scores of one batch that it sends to the other groups (diversity penalty).
+        working_bytes: alive beside the activations at the peak, of all groups together: two gradients as large as
+            the largest tensor that is kept, and two copies of the largest weight in the order that a kernel wants.
     """
 
     groups: int
@@ -44,6 +46,7 @@ class ModuleCost:
     output_bytes: int
     shares_features: bool
     score_bytes: int
+    working_bytes: int
 
     @property
     def macs(self) -> int:
@@ -91,6 +94,7 @@ def _dry_step(module: LocalModule, features: Tensor, batch: Batch, precision: st
         output_bytes=_share(features.numel() * features.element_size(), groups),
         shares_features=shares,
         score_bytes=0 if scores is None else scores[0].numel() * scores.element_size(),
+        working_bytes=2 * (meter.largest_bytes + max((p.nbytes for p in module.parameters()), default=0)),
     )
     return counted, features
 
@@ -107,6 +111,7 @@ def _with_classifier(last: ModuleCost, classifier: ModuleCost) -> ModuleCost:
         head_macs=last.head_macs + classifier.head_macs,
         parameters=last.parameters + classifier.parameters,
         activation_bytes=max(last.activation_bytes, classifier.activation_bytes),
+        working_bytes=max(last.working_bytes, classifier.working_bytes),
         shares_features=last.groups > 1,
     )
 

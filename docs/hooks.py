@@ -9,14 +9,26 @@ import re
 from typing import Any
 from unittest.mock import patch
 
-from locallearn.cli.main import main
+from locallearn.cli.main import COMMANDS, main
 
-_PLACE = re.compile(r"<!-- help: (.*?) -->")
+PLACE = "<!-- commands -->"
+_FIRST = {"train": "train gn-dgl", "bench": "bench"}
+"""What some commands need before ``--help`` tells everything."""
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace ``<!-- help: COMMAND -->`` by what ``locallearn COMMAND --help`` prints."""
-    return _PLACE.sub(lambda match: f"```text\n{help_text(match[1])}\n```", markdown)
+    """Replace the place for commands by a section for each, with what its ``--help`` prints."""
+    if PLACE not in markdown:
+        return markdown
+    sections = [f"## {name}\n\n{what[0].upper()}{what[1:]}.\n\n{help_block(name)}" for name, what in COMMANDS.items()]
+    return markdown.replace(PLACE, "\n\n".join(sections))
+
+
+def help_block(command: str) -> str:
+    """What ``locallearn COMMAND --help`` prints, and for ``bench`` that of each of its kinds."""
+    shown = help_text(_FIRST.get(command, command))
+    kinds = re.findall(r"^(?!usage)(\w+): ", shown, re.MULTILINE) if command == "bench" else []
+    return "\n\n".join(f"```text\n{text}\n```" for text in [shown, *(help_text(f"bench {kind}") for kind in kinds)])
 
 
 def help_text(command: str) -> str:

@@ -43,9 +43,9 @@ config = ll.recipe("gn-dgl")
 config = dataclasses.replace(
     config,
     objective=dataclasses.replace(config.objective, loss="hinge"),
-    train=dataclasses.replace(config.train, epochs=8),
+    train=dataclasses.replace(config.train, epochs=6),
 )
 with tempfile.TemporaryDirectory() as folder:
     summary = ll.train(config, f"{folder}/run")
-    assert summary["accuracy"]["ensemble"] > 0.9
-    print(f"ensemble above 90 %: {summary['accuracy']['ensemble'] > 0.9}")
+    assert summary["accuracy"]["ensemble"] > 0.8
+    print(f"ensemble above 80 %: {summary['accuracy']['ensemble'] > 0.8}")

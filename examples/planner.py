@@ -1,4 +1,4 @@
-"""Which K and G fit two devices of 80 MiB, and would data parallelism be better?
+"""Which K and G fit two devices of 80 MiB, and whether data parallelism is better.
 
 Run it with: python examples/planner.py
 """

@@ -90,7 +90,9 @@ def lines_of(text: str) -> list[str]:
 def check_output(want: str, got: str, where: object) -> None:
     """Compare what is shown with what was printed; ``...`` stands for anything."""
     got = "\n".join(line.rstrip() for line in got.splitlines()) + "\n"
-    assert doctest.OutputChecker().check_output(want, got, doctest.ELLIPSIS), f"{where}: shown\n{want}\nprinted\n{got}"
+    assert doctest.OutputChecker().check_output(want, got, doctest.ELLIPSIS), (
+        f"{where}: shown\n{want}\nprinted\n{got}"
+    )
 
 
 class Page:
@@ -107,14 +109,16 @@ class Page:
             return
         if block.language == "python":
             with contextlib.redirect_stdout(io.StringIO()) as printed:
-                exec(compile(block.text, str(block), "exec", dont_inherit=True), self.names)  # noqa: S102
+                exec(compile(block.text, str(block), "exec", dont_inherit=True), self.names)
             self.printed = printed.getvalue()
         elif block.language == "toml":
             tomllib.loads(block.text)
         elif block.comment == "<!-- output -->":
             check_output(block.text, self.printed, block)
         elif block.language == "text":
-            assert not re.search(r"^(\$ |locallearn |python )", block.text, re.MULTILINE), f"{block}: a command as text"
+            assert not re.search(r"^(\$ |locallearn |python )", block.text, re.MULTILINE), (
+                f"{block}: a command as text"
+            )
         else:
             listed = commands(block.text) if block.language == "console" else [(c, "") for c in lines_of(block.text)]
             for command, output in listed:

@@ -51,32 +51,42 @@ def picture(name: str, width: int, height: int, title: str, parts: Iterable[str]
 
 def network() -> list[str]:
     """Three modules of two groups, each node with head and loss, and the decoupled classifier."""
-    parts = [text(40, 92, "image"), arrow(62, 88, 92, 88)]
+    parts = [text(40, 155, "image"), arrow(62, 151, 92, 151)]
     for k in range(3):
         x = 95 + 205 * k
         parts.append(text(x + 60, 24, f"module {k + 1}", size=14))
-        for g in range(2):
-            y = 36 + 60 * g
-            parts.append(box(x, y, 120, 46, f"node ({k + 1}, {g + 1})|group {g + 1}", BLUE if g == 0 else GREEN))
-            parts.append(box(x + 62 * g - 4, 176, 60, 40, "head|loss", ORANGE))
-            parts.append(arrow(x + 62 * g + 26, y + 46, x + 62 * g + 26, 175))
-        for y in (59, 119):
-            for target in (59, 119):
-                parts.append(arrow(x + 120, y, x + (203 if k < 2 else 203), target))
-        parts.append(f'<line x1="{x + 161}" y1="34" x2="{x + 161}" y2="220" stroke="{RED}" stroke-dasharray="6 5"/>')
-        parts.append(text(x + 161, 238, "cut: detach", colour=RED, size=12))
-    parts += [box(710, 62, 100, 54, "linear|classifier"), box(730, 176, 60, 40, "loss", ORANGE)]
-    parts += [arrow(760, 116, 760, 175), arrow(810, 89, 846, 89), text(890, 93, "prediction")]
+        for g, (node, head) in enumerate(((98, 38), (158, 224))):
+            parts.append(box(x, node, 120, 46, f"node ({k + 1}, {g + 1})|group {g + 1}", (BLUE, GREEN)[g]))
+            parts.append(box(x + 10, head, 100, 38, "head and loss", ORANGE))
+        parts += [arrow(x + 60, 98, x + 60, 78), arrow(x + 60, 204, x + 60, 222)]
+        for y in (121, 181):
+            parts += [arrow(x + 120, y, x + 203, target) for target in (121, 181)]
+        parts.append(f'<line x1="{x + 161}" y1="34" x2="{x + 161}" y2="262" stroke="{RED}" stroke-dasharray="6 5"/>')
+        parts.append(text(x + 161, 280, "cut: detach", colour=RED, size=12))
+    parts += [box(710, 124, 100, 54, "linear|classifier"), box(730, 224, 60, 38, "loss", ORANGE)]
+    parts += [arrow(760, 178, 760, 222), arrow(810, 151, 846, 151), text(890, 155, "prediction")]
     return parts
 
 
 def locks() -> list[str]:
     """Forward, backward and update locking, and which of them local learning removes."""
     rows = (
-        ("forward locking", "module 2 cannot start before|module 1 has passed its features on", "stays for one batch;|a pipeline over batches hides it"),
-        ("backward locking", "module 1 waits until the error|has come back through all others", "gone: nothing flows backward"),
-        ("update locking", "module 1 cannot update before|the loss of the whole network", "gone: each node updates|on its own loss, at once"),
-    )  # fmt: skip
+        (
+            "forward locking",
+            "module 2 cannot start before|module 1 has passed its features on",
+            "stays for one batch;|a pipeline over batches hides it",
+        ),
+        (
+            "backward locking",
+            "module 1 waits until the error|has come back through all others",
+            "gone: nothing flows backward",
+        ),
+        (
+            "update locking",
+            "module 1 cannot update before|the loss of the whole network",
+            "gone: each node updates|on its own loss, at once",
+        ),
+    )
     parts = [text(290, 26, "backpropagation", size=14), text(600, 26, "local learning", size=14)]
     for i, (name, before, after) in enumerate(rows):
         y = 42 + 72 * i
@@ -89,7 +99,7 @@ def locks() -> list[str]:
 
 def traffic() -> list[str]:
     """What one node sends to others, and what it does not."""
-    parts = [
+    return [
         box(30, 60, 130, 60, "nodes of|module k - 1"),
         box(320, 60, 130, 60, "node (k, g)", GREEN),
         box(610, 60, 130, 60, "nodes of|module k + 1"),
@@ -110,12 +120,11 @@ def traffic() -> list[str]:
         text(240, 124, "no gradient", colour=RED, size=12),
         text(30, 24, "sent once a batch, in one direction", "start", size=14),
     ]
-    return parts
 
 
 def main() -> None:
     """Draw all."""
-    picture("network", 940, 252, "K = 3 depth modules times G = 2 width groups", network())
+    picture("network", 940, 294, "K = 3 depth modules times G = 2 width groups", network())
     picture("locks", 750, 262, "The three locks of backpropagation, and local learning", locks())
     picture("traffic", 770, 300, "What a node sends, and what it never sends", traffic())
 

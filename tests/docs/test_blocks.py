@@ -29,7 +29,7 @@ def test_blocks_of_a_page(page, tmp_path, monkeypatch):
     if not found:
         return
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "80")
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     runner = Page()
     for block in found:

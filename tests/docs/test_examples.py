@@ -6,8 +6,8 @@ import runpy
 from typing import Any
 
 import pytest
-from doc_blocks import ROOT, check_output
 
+from doc_blocks import ROOT, check_output
 from locallearn.losses.objectives import objectives
 from locallearn.nn.backbones import backbones
 

@@ -13,7 +13,7 @@ from locallearn.bench.timing import interleaved
 from locallearn.config import ObjectiveConfig, RunConfig
 from locallearn.core.module import LocalStep
 from locallearn.core.network import ImageShape, build_network
-from locallearn.costs.footprint import state_bytes
+from locallearn.costs.footprint import state_bytes, working_bytes
 from locallearn.costs.nodes import Cost
 from locallearn.data.store import Batch
 from locallearn.training.optim import build_optimizer
@@ -67,7 +67,7 @@ def _predict(rows: list[dict[str, Any]], counted: Cost, config: RunConfig, flops
         row["predicted_bytes"] = (
             state_bytes(config.optimizer, module.groups * module.parameters)
             + module.groups * module.activation_bytes
-            + module.working_bytes
+            + working_bytes(module)
         )
     return rows
 

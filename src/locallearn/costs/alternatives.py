@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from locallearn.config import ObjectiveConfig, OptimizerConfig, RunConfig
 from locallearn.core.network import ImageShape
-from locallearn.costs.footprint import state_bytes, with_spare
+from locallearn.costs.footprint import state_bytes, with_spare, working_bytes
 from locallearn.costs.nodes import CIFAR10, Cost, cost
 from locallearn.costs.timeline import Machine, run_copies, run_pipeline
 from locallearn.errors import ConfigError
@@ -86,7 +86,7 @@ def stages(config: RunConfig, image: ImageShape, depth: int) -> Cost:
 def _alone(whole: Cost, optimizer: OptimizerConfig, machine: Machine, batches: int) -> Alternative:
     module = whole.modules[0]
     memory = state_bytes(optimizer, module.parameters) + module.activation_bytes
-    memory += module.working_bytes
+    memory += working_bytes(module)
     run = run_pipeline(whole, machine, plans.backpropagation(batches), 1, whole=True)
     return Alternative("backpropagation", 1, 1, with_spare(memory), run.makespan)
 
@@ -94,7 +94,7 @@ def _alone(whole: Cost, optimizer: OptimizerConfig, machine: Machine, batches: i
 def _checkpointing(cut: Cost, optimizer: OptimizerConfig, machine: Machine, batches: int) -> Alternative:
     """Keeps what goes into each segment, and computes a segment again before its backward pass."""
     kept = sum(module.output_bytes for module in cut.modules[:-1])
-    peak = max(m.activation_bytes + m.working_bytes for m in cut.modules)
+    peak = max(m.activation_bytes + working_bytes(m) for m in cut.modules)
     memory = state_bytes(optimizer, sum(stage.parameters for stage in cut.reference)) + kept + peak
     once = run_pipeline(cut, machine, plans.backpropagation(batches), 1, whole=True).makespan
     return Alternative("checkpointing", len(cut.modules), 1, with_spare(memory), once * 4 / 3)
@@ -110,7 +110,7 @@ def _pipelines(
         return max(
             state_bytes(optimizer, stage.parameters)
             + held * module.activation_bytes // microbatches
-            + module.working_bytes
+            + working_bytes(module, 1 / microbatches)
             for stage, module, held in zip(cut.reference, cut.modules, alive, strict=True)
         )
 
@@ -129,7 +129,7 @@ def _copies(whole: Cost, optimizer: OptimizerConfig, machine: Machine, batches: 
     module = whole.modules[0]
     images = -(-whole.batch_size // devices)
     part = module.activation_bytes * images // whole.batch_size
-    memory = state_bytes(optimizer, module.parameters) + part + module.working_bytes
+    memory = state_bytes(optimizer, module.parameters) + part + working_bytes(module, images / whole.batch_size)
     run = run_copies(whole, machine, batches, devices)
     return Alternative("data-parallel", 1, devices, with_spare(memory), run.makespan, round(run.wire_bytes))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from locallearn.config import OptimizerConfig
 from locallearn.costs.nodes import Cost
+from locallearn.costs.steps import ModuleCost
 
 _FP32 = 4
 """Weights, gradients and optimizer state are fp32 in every precision."""
@@ -47,6 +48,19 @@ def state_bytes(optimizer: OptimizerConfig, parameters: int) -> int:
     return _FP32 * (2 + remembered) * parameters
 
 
+def working_bytes(module: ModuleCost, part: float = 1.0) -> int:
+    """What is alive beside the activations when they are most, of all groups together [bytes].
+
+    Two gradients as large as the largest tensor that is kept, and two copies of the largest weight in the order that
+    a kernel wants.
+
+    Args:
+        module: all groups of a module.
+        part: of a batch that is worked on at once.
+    """
+    return 2 * (round(module.largest_bytes * part) + module.weight_bytes)
+
+
 def of_node(cost: Cost, k: int, optimizer: OptimizerConfig, image_bytes: int, in_flight: int) -> Footprint:
     """One node of module k (from 0) on a device of its own.
 
@@ -68,7 +82,7 @@ def of_node(cost: Cost, k: int, optimizer: OptimizerConfig, image_bytes: int, in
     return Footprint(
         state=state_bytes(optimizer, module.parameters),
         activations=module.activation_bytes + copies,
-        working=module.working_bytes,  # of all groups: heads may see them all
+        working=working_bytes(module),  # of all groups: heads may see them all
         waiting=given * (in_flight if k else 1),
     )
 
@@ -79,7 +93,7 @@ def of_one_device(cost: Cost, optimizer: OptimizerConfig, image_bytes: int) -> F
         Footprint(
             state=state_bytes(optimizer, sum(m.groups * m.parameters for m in cost.modules)),
             activations=module.groups * module.activation_bytes,
-            working=module.working_bytes,
+            working=working_bytes(module),
             waiting=image_bytes + (_input_bytes(cost, k, image_bytes) if k else 0),
         )
         for k, module in enumerate(cost.modules)

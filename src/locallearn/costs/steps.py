@@ -34,8 +34,8 @@ class ModuleCost:
         head_macs: its heads and decoder, and the decoupled classifier where there is one.
         shares_features: whether its heads see the features of the other groups.
         score_bytes: class scores of one batch that it sends to the other groups (diversity penalty).
-        working_bytes: alive beside the activations at the peak, of all groups together: two gradients as large as
-            the largest tensor that is kept, and two copies of the largest weight in the order that a kernel wants.
+        largest_bytes: the largest tensor that is kept for the backward pass, of all groups together.
+        weight_bytes: the largest weight, likewise.
     """
 
     groups: int
@@ -46,7 +46,8 @@ class ModuleCost:
     output_bytes: int
     shares_features: bool
     score_bytes: int
-    working_bytes: int
+    largest_bytes: int
+    weight_bytes: int
 
     @property
     def macs(self) -> int:
@@ -94,7 +95,8 @@ def _dry_step(module: LocalModule, features: Tensor, batch: Batch, precision: st
         output_bytes=_share(features.numel() * features.element_size(), groups),
         shares_features=shares,
         score_bytes=0 if scores is None else scores[0].numel() * scores.element_size(),
-        working_bytes=2 * (meter.largest_bytes + max((p.nbytes for p in module.parameters()), default=0)),
+        largest_bytes=meter.largest_bytes,
+        weight_bytes=max((p.nbytes for p in module.parameters()), default=0),
     )
     return counted, features
 
@@ -111,7 +113,8 @@ def _with_classifier(last: ModuleCost, classifier: ModuleCost) -> ModuleCost:
         head_macs=last.head_macs + classifier.head_macs,
         parameters=last.parameters + classifier.parameters,
         activation_bytes=max(last.activation_bytes, classifier.activation_bytes),
-        working_bytes=max(last.working_bytes, classifier.working_bytes),
+        largest_bytes=max(last.largest_bytes, classifier.largest_bytes),
+        weight_bytes=max(last.weight_bytes, classifier.weight_bytes),
         shares_features=last.groups > 1,
     )
 

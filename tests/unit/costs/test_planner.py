@@ -10,7 +10,7 @@ from locallearn.bench.planned import measure
 from locallearn.config import ObjectiveConfig, OptimizerConfig, RunConfig, TrainConfig
 from locallearn.core.network import ImageShape
 from locallearn.costs.alternatives import Alternative, advice, alternatives
-from locallearn.costs.footprint import Footprint, of_node, of_one_device, state_bytes
+from locallearn.costs.footprint import Footprint, of_node, of_one_device, state_bytes, working_bytes
 from locallearn.costs.nodes import cost
 from locallearn.costs.planner import choose, enumerate_candidates
 from locallearn.costs.timeline import Machine
@@ -107,7 +107,7 @@ def test_a_nodes_memory_by_hand():
     # the last module's features are gathered by the decoupled classifier, so they count as seen by all
     copies = (given_bytes + 2 * second.output_bytes) // 2
     assert node == Footprint(
-        16 * second.parameters, second.activation_bytes + copies, second.working_bytes, 3 * given_bytes
+        16 * second.parameters, second.activation_bytes + copies, working_bytes(second), 3 * given_bytes
     )
     raw = node.state + node.activations + node.working + node.waiting
     assert node.total == raw + raw // 20
@@ -138,7 +138,7 @@ def test_real_steps_need_no_more_than_was_predicted(method, depth, width, precis
         assert row["seconds"] > 0
     if method == "predsim":  # gradients and reordered weights must be counted: without them it would not be enough
         first = cost(config, image).modules[0]
-        assert found["modules"][0]["bytes"] > 1.05 * (found["modules"][0]["predicted_bytes"] - first.working_bytes)
+        assert found["modules"][0]["bytes"] > 1.05 * (found["modules"][0]["predicted_bytes"] - working_bytes(first))
     counted = cost(config, image)
     assert found["device_flops"] == pytest.approx(6 * counted.e2e_macs * 16 / found["e2e_seconds"])
     share = found["modules"][0]["predicted_seconds"] / found["e2e_seconds"]

@@ -8,6 +8,7 @@ holds what was decided.
 from locallearn.config.data import AugmentConfig, DataConfig
 from locallearn.config.files import digest, from_dict, from_toml, to_dict, to_toml
 from locallearn.config.objective import ObjectiveConfig
+from locallearn.config.probe import ProbeConfig
 from locallearn.config.run import RunConfig
 from locallearn.config.training import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
@@ -17,6 +18,7 @@ __all__ = [
     "DataConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "ProbeConfig",
     "RunConfig",
     "ScheduleConfig",
     "TrainConfig",

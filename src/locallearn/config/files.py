@@ -65,15 +65,15 @@ def from_toml(text: str) -> RunConfig:
 def digest(config: RunConfig) -> str:
     """Sixteen hexadecimal digits that name what is computed.
 
-    Runs with equal digests and seeds train the same thing; where data lies, which device computes, how often
-    checkpoints are written and the seed itself are left out.
+    Runs with equal digests and seeds train the same thing; where data lies, which device computes, how neighbours
+    are looked for in evaluation, how often checkpoints are written and the seed itself are left out.
     """
     values = to_dict(config)
     for key in ("seed", "checkpoint"):
         values.pop(key)
     for group, keys in {
         "data": ("root", "download"),
-        "train": ("device", "threads", "evaluate_batch_size"),
+        "train": ("device", "threads", "evaluate_batch_size", "knn_neighbours", "knn_temperature", "knn_bank"),
     }.items():
         for key in keys:
             values[group].pop(key, None)

@@ -10,6 +10,7 @@ from locallearn.config import RunConfig, digest
 from locallearn.core.network import LocalNetwork
 from locallearn.data.datasets import Dataset
 from locallearn.training import record
+from locallearn.training.evaluate import CLASSIFIER
 
 
 def summarise(
@@ -33,6 +34,7 @@ def summarise(
         "accuracy": {
             "last_layer": last["last_layer"],
             "ensemble": last["ensemble"],
+            "protocol": last.get("protocol", CLASSIFIER),
             "best_last_layer": best["last_layer"],
             "best_epoch": best["epoch"],
         },

@@ -24,10 +24,11 @@ from locallearn.training.probe_record import make_record
 Batches = Callable[[int], Iterator[tuple[list[Tensor], Tensor]]]
 """Features [B, D] of every place and labels [B] of every batch of an epoch, by the epoch's number from 0."""
 
+OnEpoch = Callable[[int, float], None]
+"""Is told each epoch (from 1) and the mean training loss of the probes in it."""
 
-def probe(
-    run: OpenedRun, config: ProbeConfig, on_epoch: Callable[[int, float], None] = lambda epoch, loss: None
-) -> dict[str, Any]:
+
+def probe(run: OpenedRun, config: ProbeConfig, on_epoch: OnEpoch | None = None) -> dict[str, Any]:
     """Train probes on a run's training images and test them on its test images; the network is left as it is.
 
     The network is in eval mode and computes no gradient. Its forward pass is done once a batch for all depths: once
@@ -36,7 +37,7 @@ def probe(
     Args:
         run: an opened run.
         config: settings.
-        on_epoch: is told each epoch (from 1) and the mean training loss of the probes in it.
+        on_epoch: is told how it goes.
 
     Returns:
         The record, as in ``probe.json``: protocol, accuracy of every place (fractions), seconds, forward passes.
@@ -118,7 +119,7 @@ def train_probes(
     batches: Batches,
     steps: int,
     config: ProbeConfig,
-    on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
+    on_epoch: OnEpoch | None = None,
 ) -> list[float]:
     """Train all probes together, and return each one's training accuracy over the last epoch.
 
@@ -146,7 +147,8 @@ def train_probes(
             loss_P = loss_P.to(labels_B.device) + losses_P.detach() * len(labels_B)
             images += len(labels_B)
         _check(loss_P, epoch + 1)
-        on_epoch(epoch + 1, loss_P.mean().item() / images)
+        if on_epoch is not None:
+            on_epoch(epoch + 1, loss_P.mean().item() / images)
     return (hits_P / images).tolist()
 
 
@@ -160,7 +162,9 @@ def _set_rate(optimizer: torch.optim.Optimizer, config: ProbeConfig, passed: flo
 def _check(loss_P: Tensor, epoch: int) -> None:
     bad = (~loss_P.isfinite()).nonzero().flatten().tolist()
     if bad:
-        raise DivergedError(f"the loss of probe {bad[0] + 1} became NaN or infinite in epoch {epoch}; try a lower rate")
+        raise DivergedError(
+            f"the loss of probe {bad[0] + 1} became NaN or infinite in epoch {epoch}; try a lower rate"
+        )
 
 
 @torch.no_grad()

@@ -133,9 +133,10 @@ def train_probes(
     settings = OptimizerConfig(config.optimizer, config.initial_rate, weight_decay=config.weight_decay)
     optimizer = build_optimizer(settings, probes.parameters())
     probes.train()
-    hits_P, images = torch.zeros(len(probes.heads)), 0
+    zeros_P = torch.zeros(len(probes.heads), dtype=torch.float64, device=next(probes.parameters()).device)
+    hits_P, images = zeros_P, 0
     for epoch in range(config.epochs):
-        hits_P, loss_P, images = hits_P * 0, hits_P * 0, 0
+        hits_P, loss_P, images = zeros_P, zeros_P, 0
         for step, (features, labels_B) in enumerate(batches(epoch)):
             _set_rate(optimizer, config, (epoch * steps + step) / (config.epochs * steps))
             scores_PBC = probes(features)
@@ -143,8 +144,8 @@ def train_probes(
             optimizer.zero_grad(set_to_none=True)
             losses_P.sum().backward()
             optimizer.step()
-            hits_P = hits_P.to(labels_B.device) + (scores_PBC.argmax(-1) == labels_B).sum(1)
-            loss_P = loss_P.to(labels_B.device) + losses_P.detach() * len(labels_B)
+            hits_P = hits_P + (scores_PBC.argmax(-1) == labels_B).sum(1)
+            loss_P = loss_P + losses_P.detach() * len(labels_B)
             images += len(labels_B)
         _check(loss_P, epoch + 1)
         if on_epoch is not None:
@@ -171,7 +172,7 @@ def _check(loss_P: Tensor, epoch: int) -> None:
 def _test(probes: Probes, reader: Reader, run: OpenedRun) -> tuple[list[float], list[float]]:
     """Accuracy and cross entropy of every probe on the test images."""
     probes.eval()
-    hits_P, loss_P = torch.zeros(2, len(probes.heads), device=run.device)
+    hits_P, loss_P = torch.zeros(2, len(probes.heads), dtype=torch.float64, device=run.device)
     images = 0
     for batch in run.store(run.dataset.test).ordered(run.config.train.evaluate_batch_size):
         scores_PBC = probes(reader(batch.images))

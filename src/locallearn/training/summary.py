@@ -16,7 +16,8 @@ def summarise(
     config: RunConfig, dataset: Dataset, network: LocalNetwork, progress: dict[str, Any], step: int
 ) -> dict[str, Any]:
     """What summary.json holds: accuracy as fractions, time in seconds, memory in bytes."""
-    last, best, commits = progress["last"], progress["best"], progress["commits"]
+    last, commits = progress["last"], progress["commits"]
+    best = progress["best"] or {"last_layer": None, "epoch": None}  # a network without a classifier
     seconds = progress["train_seconds"]
     return {
         "status": "finished",
@@ -44,6 +45,7 @@ def summarise(
         "hardware": record.hardware(str(config.train.device)),
         "versions": record.versions(),
         "commit": ", then ".join(commits) if all(commits) else None,
+        **({"scorer": progress["scorer"]} if "scorer" in progress else {}),
     }
 
 

@@ -79,8 +79,16 @@ def digest(config: RunConfig) -> str:
     }.items():
         for key in keys:
             values.get(group, {}).pop(key, None)
-    values = {key: value for key, value in values.items() if value != {}}
+    # where the scorer lies; the run itself remembers which scorer it is
+    values.get("objective", {}).get("modification", {}).pop("scorer_run", None)
+    values = _without_empty(values)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
+    """The same without parts that hold nothing."""
+    parts = {key: _without_empty(value) if isinstance(value, dict) else value for key, value in values.items()}
+    return {key: value for key, value in parts.items() if value != {}}
 
 
 def _changed(part: Any) -> dict[str, Any]:

@@ -27,6 +27,19 @@ def summary_table(runs: Sequence[Path]) -> Table:
     return table
 
 
+def accuracy_text(found: dict[str, Any]) -> str:
+    """Accuracy of the last layer and of the ensemble, or of the last module and the protocol that it is of."""
+    if found["ensemble"] is None:
+        return f"last module {found['last_layer']:.2%} ({found['protocol']})"
+    return f"last layer {found['last_layer']:.2%}, ensemble {found['ensemble']:.2%}"
+
+
+def node_title(protocol: str | None) -> str:
+    """What a table of the nodes' accuracies shows; records of old runs name no protocol."""
+    by = f", {protocol}" if protocol not in (None, "classifier") else ""
+    return f"Test accuracy of every node [%]{by}"
+
+
 def node_table(nodes: Sequence[dict[str, Any]], title: str) -> Table:
     """Accuracy [%] of every node that has a classifier: a column a module, a row a group."""
     modules = list(dict.fromkeys(node["module"] for node in nodes))

@@ -91,10 +91,7 @@ class ImageStore:
             batch_size: images of a batch, whatever the number of views [images].
             start: step to begin at; the batches are those that the whole epoch has from there on.
         """
-        order = torch.randperm(len(self._labels), generator=seeding.generator(self._seed, "order", epoch))
-        order = order.to(self._labels.device)
-        for step in range(start, self.steps(batch_size)):
-            chosen = order[step * batch_size : (step + 1) * batch_size]
+        for step, chosen in enumerate(self.order(epoch, batch_size)[start:], start):
             images, labels = self._images.index_select(0, chosen), self._labels[chosen]
             if self._views == 2:
                 yield self._two_views(images, labels, epoch, step)
@@ -113,6 +110,11 @@ class ImageStore:
             boxes.append(crop_boxes(self._augment, count, height, width, seed))
         batch = self._batch(torch.cat(views), labels.repeat(2), step)
         return dataclasses.replace(batch, boxes=torch.cat(boxes).to(images.device, non_blocking=True))
+
+    def order(self, epoch: int, batch_size: int) -> list[Tensor]:
+        """Positions of the images of every batch of an epoch, int64 [B] each, on the device."""
+        order = torch.randperm(len(self._labels), generator=seeding.generator(self._seed, "order", epoch))
+        return list(order.to(self._labels.device).split(batch_size))[: self.steps(batch_size)]
 
     def ordered(self, batch_size: int) -> Iterator[Batch]:
         """All images in their own order and unchanged, for evaluation; a single last image is kept."""

@@ -18,7 +18,7 @@ from locallearn.errors import CheckpointError, DivergedError, InterruptedRunErro
 from locallearn.runtime.inline import InlineRuntime
 from locallearn.training import checkpoint as checkpoints
 from locallearn.training import record
-from locallearn.training.evaluate import Evaluation, evaluate, module_label
+from locallearn.training.evaluate import Evaluation, evaluate_run, module_label
 from locallearn.training.guard import FiniteGuard
 from locallearn.training.observer import Observer
 from locallearn.training.optim import build_optimizer, learning_rate
@@ -240,12 +240,8 @@ class Training:
 
     def _evaluate(self, epoch: int) -> bool:
         """Evaluate, and tell whether the last layer was never better."""
-        if self.network.views == 2:  # there is no classifier
-            nodes = [{"module": module_label(name), "group": group} for name, group in self.network.nodes]
-            self.progress["last"] = {"epoch": epoch, "last_layer": None, "ensemble": None, "nodes": nodes}
-            return False
         found = self.evaluation()
-        accuracy = {"last_layer": found.last_layer, "ensemble": found.ensemble}
+        accuracy = {"last_layer": found.last_layer, "ensemble": found.ensemble, "protocol": found.protocol}
         self._record({"event": "evaluate", "epoch": epoch, **accuracy, "nodes": found.nodes})
         self.progress["last"] = {"epoch": epoch, **accuracy, "nodes": found.nodes}
         best = self.progress["best"]
@@ -256,7 +252,7 @@ class Training:
 
     def evaluation(self) -> Evaluation:
         """Evaluate the network on the test images."""
-        return evaluate(self.network, self.test_store.ordered(self.config.train.evaluate_batch_size), self.precision)
+        return evaluate_run(self.network, self.config, self.train_store, self.test_store)
 
     def _record(self, event: dict[str, Any]) -> None:
         event = {**event, "step": self.step}

@@ -10,14 +10,14 @@ from locallearn.config import RunConfig, digest
 from locallearn.core.network import LocalNetwork
 from locallearn.data.datasets import Dataset
 from locallearn.training import record
+from locallearn.training.evaluate import CLASSIFIER
 
 
 def summarise(
     config: RunConfig, dataset: Dataset, network: LocalNetwork, progress: dict[str, Any], step: int
 ) -> dict[str, Any]:
     """What summary.json holds: accuracy as fractions, time in seconds, memory in bytes."""
-    last, commits = progress["last"], progress["commits"]
-    best = progress["best"] or {"last_layer": None, "epoch": None}  # a network without a classifier
+    last, best, commits = progress["last"], progress["best"], progress["commits"]
     seconds = progress["train_seconds"]
     return {
         "status": "finished",
@@ -34,6 +34,7 @@ def summarise(
         "accuracy": {
             "last_layer": last["last_layer"],
             "ensemble": last["ensemble"],
+            "protocol": last.get("protocol", CLASSIFIER),
             "best_last_layer": best["last_layer"],
             "best_epoch": best["epoch"],
         },

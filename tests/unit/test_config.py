@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 
 import pytest
 from hypothesis import given
@@ -112,6 +113,12 @@ def test_digest_names_what_is_computed():
     )
     assert {digest(config) for config in same} == {digest(base)}
     assert len({digest(config) for config in (base, *other)}) == 4
+
+
+def test_settings_at_their_defaults_are_no_part_of_a_digest():
+    nothing = hashlib.sha256(b"{}").hexdigest()[:16]
+    assert digest(RunConfig()) == nothing
+    assert digest(dataclasses.replace(RunConfig(), train=TrainConfig(epochs=11))) != nothing
 
 
 def test_from_dict_takes_what_to_toml_wrote():

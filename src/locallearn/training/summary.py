@@ -46,6 +46,7 @@ def summarise(
         "hardware": record.hardware(str(config.train.device)),
         "versions": record.versions(),
         "commit": ", then ".join(commits) if all(commits) else None,
+        **({"scorer": progress["scorer"]} if "scorer" in progress else {}),
     }
 
 

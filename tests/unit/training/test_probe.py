@@ -178,7 +178,8 @@ def test_augmentation_changes_the_features(run):
     plain, changed = (accuracies(probe(run, dataclasses.replace(QUICK, augment=a))) for a in ("none", "standard"))
     assert plain != changed
     assert changed == accuracies(probe(run, dataclasses.replace(QUICK, augment="run")))  # a supervised run's is it
-    run.config = dataclasses.replace(run.config, augment=AugmentConfig(0, "constant", 0.5))
+    flips = AugmentConfig(crop_padding=0, padding_mode="constant", flip=0.5)
+    run.config = dataclasses.replace(run.config, augment=flips)
     assert changed != accuracies(probe(run, dataclasses.replace(QUICK, augment="run")))
 
 

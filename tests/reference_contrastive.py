@@ -65,7 +65,5 @@ def algorithm_5(s, n, mu, omega, tau):
 
     if not mu:
         return 0.0
-    total = sum(
-        ell(2 * k - 1, 2 * k) + ell(2 * k, 2 * k - 1) for k in range(1, n + 1) if k in mu
-    )
+    total = sum(ell(2 * k - 1, 2 * k) + ell(2 * k, 2 * k - 1) for k in range(1, n + 1) if k in mu)
     return total / (2 * len(mu))

@@ -49,7 +49,7 @@ def test_resized_crops_are_cut_out_and_resized(size, channels):
 
 
 def test_pixels_beyond_the_edge_of_a_crop_are_caught(monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "clamp", lambda x, min=None, **_: x)  # noqa: A002
+    monkeypatch.setattr(torch.Tensor, "clamp", lambda x, min=None, **_: x)
     with pytest.raises(AssertionError):
         test_resized_crops_are_cut_out_and_resized(32, 3)
 

@@ -37,7 +37,7 @@ def _standardised(x_GNP: Tensor) -> Tensor:
     return (x_GNP - mean_G1P) / (variance_G1P + 1e-5).sqrt()
 
 
-def vicreg(projections_GBP: Tensor, weights: tuple[float, float, float] = (25.0, 25.0, 1.0)) -> Tensor:
+def vicreg(projections_GBP: Tensor, weights: tuple[float, ...] = (25.0, 25.0, 1.0)) -> Tensor:
     """VICReg's loss of every group, [G] (Bardes et al., 2022).
 
     A weighted sum of the mean squared difference between the views, of how far the standard deviation of every
@@ -58,7 +58,7 @@ def vicreg(projections_GBP: Tensor, weights: tuple[float, float, float] = (25.0,
 
 
 def _spread(x_GNP: Tensor) -> tuple[Tensor, Tensor]:
-    """Of one view: the lack of standard deviation, and the squared covariances over the number of features, [G] each."""
+    """Of one view, [G] each: the lack of standard deviation, and the squared covariances a feature."""
     _, n, features = x_GNP.shape
     variance_GP = x_GNP.var(1)
     lack_G = (1 - (variance_GP + 1e-4).sqrt()).clamp(min=0).mean(1)

@@ -103,7 +103,9 @@ def _scaled(given: BackboneInput, width: int) -> int:
     """
     scaled = width * given.factor
     if scaled < 1 or scaled != int(scaled):
-        raise ConfigError("model", given.name, f"a width factor that makes whole numbers of all widths ({width} here)")
+        raise ConfigError(
+            "model", given.name, f"a width factor that makes whole numbers of all widths ({width} here)"
+        )
     return int(scaled)
 
 

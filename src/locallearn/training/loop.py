@@ -109,7 +109,9 @@ class Training:
         if found.progress["digest"] != digest(self.config):
             raise CheckpointError(f"checkpoint {path} belongs to another configuration than config.toml beside it")
         if found.progress.get("scorer") != self.scorer.identity:
-            raise CheckpointError(f"checkpoint {path} was trained with another scorer than objective.modification names")
+            raise CheckpointError(
+                f"checkpoint {path} was trained with another scorer than objective.modification names"
+            )
         checkpoints.load_network(self.network, found.tensors, path)
         self.scorer.load(found.tensors)
         for step in self.steps:

@@ -61,7 +61,9 @@ class Pretrained(Scorer):
     def __init__(self, run: OpenedRun, precision: str) -> None:
         self.network, self.precision = run.network, precision
         self.identity = f"{digest(run.config)}, seed {run.config.seed}, step {run.step}"
-        mean, std = (torch.tensor(v, device=run.device).view(1, -1, 1, 1) for v in (run.dataset.mean, run.dataset.std))
+        mean, std = (
+            torch.tensor(v, device=run.device).view(1, -1, 1, 1) for v in (run.dataset.mean, run.dataset.std)
+        )
         self._mean, self._std = mean, std
 
     def scored(self, batch: Batch) -> Batch:

@@ -13,6 +13,8 @@ COMMANDS = {
     "train": "train a recipe, or resume a run",
     "evaluate": "evaluate a run on its test images",
     "predict": "classify a folder of images with a run",
+    "probe": "measure what every depth of a run knows, by classifiers on its frozen features",
+    "embed": "write the features of a folder of images",
     "export": "write a run's network without auxiliary heads",
     "report": "write one HTML report of one or more runs",
     "cost": "count what every node computes, holds and sends, and predict times",

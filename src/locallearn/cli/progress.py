@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from locallearn.cli.tables import accuracy_text
 from locallearn.config import RunConfig
 
 
@@ -70,10 +71,7 @@ class LiveProgress:
                 highlight=False,
             )
         elif event["event"] == "evaluate":
-            self._console.print(
-                f"        test: last layer {event['last_layer']:.2%}, ensemble {event['ensemble']:.2%}",
-                highlight=False,
-            )
+            self._console.print(f"        test: {accuracy_text(event)}", highlight=False)
 
     def on_warning(self, message: str) -> None:
         """Print a warning."""

@@ -7,7 +7,9 @@ holds what was decided.
 
 from locallearn.config.data import AugmentConfig, DataConfig
 from locallearn.config.files import digest, from_dict, from_toml, to_dict, to_toml
+from locallearn.config.modification import ModificationConfig
 from locallearn.config.objective import ObjectiveConfig
+from locallearn.config.probe import ProbeConfig
 from locallearn.config.run import RunConfig
 from locallearn.config.training import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
@@ -15,8 +17,10 @@ __all__ = [
     "AugmentConfig",
     "CheckpointConfig",
     "DataConfig",
+    "ModificationConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "ProbeConfig",
     "RunConfig",
     "ScheduleConfig",
     "TrainConfig",

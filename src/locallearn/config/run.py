@@ -28,7 +28,8 @@ class RunConfig:
     __pydantic_config__ = STRICT
 
     method: str = "gn-dgl"
-    """How the network is cut and trained: e2e, dgl, gn-dgl, infopro, predsim or single-thread."""
+    """How the network is cut and trained: e2e, dgl, gn-dgl, infopro, predsim or single-thread; without labels
+    simclr, dgssl or dgssl-llm."""
     model: str = "resnet8"
     """Backbone, for example resnet8, resnet32, resnet32x2, vgg6a."""
     depth: int = 1

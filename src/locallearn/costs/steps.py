@@ -62,10 +62,10 @@ def dry_steps(network: LocalNetwork, image: ImageShape, train: TrainConfig) -> l
     modules: list[ModuleCost] = []
     with FakeTensorMode(allow_non_fake_inputs=True):
         network.to_empty(device="cpu")
-        images = torch.empty(train.batch_size, image.channels, image.size, image.size).contiguous(
-            memory_format=layout
-        )
-        batch = Batch(images, torch.empty(train.batch_size, dtype=torch.int64), images, 0)
+        n = train.batch_size * network.views
+        images = torch.empty(n, image.channels, image.size, image.size).contiguous(memory_format=layout)
+        scores = torch.empty(n, n) if network.views == 2 else None
+        batch = Batch(images, torch.empty(n, dtype=torch.int64), images, 0, scores=scores)
         features = images
         for module in network:
             counted, features = _dry_step(module, features, batch, str(train.precision))

@@ -39,6 +39,9 @@ class Objective(nn.Module):
     Every parameter and buffer is stacked by group on dimension 0, as those of the blocks are.
     """
 
+    views = 1
+    """Views of every image that a batch must hold: 1, or 2 for losses that compare them."""
+
     def forward(self, features: Tensor, batch: Batch) -> LocalLoss:
         """Losses of the nodes whose features on ``batch`` are ``features``, [B, C, H, W] or [B, C]."""
         raise NotImplementedError

@@ -18,11 +18,12 @@ from locallearn.errors import CheckpointError, DivergedError, InterruptedRunErro
 from locallearn.runtime.inline import InlineRuntime
 from locallearn.training import checkpoint as checkpoints
 from locallearn.training import record
-from locallearn.training.evaluate import Evaluation, evaluate, module_label
+from locallearn.training.evaluate import Evaluation, evaluate_run, module_label
 from locallearn.training.guard import FiniteGuard
 from locallearn.training.observer import Observer
 from locallearn.training.optim import build_optimizer, learning_rate
 from locallearn.training.record import RunFolder
+from locallearn.training.scorers import build_scorer
 from locallearn.training.setup import image_shape
 from locallearn.training.stop import StopRequest
 from locallearn.training.summary import summarise
@@ -65,7 +66,8 @@ class Training:
             for module in self.network
         ]
         self.runtime = InlineRuntime(self.steps)
-        self.train_store = self._store(dataset.train, config.augment)
+        self.scorer = build_scorer(config, self.network, dataset)
+        self.train_store = self._store(dataset.train, config.augment, self.network.views)
         self.test_store = self._store(dataset.test, None)
         self.steps_per_epoch = self.train_store.steps(train.batch_size)
         self.kept = checkpoints.CheckpointFolder(folder.checkpoints, config.checkpoint.keep_last)
@@ -74,10 +76,12 @@ class Training:
         self.step = 0
         self.guard = FiniteGuard(self.network, self.device)
         self.progress: dict[str, Any] = {"images": 0.0, "train_seconds": 0.0, "best": None, "last": None}
+        if self.scorer.identity is not None:
+            self.progress["scorer"] = self.scorer.identity
 
-    def _store(self, images: ImageSet, augment: AugmentConfig | None) -> ImageStore:
-        train = self.config.train
-        return ImageStore(images, self.dataset, augment, self.device, self.config.seed, bool(train.channels_last))
+    def _store(self, images: ImageSet, augment: AugmentConfig | None, views: int = 1) -> ImageStore:
+        last, seed = bool(self.config.train.channels_last), self.config.seed
+        return ImageStore(images, self.dataset, augment, self.device, seed, last, views)
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 
@@ -86,6 +90,7 @@ class Training:
         self._check(self.guard.bad_loss() or self.guard.bad_weight(self.step))
         tensors = {f"network/{key}": value for key, value in self.network.state_dict().items()}
         tensors |= {f"sums/{key}": value for key, value in self.sums.tensors.items()}
+        tensors |= self.scorer.tensors()
         for step in self.steps:
             tensors |= checkpoints.optimizer_tensors(step.module.name, step.module, step.optimizer)
         progress = {**self.progress, "step": self.step, "digest": digest(self.config)}
@@ -103,7 +108,12 @@ class Training:
     def _put_back(self, path: Path, found: checkpoints.Checkpoint) -> None:
         if found.progress["digest"] != digest(self.config):
             raise CheckpointError(f"checkpoint {path} belongs to another configuration than config.toml beside it")
+        if found.progress.get("scorer") != self.scorer.identity:
+            raise CheckpointError(
+                f"checkpoint {path} was trained with another scorer than objective.modification names"
+            )
         checkpoints.load_network(self.network, found.tensors, path)
+        self.scorer.load(found.tensors)
         for step in self.steps:
             checkpoints.load_optimizer(step.module.name, step.module, step.optimizer, found.tensors)
         self.sums.tensors = {
@@ -186,12 +196,14 @@ class Training:
                 group["lr"] = rate
 
     def _step(self, batch: Batch) -> None:
+        batch = self.scorer.scored(batch)
         if "activation_bytes" in self.progress:
             losses = self.runtime.step(batch, self.step)
         else:  # the first step of a run is also weighed
             with ActivationMeter(self.network.parameters()) as meter:
                 losses = self.runtime.step(batch, self.step)
             self.progress["activation_bytes"] = meter.peak_bytes
+        self.scorer.update()
         self.sums.add(losses, batch.labels)
         self.step += 1
         self.guard.note(losses, self.step)
@@ -231,7 +243,7 @@ class Training:
     def _evaluate(self, epoch: int) -> bool:
         """Evaluate, and tell whether the last layer was never better."""
         found = self.evaluation()
-        accuracy = {"last_layer": found.last_layer, "ensemble": found.ensemble}
+        accuracy = {"last_layer": found.last_layer, "ensemble": found.ensemble, "protocol": found.protocol}
         self._record({"event": "evaluate", "epoch": epoch, **accuracy, "nodes": found.nodes})
         self.progress["last"] = {"epoch": epoch, **accuracy, "nodes": found.nodes}
         best = self.progress["best"]
@@ -242,7 +254,7 @@ class Training:
 
     def evaluation(self) -> Evaluation:
         """Evaluate the network on the test images."""
-        return evaluate(self.network, self.test_store.ordered(self.config.train.evaluate_batch_size), self.precision)
+        return evaluate_run(self.network, self.config, self.train_store, self.test_store)
 
     def _record(self, event: dict[str, Any]) -> None:
         event = {**event, "step": self.step}

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from locallearn.config import RunConfig, from_toml, to_toml
     from locallearn.core.network import ImageShape, LocalNetwork, build_network
+    from locallearn.core.split import split
+    from locallearn.core.split_network import SplitNetwork
     from locallearn.costs.nodes import cost
     from locallearn.errors import LocalLearnError
     from locallearn.experiments.recipes import recipe
@@ -25,6 +27,7 @@ _PLACES = {
     "LocalLearnError": "locallearn.errors",
     "LocalNetwork": "locallearn.core.network",
     "RunConfig": "locallearn.config",
+    "SplitNetwork": "locallearn.core.split_network",
     "build_network": "locallearn.core.network",
     "cost": "locallearn.costs.nodes",
     "from_toml": "locallearn.config",
@@ -32,6 +35,7 @@ _PLACES = {
     "open_run": "locallearn.training.finished",
     "recipe": "locallearn.experiments.recipes",
     "resume": "locallearn.training.runs",
+    "split": "locallearn.core.split",
     "to_toml": "locallearn.config",
     "train": "locallearn.training.runs",
 }
@@ -41,6 +45,7 @@ __all__ = [
     "LocalLearnError",
     "LocalNetwork",
     "RunConfig",
+    "SplitNetwork",
     "build_network",
     "cost",
     "from_toml",
@@ -48,6 +53,7 @@ __all__ = [
     "open_run",
     "recipe",
     "resume",
+    "split",
     "to_toml",
     "train",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from locallearn.config import ObjectiveConfig
+from locallearn.config.checks import positive_int
 from locallearn.core.batches import model_call
 from locallearn.core.split_network import Loss, OptimizerFactory, SplitNetwork
 from locallearn.data.store import Batch
@@ -23,6 +24,12 @@ from locallearn.nn.features import check_tokens
 from locallearn.nn.init import initialise
 from locallearn.nn.split import Piece, pieces
 from locallearn.nn.trace import trace
+from locallearn.nn.width import split_channels
+
+
+def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW with a learning rate of 1e-3."""
+    return torch.optim.AdamW(parameters, lr=1e-3)
 
 
 def split(
@@ -31,11 +38,12 @@ def split(
     example: Any,
     cuts: Sequence[str] | None = None,
     depth: int | None = None,
+    width: int = 1,
     head: str | None = None,
     objective: str | Loss = "cross-entropy",
     classes: int | None = None,
     tokens: str | None = None,
-    optimizer: OptimizerFactory = partial(torch.optim.AdamW, lr=1e-3),
+    optimizer: OptimizerFactory = adamw,
     clip_norm: float = 0.0,
     settings: ObjectiveConfig | None = None,
     seed: int = 0,
@@ -47,6 +55,9 @@ def split(
         example: a batch as :meth:`SplitNetwork.step` takes it; one forward pass finds where the model can be cut.
         cuts: paths of the submodules after which modules end (``"layer2.1"``, ``"encoder.layer.5"``); K is one more.
         depth: K, instead of ``cuts``: K pieces of balanced cost.
+        width: G: width groups of every module but the last, which ends in the model's own scores. Modules of
+            convolutions and batch norm only; their inner convolutions become grouped ones, so the copy has smaller
+            weights than ``model``; ``merge`` makes them dense again.
         head: auxiliary head, ``<n>c<m>f`` or another registered one; by default ``1c2f``. Where the objective sees
             every token it is ``0c1f`` (layer norm and an unembedding of the module's own) by default, and
             ``shared`` reads the model's own unembedding, without training it.
@@ -66,6 +77,7 @@ def split(
             cuts.
         UsageError: the model does not run on the example.
     """
+    positive_int("width", width)
     if (cuts is None) == (depth is None):
         raise ConfigError("cuts", cuts, "either cuts or depth, and not both")
     call = model_call(model, example)
@@ -74,6 +86,9 @@ def split(
     tokens = tokens or ("all" if len(found.scores) == 3 else "mean")
     check_tokens(tokens)
     copied = copy.deepcopy(model)
+    grouped: list[str] = []
+    if width > 1:
+        grouped = split_channels(copied, call.args, call.kwargs, found, parts, width)
     if objective == "cross-entropy" and tokens == "all":
         objective = "token"
     head = head or ("0c1f" if tokens == "all" else "1c2f")
@@ -83,7 +98,7 @@ def split(
     given = ObjectiveInput(
         config=config,
         shape=(),
-        groups=1,
+        groups=width,
         classes=classes or found.scores[-1],
         image=(images.shape[1], images.shape[-1]) if images.dim() == 4 else (0, 0),
         widen=1.0,
@@ -96,14 +111,14 @@ def split(
     for each in made:
         each.to(device=like.device, dtype=like.dtype)
     loss = _scores_loss(objective) if isinstance(objective, str) else objective
-    return SplitNetwork(copied, parts, made, loss, tokens, optimizer, clip_norm)
+    return SplitNetwork(copied, parts, made, loss, tokens, optimizer, clip_norm, grouped)
 
 
-class _UserLoss(Objective):
+class UserLoss(Objective):
     """A loss of the user's own through an auxiliary head.
 
     Args:
-        head: features to scores, [1, B, outputs]; of tokens, [B, T, outputs].
+        head: features to scores, [G, B, outputs]; of tokens, [B, T, outputs].
         loss: of scores and labels.
     """
 
@@ -113,10 +128,13 @@ class _UserLoss(Objective):
         self.loss = loss
 
     def forward(self, features: Tensor, batch: Batch) -> LocalLoss:
-        """Loss [1] of the node."""
+        """Losses [G] of the nodes."""
         scores = self.head(features)
-        total = self.loss(scores[0] if features.dim() != 3 else scores, batch.labels)[None]
-        return LocalLoss(total, {"loss": total.detach()}, None if features.dim() == 3 else scores.detach())
+        if features.dim() == 3:
+            total = self.loss(scores, batch.labels)[None]
+            return LocalLoss(total, {"loss": total.detach()}, None)
+        total = torch.stack([self.loss(scores_BC, batch.labels) for scores_BC in scores])
+        return LocalLoss(total, {"loss": total.detach()}, scores.detach())
 
 
 def _objective(
@@ -130,8 +148,8 @@ def _objective(
         made = objectives.get(objective)(given)
     else:
         head = build_token_head(given) if len(given.shape) == 2 else given.head(given.classes)
-        made = _UserLoss(head, objective)
-    initialise(made, 1, seed, str(k), "head")
+        made = UserLoss(head, objective)
+    initialise(made, given.groups, seed, str(k), "head")
     made.start()
     return made
 

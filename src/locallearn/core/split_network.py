@@ -15,6 +15,7 @@ from locallearn.errors import UsageError
 from locallearn.losses.objectives import LocalLoss, Objective
 from locallearn.nn.features import features_of, own_loss, prediction, seen_by_objective, with_features
 from locallearn.nn.split import Piece
+from locallearn.nn.width import join_channels
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """A loss of the user's own: scores and labels in, a scalar out, like ``torch.nn.functional.cross_entropy``."""
@@ -47,6 +48,7 @@ class SplitNetwork(nn.Module):
         tokens: str,
         optimizer: OptimizerFactory,
         clip_norm: float = 0.0,
+        grouped: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.model = model
@@ -54,7 +56,7 @@ class SplitNetwork(nn.Module):
         self.objectives = nn.ModuleList(local)
         self.clip_norm = clip_norm
         self.optimizers: list[torch.optim.Optimizer] = []
-        self._loss, self._tokens = loss, tokens
+        self._loss, self._tokens, self._grouped = loss, tokens, tuple(grouped)
         self.set_optimizers(optimizer)
 
     @property
@@ -157,8 +159,16 @@ class SplitNetwork(nn.Module):
             optimizer.load_state_dict(values)
 
     def merge(self) -> nn.Module:
-        """A copy of the trained model: the user's own class and names, without heads."""
-        return copy.deepcopy(self.model)
+        """A copy of the trained model: the user's own class, names and shapes, without heads.
+
+        With width groups its convolutions are dense again, with zeros between groups; ``model`` has grouped ones.
+        """
+        merged = copy.deepcopy(self.model)
+        for path in self._grouped:
+            layer = merged.get_submodule(path)
+            assert isinstance(layer, nn.Conv2d)
+            join_channels(layer)
+        return merged
 
 
 def _note(metrics: dict[str, Tensor], k: int, loss: Tensor, scores: Tensor | None, labels: Tensor | None) -> None:

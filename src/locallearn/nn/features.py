@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -31,20 +31,18 @@ def with_features(output: Any, features: Tensor) -> Any:
     """The same output with :func:`features_of` it replaced; what was given is not changed."""
     if isinstance(output, Tensor):
         return features
-    keys = list(output) if isinstance(output, Mapping) else None
     items = _items(output)
     index = next(i for i, item in enumerate(items) if features_of(item) is not None)
     changed = with_features(items[index], features)
-    if keys is not None:
+    if isinstance(output, MutableMapping):
         replaced = copy.copy(output)
-        replaced[keys[index]] = changed
+        replaced[list(output)[index]] = changed
         return replaced
     if dataclasses.is_dataclass(output) and not isinstance(output, type):
         return dataclasses.replace(output, **{dataclasses.fields(output)[index].name: changed})
     items[index] = changed
-    return (
-        type(output)(*items) if hasattr(output, "_fields") else type(output)(items)
-    )  # a named tuple, or a plain one
+    make: Any = getattr(output, "_make", type(output))  # of a named tuple, or the type of a plain one
+    return make(items)
 
 
 def _items(output: Any) -> list[Any]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from locallearn.errors import UsageError
@@ -92,6 +93,17 @@ class Trace:
         inside = [call for call in self.calls if call.start <= number < call.end]
         return min(inside, key=lambda call: call.end - call.start).path
 
+    def before(self, node: _NODE) -> list[_NODE]:
+        """The operations whose outputs an operation uses."""
+        return self._before.get(node, [])
+
+    @functools.cached_property
+    def _before(self) -> dict[_NODE, list[_NODE]]:
+        found: dict[_NODE, list[_NODE]] = {}
+        for later, earlier, _ in self.edges:
+            found.setdefault(later, []).append(earlier)
+        return found
+
     @functools.cached_property
     def uses(self) -> list[tuple[int, str]]:
         """(number of the operation, parameter that it uses), in the order of execution."""
@@ -112,7 +124,7 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
         UsageError: it does not run, or its output has no gradient.
     """
     try:
-        return _run(model, *_moved((args, dict(kwargs)), "meta"), "meta")
+        return _run(model, _moved(args, "meta"), _moved(dict(kwargs), "meta"), "meta")
     except (NotImplementedError, RuntimeError, ValueError, AttributeError, TypeError):
         pass  # it needs values; or it is broken, and then says so on real ones
     try:
@@ -150,7 +162,7 @@ def _like(tensor: Tensor, device: str | None) -> Tensor:
 
 def _moved(value: Any, device: str) -> Any:
     """Arguments of a call with their tensors on another device."""
-    return torch.utils._pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), value)
+    return tree_map_only(Tensor, lambda tensor: tensor.to(device), value)
 
 
 @contextlib.contextmanager

@@ -78,6 +78,7 @@ def split(
         UsageError: the model does not run on the example.
     """
     positive_int("width", width)
+    positive_int("depth", depth)
     if (cuts is None) == (depth is None):
         raise ConfigError("cuts", cuts, "either cuts or depth, and not both")
     call = model_call(model, example)

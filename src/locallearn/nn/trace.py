@@ -58,6 +58,7 @@ class Trace:
         edges: (later operation, earlier operation, which of its outputs) of the prediction's graph.
         leaves: (operation, parameter's name) where a parameter enters the graph.
         macs: multiply-accumulates of the whole pass.
+        names: of the model's parameters.
     """
 
     calls: list[Call]
@@ -66,6 +67,7 @@ class Trace:
     edges: list[tuple[_NODE, _NODE, int]] = field(default_factory=list)
     leaves: list[tuple[_NODE, str]] = field(default_factory=list)
     macs: int = 0
+    names: tuple[str, ...] = ()
 
     def crossing(self, call: Call) -> list[tuple[_NODE, int]]:
         """What is made before the end of a call and used after it, other than the call's own output."""
@@ -106,8 +108,11 @@ class Trace:
 
     @functools.cached_property
     def uses(self) -> list[tuple[int, str]]:
-        """(number of the operation, parameter that it uses), in the order of execution."""
-        return sorted((node._sequence_nr(), name) for node, name in self.leaves)
+        """(number of an operation, parameter that it uses), in the order of the model's own list of parameters."""
+        order = {name: i for i, name in enumerate(self.names)}
+        return sorted(
+            ((node._sequence_nr(), name) for node, name in self.leaves if name in order), key=lambda use: order[use[1]]
+        )
 
 
 def now() -> int:
@@ -151,7 +156,9 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], device
         raise UsageError(f"model: the output of {type(model).__name__} has no tensor that gradients come from")
     ends = (path for path, node in outputs if node is scores.grad_fn)
     scorer = next((path for path in ends if isinstance(model.get_submodule(path), nn.Linear)), None)
-    found = Trace(calls, tuple(scores.shape), scorer, macs=counter.get_total_flops() // 2)
+    found = Trace(
+        calls, tuple(scores.shape), scorer, macs=counter.get_total_flops() // 2, names=tuple(names.values())
+    )
     _walk(scores.grad_fn, names, found)
     return found
 

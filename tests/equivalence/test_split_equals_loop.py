@@ -127,7 +127,9 @@ def test_no_gradient_passes_a_cut(name, break_it, monkeypatch):
         reached[k] = {name for (name, _), grad in named if grad is not None}
 
     monkeypatch.setattr(SplitNetwork, "_update", look)
-    monkeypatch.setattr("locallearn.core.split_network._note", lambda metrics, k, *_: metrics.update({f"loss/{k}": k}))
+    monkeypatch.setattr(
+        "locallearn.core.split_network._note", lambda metrics, k, *_: metrics.update({f"loss/{k}": k})
+    )
     network.step(data())
     monkeypatch.undo()
     own = all(reached[k] == set(network.module_parameters(k)) for k in range(1, network.depth + 1))

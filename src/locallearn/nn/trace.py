@@ -111,7 +111,8 @@ class Trace:
         """(number of an operation, parameter that it uses), in the order of the model's own list of parameters."""
         order = {name: i for i, name in enumerate(self.names)}
         return sorted(
-            ((node._sequence_nr(), name) for node, name in self.leaves if name in order), key=lambda use: order[use[1]]
+            ((node._sequence_nr(), name) for node, name in self.leaves if name in order),
+            key=lambda use: order[use[1]],
         )
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from locallearn.config import ProbeConfig, RunConfig, from_toml, to_toml
     from locallearn.core.network import ImageShape, LocalNetwork, build_network
+    from locallearn.core.split import split
+    from locallearn.core.split_network import SplitNetwork
     from locallearn.costs.nodes import cost
     from locallearn.errors import LocalLearnError
     from locallearn.experiments.recipes import recipe
@@ -28,6 +30,7 @@ _PLACES = {
     "LocalNetwork": "locallearn.core.network",
     "ProbeConfig": "locallearn.config",
     "RunConfig": "locallearn.config",
+    "SplitNetwork": "locallearn.core.split_network",
     "build_network": "locallearn.core.network",
     "cost": "locallearn.costs.nodes",
     "embed": "locallearn.training.embed",
@@ -37,6 +40,7 @@ _PLACES = {
     "probe": "locallearn.training.probe",
     "recipe": "locallearn.experiments.recipes",
     "resume": "locallearn.training.runs",
+    "split": "locallearn.core.split",
     "to_toml": "locallearn.config",
     "train": "locallearn.training.runs",
 }
@@ -47,6 +51,7 @@ __all__ = [
     "LocalNetwork",
     "ProbeConfig",
     "RunConfig",
+    "SplitNetwork",
     "build_network",
     "cost",
     "embed",
@@ -56,6 +61,7 @@ __all__ = [
     "probe",
     "recipe",
     "resume",
+    "split",
     "to_toml",
     "train",
 ]

@@ -60,14 +60,14 @@ class _StopGradientConv(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            own = _own_channels(weight, ctx.groups)
+            own = own_channels(weight, ctx.groups)
             grad_x = _conv_backward(grads[0], x, own, ctx.stride, ctx.groups, (True, False, False))[0]
         if ctx.needs_input_grad[1]:
             grad_weight = _conv_backward(grads[0], x, weight, ctx.stride, 1, (False, True, False))[1]
         return grad_x, grad_weight, None, None
 
 
-def _own_channels(weight: Tensor, groups: int) -> Tensor:
+def own_channels(weight: Tensor, groups: int) -> Tensor:
     """From the rows of group g, the columns of group g's channels: [G n, C, k, k] -> [G n, C/G, k, k]."""
     rows, channels, height, width = weight.shape
     blocks = weight.view(groups, rows // groups, groups, channels // groups, height, width)

@@ -3,7 +3,9 @@
 ``python`` blocks of a page are executed in order in one namespace, and a ``text`` block after ``<!-- output -->``
 is what the block before it prints. In ``console`` blocks lines that begin with ``$`` are commands and the others
 their output, with ``...`` for anything; ``sh`` blocks are commands without output. ``toml`` is parsed. A block after
-``<!-- not run: REASON -->`` is left alone.
+``<!-- not run: REASON -->`` is left alone; after ``<!-- output of another run: WHICH -->`` commands run and their
+output is not compared. ``<!-- run first: COMMAND -->`` runs before the next block and is not shown. Code that is
+indented instead of fenced is refused.
 """
 
 import contextlib
@@ -25,6 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LANGUAGES = ("python", "console", "sh", "text", "toml")
 _FENCE = re.compile(r"^( *)(```+)(\S*).*$")
 _NOT_RUN = re.compile(r"<!-- not run: (.+) -->")
+_RUN_FIRST = re.compile(r"<!-- run first: (.+) -->")
+_OTHER = "<!-- output of another run: "
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,11 @@ def blocks(page: str, text: str) -> list[Block]:
     while number < len(lines):
         match = _FENCE.match(lines[number])
         number += 1
+        first = _RUN_FIRST.fullmatch(lines[number - 1].strip())
+        if first:
+            found.append(Block(page, number, "sh", first[1] + "\n", ""))
+        if re.match(r"^    (\$ |locallearn |import )", lines[number - 1]):
+            found.append(Block(page, number, "indented", lines[number - 1], ""))
         if match is None:
             continue
         start, inside = number, []
@@ -129,7 +138,7 @@ class Page:
         code, printed, complaint = _in_process(command) if _is_ours(command) else _in_shell(command)
         if "locallearn: " not in output:
             assert code == 0, f"{where}: {command} ended with {code}: {complaint}"
-        if output:
+        if output and not where.comment.startswith(_OTHER):
             check_output(output, printed + (complaint if code else ""), f"{where}: {command}")
 
 

@@ -59,6 +59,7 @@ def one(language, text, comment=""):
     "block",
     [
         one("", "locallearn train\n"),
+        *blocks("page.md", "Text.\n\n    $ locallearn recipes\n"),
         one("python", "assert 1 == 2\n"),
         one("console", "$ locallearn recipes\nno such recipe\n"),
         one("console", "$ locallearn cost --model resnet33\n"),
@@ -82,6 +83,15 @@ def test_right_blocks_pass(tmp_path, monkeypatch):
     page.run(one("console", "$ locallearn recipes\n...gn-dgl...\n"))
     page.run(one("console", "$ locallearn nonsense\nlocallearn: 'nonsense' is not a command; ...\n"))
     page.run(one("python", "raise SystemExit\n", "<!-- not run: a test -->"))
+
+
+def test_a_shown_output_of_another_run_is_not_compared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hidden = "<!-- run first: echo hidden > file -->\n\n"
+    text = f"{hidden}<!-- output of another run: x -->\n```console\n$ ls file\nnot\n```\n"
+    page = Page()
+    for block in blocks("p", text):
+        page.run(block)
 
 
 def test_blocks_are_found_with_their_comments():

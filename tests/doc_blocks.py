@@ -143,7 +143,9 @@ class Page:
 
 
 def _is_ours(command: str) -> bool:
-    return command.startswith("locallearn ") and not re.search(r"[|>$;&]", command.split(" #")[0])
+    """Whether it can run in this process: our own, no shell, and no processes that it starts itself."""
+    shell = re.search(r"[|>$;&]", command.split(" #")[0])
+    return command.startswith("locallearn ") and not shell and not re.search("--processes|asynchronous", command)
 
 
 def _in_process(command: str) -> tuple[int, str, str]:

@@ -12,8 +12,10 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from locallearn.config import RunConfig
-from locallearn.core.network import ImageShape, block_costs
+from locallearn.core.network import ImageShape, block_costs, build_network
 from locallearn.costs.footprint import Footprint, bytes_text, of_node, of_one_device
 from locallearn.costs.nodes import CIFAR10, Cost, cost
 from locallearn.costs.timeline import Machine, run_local
@@ -123,7 +125,7 @@ def enumerate_candidates(
         The candidates, and those that cannot be built.
 
     Raises:
-        ConfigError: the model is not known, or a number is too small.
+        ConfigError: the model is not known, a number is too small, or the method trains on two views of an image.
     """
     for name, values in (("depths", depths), ("widths", widths), ("batches", [batches]), ("in_flight", [in_flight])):
         if not values or min(values) < 1:
@@ -142,9 +144,19 @@ def enumerate_candidates(
         except ConfigError as error:
             refused.append(Refusal(depth, width, head, depth * width, str(error)))
             continue
+        if not found:
+            _check_supervised(one, image)
         ends = tuple(names[cut] for cut in cuts)
         found += _placements(one, ends, counted, image, machine, batches, in_flight)
     return found, refused
+
+
+def _check_supervised(config: RunConfig, image: ImageShape) -> None:
+    """Two views of every image would be twice the batch, which the usual ways are not compared for here."""
+    with torch.device("meta"):
+        views = build_network(config, image).views
+    if views != 1:
+        raise ConfigError("method", config.method, "a method with labels; locallearn cost counts the others")
 
 
 def _placements(

@@ -38,6 +38,7 @@ def test_the_table_shows_the_proposal_and_the_measurement(capsys):
         (["--memory", "1KiB"], "no plan fits 1 KiB a device: the smallest (K = 2"),
         (["--memory", "1GiB", "--devices", "0"], "--devices: 0 is not valid"),
         (["--memory", "1GiB", "--bandwidth", "1e9"], "--bandwidth needs --device-flops"),
+        (["--memory", "1GiB", "--method", "dgssl"], "method: 'dgssl' is not valid; expected a method with labels"),
         (["--memory", "1GiB", "--cuts", "2.0"], "--cuts: ('2.0',) is not valid"),
     ],
 )

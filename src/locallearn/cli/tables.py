@@ -22,7 +22,11 @@ def summary_table(runs: Sequence[Path]) -> Table:
     columns = [column for column in COLUMNS if column.title in _SHOWN]
     for column in columns:
         table.add_column(column.title, justify="right" if column.numeric else "left")
-    for row in comparison_rows(read_runs(runs)):
+    records = read_runs(runs)
+    protocols = {record.protocol for record in records} - {"classifier"}
+    if protocols:  # the others' last layer is their classifier
+        table.caption = f"Accuracy without an ensemble: {'; '.join(sorted(protocols))}"
+    for row in comparison_rows(records):
         table.add_row(*(column.show(row) for column in columns))
     return table
 

@@ -10,9 +10,7 @@ _SIMILARITIES = 1 << 24
 """Similarities that are held at once: 64 MiB of fp32."""
 
 
-def knn_votes(
-    queries_QD: Tensor, bank_ND: Tensor, labels_N: Tensor, neighbours: int, temperature: float
-) -> Tensor:
+def knn_votes(queries_QD: Tensor, bank_ND: Tensor, labels_N: Tensor, neighbours: int, temperature: float) -> Tensor:
     r"""Votes of the k nearest images of a bank.
 
     A neighbour of similarity :math:`s_i` gives :math:`\exp(s_i / T)` votes to its class. The votes of a query are

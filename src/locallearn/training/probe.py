@@ -24,10 +24,11 @@ from locallearn.training.probe_record import make_record
 Batches = Callable[[int], Iterator[tuple[list[Tensor], Tensor]]]
 """Features [B, D] of every place and labels [B] of every batch of an epoch, by the epoch's number from 0."""
 
+OnEpoch = Callable[[int, float], None]
+"""Is told each epoch (from 1) and the mean training loss of the probes in it."""
 
-def probe(
-    run: OpenedRun, config: ProbeConfig, on_epoch: Callable[[int, float], None] = lambda epoch, loss: None
-) -> dict[str, Any]:
+
+def probe(run: OpenedRun, config: ProbeConfig, on_epoch: OnEpoch | None = None) -> dict[str, Any]:
     """Train probes on a run's training images and test them on its test images; the network is left as it is.
 
     The network is in eval mode and computes no gradient. Its forward pass is done once a batch for all depths: once
@@ -36,7 +37,7 @@ def probe(
     Args:
         run: an opened run.
         config: settings.
-        on_epoch: is told each epoch (from 1) and the mean training loss of the probes in it.
+        on_epoch: is told how it goes.
 
     Returns:
         The record, as in ``probe.json``: protocol, accuracy of every place (fractions), seconds, forward passes.
@@ -118,7 +119,7 @@ def train_probes(
     batches: Batches,
     steps: int,
     config: ProbeConfig,
-    on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
+    on_epoch: OnEpoch | None = None,
 ) -> list[float]:
     """Train all probes together, and return each one's training accuracy over the last epoch.
 
@@ -132,9 +133,10 @@ def train_probes(
     settings = OptimizerConfig(config.optimizer, config.initial_rate, weight_decay=config.weight_decay)
     optimizer = build_optimizer(settings, probes.parameters())
     probes.train()
-    hits_P, images = torch.zeros(len(probes.heads)), 0
+    zeros_P = torch.zeros(len(probes.heads), dtype=torch.float64, device=next(probes.parameters()).device)
+    hits_P, images = zeros_P, 0
     for epoch in range(config.epochs):
-        hits_P, loss_P, images = hits_P * 0, hits_P * 0, 0
+        hits_P, loss_P, images = zeros_P, zeros_P, 0
         for step, (features, labels_B) in enumerate(batches(epoch)):
             _set_rate(optimizer, config, (epoch * steps + step) / (config.epochs * steps))
             scores_PBC = probes(features)
@@ -142,11 +144,12 @@ def train_probes(
             optimizer.zero_grad(set_to_none=True)
             losses_P.sum().backward()
             optimizer.step()
-            hits_P = hits_P.to(labels_B.device) + (scores_PBC.argmax(-1) == labels_B).sum(1)
-            loss_P = loss_P.to(labels_B.device) + losses_P.detach() * len(labels_B)
+            hits_P = hits_P + (scores_PBC.argmax(-1) == labels_B).sum(1)
+            loss_P = loss_P + losses_P.detach() * len(labels_B)
             images += len(labels_B)
         _check(loss_P, epoch + 1)
-        on_epoch(epoch + 1, loss_P.mean().item() / images)
+        if on_epoch is not None:
+            on_epoch(epoch + 1, loss_P.mean().item() / images)
     return (hits_P / images).tolist()
 
 
@@ -160,14 +163,16 @@ def _set_rate(optimizer: torch.optim.Optimizer, config: ProbeConfig, passed: flo
 def _check(loss_P: Tensor, epoch: int) -> None:
     bad = (~loss_P.isfinite()).nonzero().flatten().tolist()
     if bad:
-        raise DivergedError(f"the loss of probe {bad[0] + 1} became NaN or infinite in epoch {epoch}; try a lower rate")
+        raise DivergedError(
+            f"the loss of probe {bad[0] + 1} became NaN or infinite in epoch {epoch}; try a lower rate"
+        )
 
 
 @torch.no_grad()
 def _test(probes: Probes, reader: Reader, run: OpenedRun) -> tuple[list[float], list[float]]:
     """Accuracy and cross entropy of every probe on the test images."""
     probes.eval()
-    hits_P, loss_P = torch.zeros(2, len(probes.heads), device=run.device)
+    hits_P, loss_P = torch.zeros(2, len(probes.heads), dtype=torch.float64, device=run.device)
     images = 0
     for batch in run.store(run.dataset.test).ordered(run.config.train.evaluate_batch_size):
         scores_PBC = probes(reader(batch.images))

@@ -29,7 +29,7 @@ def make_record(run: OpenedRun, config: ProbeConfig, held: str, points: list[dic
     settings = dataclasses.asdict(config) | {"learning_rate": config.initial_rate}
     return {
         "protocol": settings | data,
-        "protocol_text": protocol_text(run, config),
+        "protocol_text": protocol_text(run, config, held),
         "points": points,
         "time": record.now(),
         "hardware": record.hardware(str(run.config.train.device)),
@@ -38,13 +38,13 @@ def make_record(run: OpenedRun, config: ProbeConfig, held: str, points: list[dic
     }
 
 
-def protocol_text(run: OpenedRun, config: ProbeConfig) -> str:
+def protocol_text(run: OpenedRun, config: ProbeConfig, held: str) -> str:
     """The protocol in one line; runs of different methods and seeds that are probed alike have the same."""
     head = "linear probe" if config.head == "linear" else f"MLP probe of {config.hidden} hidden units"
     augment = {"none": "no augmentation", "standard": "crop and flip", "run": "the run's own augmentation"}
     inputs = "global average" if config.pool == 1 else f"average to {config.pool} x {config.pool}"
     scaled = ", standardised" if config.standardise else ""
-    coarse = ", held in bf16" if config.cache_precision == "bf16" else ""
+    coarse = ", held in bf16" if held == "held in bf16" else ""
     train, test = len(run.dataset.train.labels), len(run.dataset.test.labels)
     return (
         f"{head} on {inputs}{scaled}{coarse}; {config.epochs} epochs of {config.optimizer}, rate "

@@ -85,7 +85,9 @@ class LoopNode(nn.Module):
         if not isinstance(head, AuxiliaryHead) or not all(type(b) in _KINDS for b in like.blocks):
             raise ConfigError("model", type(like.objective).__name__, "a ResNet of basic blocks with cross entropy")
         self.group, self.groups, self.stop_gradient = group, like.groups, head.stop_gradient
-        self.blocks = nn.ModuleDict({name: _KINDS[type(b)](b, like.groups) for name, b in like.blocks.named_children()})
+        self.blocks = nn.ModuleDict(
+            {name: _KINDS[type(b)](b, like.groups) for name, b in like.blocks.named_children()}
+        )
         self.head = _Head(head)
         rows = {name.replace("objective.head", "head"): value for name, value in like.state_dict().items()}
         self.load_state_dict({n: v.chunk(like.groups)[group] if v.dim() else v for n, v in rows.items()})
@@ -120,6 +122,12 @@ class LoopNetwork:
         self.modules = [[LoopNode(module, g) for g in range(module.groups)] for module in network]
         self.optimizers = [[_sgd(node, optimizer) for node in nodes] for nodes in self.modules]
 
+    def to(self, device: torch.device) -> None:
+        """Move all nodes to a device."""
+        for nodes in self.modules:
+            for node in nodes:
+                node.to(device)
+
     def parameters(self) -> list[nn.Parameter]:
         """The parameters of all nodes."""
         return [p for nodes in self.modules for node in nodes for p in node.parameters()]
@@ -130,7 +138,8 @@ class LoopNetwork:
         for nodes, optimizers in zip(self.modules, self.optimizers, strict=True):
             with autocast(x.device, self.precision):
                 features = [node(x) for node in nodes]
-                logits = [node.head(_seen(features, g) if node.stop_gradient else features[g]) for g, node in enumerate(nodes)]
+                seen = [_seen(features, g) if node.stop_gradient else features[g] for g, node in enumerate(nodes)]
+                logits = [node.head(x) for node, x in zip(nodes, seen, strict=True)]
                 losses = [F.cross_entropy(scores, batch.labels) for scores in logits]
                 if len(nodes) > 1 and self.objective.diversity_weight:
                     losses = self._with_diversity(losses, logits, batch.labels)

@@ -28,34 +28,45 @@ def packed_together(inputs: int, outputs: int, groups: int) -> int:
     return next((n for n in range(1, groups) if groups % n == 0 and n * smaller >= LANES), groups)
 
 
-class _Pack(torch.autograd.Function):
-    """Weights of G groups, [O, I/G, k, k], as those of G/n groups, [O, n I/G, k, k]: block-diagonal, zeros elsewhere."""
+def pack(weight: Tensor, groups: int, together: int) -> Tensor:
+    """Weights of G groups, [O, I/G, k, k], as those of G/n groups, [O, n I/G, k, k]: zeros off the blocks' diagonal."""
+    rows, channels, height, width = weight.shape
+    packed = weight.new_zeros(rows, together * channels, height, width)
+    _blocks(packed, groups, together).copy_(
+        weight.view(groups // together, together, rows // groups, channels, height, width)
+    )
+    return packed
+
+
+def _blocks(packed: Tensor, groups: int, together: int) -> Tensor:
+    """The blocks on the diagonal of packed weights, as a view [G/n, n, O/G, I/G, k, k]."""
+    rows, channels, height, width = packed.shape
+    shape = (groups // together, together, rows // groups, together, channels // together, height, width)
+    return packed.view(shape).diagonal(dim1=1, dim2=3).movedim(-1, 1)
+
+
+class _PackedConv(torch.autograd.Function):
+    """A grouped convolution computed as one of fewer groups. Packed weights are made again and not kept."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, groups: int, together: int) -> Tensor:
-        ctx.shape = shape = (groups // together, together, weight.shape[0] // groups, *weight.shape[1:])
-        ctx.format = torch.channels_last if weight.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-        rows, channels, height, width = weight.shape
-        packed = torch.zeros(
-            (rows, together * channels, height, width), dtype=weight.dtype, device=weight.device
-        ).contiguous(memory_format=ctx.format)
-        _diagonal(packed, shape).copy_(weight.view(shape))
-        return packed
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, groups: int, together: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.groups, ctx.together = stride, groups, together
+        packed = pack(weight, groups, together)
+        return F.conv2d(x, packed, stride=stride, padding=weight.shape[-1] // 2, groups=groups // together)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        own = _diagonal(grads[0], ctx.shape)
-        return own.flatten(0, 2).contiguous(memory_format=ctx.format), None, None
-
-
-def _diagonal(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The blocks on the diagonal of packed weights, as a view of ``shape`` [G/n, n, O/G, I/G, k, k]."""
-    blocks = packed.view(shape[0], shape[1], shape[2], shape[1], *shape[3:])
-    return blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
+        x, weight = ctx.saved_tensors
+        packed = pack(weight, ctx.groups, ctx.together)
+        mask = (ctx.needs_input_grad[0], True, False)
+        grad_x, grad, _ = _conv_backward(grads[0], x, packed, ctx.stride, ctx.groups // ctx.together, mask)
+        own = _blocks(grad.contiguous(), ctx.groups, ctx.together).reshape(weight.shape)
+        return grad_x if mask[0] else None, own, None, None, None
 
 
 class PackedConv2d(nn.Conv2d):
-    """A grouped convolution that computes several small groups as one.
+    """A grouped convolution that, in training, computes several small groups as one.
 
     Weights and values are those of the grouped convolution. Groups of fewer than :data:`LANES` channels leave most of
     a vector unused; as one block-diagonal convolution they take a half to a quarter of the time, zeros included.
@@ -63,10 +74,21 @@ class PackedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve."""
+        if not self.training:  # what is exported keeps its groups
+            return super().forward(input)
         together = packed_together(self.in_channels, self.out_channels, self.groups)
-        weight = _Pack.apply(self.weight, self.groups, together)
-        assert isinstance(weight, Tensor)
-        return F.conv2d(input, weight, None, self.stride, self.padding, self.dilation, self.groups // together)
+        out = _PackedConv.apply(*_autocast(input, self.weight), self.stride[0], self.groups, together)
+        assert isinstance(out, Tensor)
+        return out
+
+
+def _autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Cast as autocast does, which does not look inside a custom function."""
+    device = x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        return x.to(dtype), weight.to(dtype)
+    return x, weight
 
 
 class GroupLinear(nn.Module):
@@ -115,7 +137,7 @@ class _StopGradientConv(torch.autograd.Function):
             own, groups = _own_channels(weight, ctx.groups), ctx.groups
             together = packed_together(x.shape[1], weight.shape[0], groups)
             if together > 1:
-                own = _Pack.apply(own, groups, together)
+                own = pack(own, groups, together)
             grad_x = _conv_backward(grads[0], x, own, ctx.stride, groups // together, (True, False, False))[0]
         if ctx.needs_input_grad[1]:
             grad_weight = _conv_backward(grads[0], x, weight, ctx.stride, 1, (False, True, False))[1]
@@ -158,12 +180,7 @@ class StopGradientConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve; the values are those of a dense convolution."""
-        device, weight = x.device.type, self.weight
-        # autocast does not look inside a custom function
-        if device != "meta" and torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-            x, weight = x.to(dtype), weight.to(dtype)
-        out = _StopGradientConv.apply(x, weight, self.stride, self.groups)
+        out = _StopGradientConv.apply(*_autocast(x, self.weight), self.stride, self.groups)
         assert isinstance(out, Tensor)
         return out
 

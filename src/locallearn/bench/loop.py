@@ -60,11 +60,11 @@ class _Head(nn.Module):
     def __init__(self, like: AuxiliaryHead) -> None:
         super().__init__()
         self.convs, self.linears = nn.Sequential(), nn.Sequential()
-        for conv in like.convs[::3]:
+        for conv in list(like.convs)[::3]:
             self.convs.append(_conv(conv, like.groups))
             self.convs.append(nn.BatchNorm2d(self.convs[-1].out_channels))  # type: ignore[arg-type]
             self.convs.append(nn.ReLU(inplace=True))
-        for linear in like.linears:
+        for linear in like.linears.children():
             is_linear = not isinstance(linear, nn.ReLU)
             self.linears.append(nn.Linear(linear.inputs, linear.outputs) if is_linear else nn.ReLU())  # type: ignore[arg-type]
 

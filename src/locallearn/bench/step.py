@@ -82,7 +82,7 @@ class Contender:
 
 
 def local(config: RunConfig, setting: Setting) -> Contender:
-    """This package's own step, as ``train`` runs it."""
+    """The package's own step, as ``train`` runs it."""
     network, batch = setting.network(config), setting.batch()
     steps = [LocalStep(m, build_optimizer(config.optimizer, m.parameters()), setting.precision) for m in network]
     runtime = InlineRuntime(steps)
@@ -136,7 +136,11 @@ def bench_step(
     for name, row in rows.items():
         row["ratio"] = ratio(times[name], times["own"])
     return {
-        **{"model": model, "method": method, "depth": depth, "width": width, **own},
+        "model": model,
+        "method": method,
+        "depth": depth,
+        "width": width,
+        **own,
         "predicted": counted.e2e_macs / sum(node.macs for node in counted.nodes),
         "baselines": rows,
     }

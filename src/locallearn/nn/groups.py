@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 LANES = 16
-"""Channels that a convolution computes at once (a vector of fp32, a tensor core's tile): it takes as long for fewer."""
+"""Channels that a convolution computes at once, a vector of fp32: fewer take as long."""
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int, groups: int, dense: bool) -> nn.Conv2d:
@@ -23,13 +22,13 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int, groups: int, dense
 
 
 def packed_together(inputs: int, outputs: int, groups: int) -> int:
-    """How many groups to compute as one, so that it has :data:`LANES` channels in and out: a divisor of ``groups``."""
+    """How many groups to compute as one, so that it has :data:`LANES` channels: a divisor of ``groups``."""
     smaller = min(inputs, outputs) // groups
     return next((n for n in range(1, groups) if groups % n == 0 and n * smaller >= LANES), groups)
 
 
 def pack(weight: Tensor, groups: int, together: int) -> Tensor:
-    """Weights of G groups, [O, I/G, k, k], as those of G/n groups, [O, n I/G, k, k]: zeros off the blocks' diagonal."""
+    """Weights of G groups, [O, I/G, k, k], as those of G/n groups, [O, n I/G, k, k]: block-diagonal."""
     rows, channels, height, width = weight.shape
     packed = weight.new_zeros(rows, together * channels, height, width)
     _blocks(packed, groups, together).copy_(

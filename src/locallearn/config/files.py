@@ -66,15 +66,19 @@ def digest(config: RunConfig) -> str:
     """Sixteen hexadecimal digits that name what is computed.
 
     Runs with equal digests and seeds train the same thing; where data lies, which device computes, how often
-    checkpoints are written and the seed itself are left out.
+    checkpoints are written and the seed itself are left out, and so are the settings of runtimes that are not used.
     """
     values = to_dict(config)
-    for key in ("seed", "checkpoint"):
+    unused = {"sequential"} - {config.runtime}
+    if config.runtime == "inline":  # what a configuration means that names no runtime
+        unused.add("runtime")
+    for key in ("seed", "checkpoint", *unused):
         values.pop(key)
     for group, keys in {
         "data": ("root", "download"),
         "train": ("device", "threads", "evaluate_batch_size"),
+        "sequential": ("cache_gib",),
     }.items():
         for key in keys:
-            values[group].pop(key, None)
+            values.get(group, {}).pop(key, None)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

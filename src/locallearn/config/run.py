@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from locallearn.config.checks import (
     STRICT,
     check,
+    choice,
     fraction,
     is_int,
     positive_int,
 )
 from locallearn.config.data import AugmentConfig, DataConfig
 from locallearn.config.objective import ObjectiveConfig
+from locallearn.config.runtime import SequentialConfig
 from locallearn.config.training import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from locallearn.errors import ConfigError
 
@@ -42,6 +45,9 @@ class RunConfig:
     """Dropout after every block of a VGG."""
     seed: int = 0
     """Seed of everything random in the run."""
+    runtime: Literal["inline", "sequential"] = "inline"
+    """How nodes are executed: inline (all modules on every batch, in one process), or sequential (one module after
+    the other, each for all its epochs, for a device that holds one module only)."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -49,6 +55,7 @@ class RunConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    sequential: SequentialConfig = field(default_factory=SequentialConfig)
 
     def __post_init__(self) -> None:
         positive_int("depth", self.depth)
@@ -61,6 +68,7 @@ class RunConfig:
         if not self.cuts:
             raise ConfigError("cuts", self.cuts, "auto, balanced, layerwise, or the names of blocks")
         fraction("dropout", self.dropout)
+        choice("runtime", self.runtime, "inline", "sequential")
         check("seed", self.seed, lambda v: is_int(v) and 0 <= v < 2**63, "a whole number in [0, 2^63)")
         if self.schedule.warmup_epochs > self.train.epochs:
             raise ConfigError(

@@ -11,6 +11,7 @@ from locallearn.data.datasets import Dataset, load
 from locallearn.training.loop import Training
 from locallearn.training.observer import Observer, Quiet
 from locallearn.training.record import RunFolder
+from locallearn.training.sequential import SequentialTraining
 from locallearn.training.setup import resolve, with_changes
 
 
@@ -63,6 +64,7 @@ def _training(
     config: RunConfig, dataset: Dataset, folder: RunFolder, observer: Observer | None, create: Callable[[], None]
 ) -> Training:
     """Build everything before the folder is made, so that what cannot be built leaves no folder behind."""
-    training = Training(config, dataset, folder, observer or Quiet())
+    kind = SequentialTraining if config.runtime == "sequential" else Training
+    training = kind(config, dataset, folder, observer or Quiet())
     create()
     return training

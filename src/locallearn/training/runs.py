@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,8 @@ def train(
     folder.check_free(overwrite)
     dataset = load(config.data)
     resolved = resolve(config, dataset)
-    training = _training(resolved, dataset, folder, observer, lambda: folder.create(resolved, overwrite))
+    training = build(resolved, dataset, folder, observer)
+    folder.create(resolved, overwrite)  # only now, so that what cannot be built leaves no folder behind
     return training.run()
 
 
@@ -55,16 +55,12 @@ def resume(run: str | Path, observer: Observer | None = None, **changes: Any) ->
     if summary is not None:
         return summary
     dataset = load(config.data)
-    training = _training(resolve(config, dataset), dataset, folder, observer, lambda: None)
+    training = build(resolve(config, dataset), dataset, folder, observer)
     training.restore()
     return training.run()
 
 
-def _training(
-    config: RunConfig, dataset: Dataset, folder: RunFolder, observer: Observer | None, create: Callable[[], None]
-) -> Training:
-    """Build everything before the folder is made, so that what cannot be built leaves no folder behind."""
+def build(config: RunConfig, dataset: Dataset, folder: RunFolder, observer: Observer | None = None) -> Training:
+    """The training of a resolved configuration, as its runtime has it; nothing is written yet."""
     kind = SequentialTraining if config.runtime == "sequential" else Training
-    training = kind(config, dataset, folder, observer or Quiet())
-    create()
-    return training
+    return kind(config, dataset, folder, observer or Quiet())

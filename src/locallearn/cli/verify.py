@@ -53,6 +53,8 @@ def run(arguments: Sequence[str]) -> int:
         print(json.dumps(values, indent=2))
     else:
         _show(dataset.source, checks)
+        if options.config.runtime == "asynchronous":
+            print("Asynchronous training is not repeatable, so neither that nor an exact resume is checked.")
     return 0 if all(check.passed for check in checks) else 1
 
 

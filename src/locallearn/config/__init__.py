@@ -9,10 +9,11 @@ from locallearn.config.data import AugmentConfig, DataConfig
 from locallearn.config.files import digest, from_dict, from_toml, to_dict, to_toml
 from locallearn.config.objective import ObjectiveConfig
 from locallearn.config.run import RunConfig
-from locallearn.config.runtime import SequentialConfig
+from locallearn.config.runtime import AsynchronousConfig, SequentialConfig
 from locallearn.config.training import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
 __all__ = [
+    "AsynchronousConfig",
     "AugmentConfig",
     "CheckpointConfig",
     "DataConfig",

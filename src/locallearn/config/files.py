@@ -69,7 +69,7 @@ def digest(config: RunConfig) -> str:
     checkpoints are written and the seed itself are left out, and so are the settings of runtimes that are not used.
     """
     values = to_dict(config)
-    unused = {"sequential"} - {config.runtime}
+    unused = {"asynchronous", "sequential"} - {config.runtime}
     if config.runtime == "inline":  # what a configuration means that names no runtime
         unused.add("runtime")
     for key in ("seed", "checkpoint", *unused):
@@ -77,6 +77,7 @@ def digest(config: RunConfig) -> str:
     for group, keys in {
         "data": ("root", "download"),
         "train": ("device", "threads", "evaluate_batch_size"),
+        "asynchronous": ("restarts",),
         "sequential": ("cache_gib",),
     }.items():
         for key in keys:

@@ -7,6 +7,7 @@ from typing import Any
 
 from locallearn.config import RunConfig
 from locallearn.data.datasets import Dataset, load
+from locallearn.training.asynchronous import AsynchronousTraining
 from locallearn.training.loop import Training
 from locallearn.training.observer import Observer, Quiet
 from locallearn.training.record import RunFolder
@@ -60,7 +61,9 @@ def resume(run: str | Path, observer: Observer | None = None, **changes: Any) ->
     return training.run()
 
 
-def build(config: RunConfig, dataset: Dataset, folder: RunFolder, observer: Observer | None = None) -> Training:
+def build(
+    config: RunConfig, dataset: Dataset, folder: RunFolder, observer: Observer | None = None
+) -> Training | AsynchronousTraining:
     """The training of a resolved configuration, as its runtime has it; nothing is written yet."""
-    kind = SequentialTraining if config.runtime == "sequential" else Training
-    return kind(config, dataset, folder, observer or Quiet())
+    kinds = {"inline": Training, "sequential": SequentialTraining, "asynchronous": AsynchronousTraining}
+    return kinds[config.runtime](config, dataset, folder, observer or Quiet())

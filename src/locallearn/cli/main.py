@@ -11,6 +11,7 @@ from locallearn.errors import LocalLearnError, UsageError
 COMMANDS = {
     "demo": "train e2e, DGL and GN-DGL on the embedded digits and compare them",
     "train": "train a recipe, or resume a run",
+    "verify": "check a configuration on this machine: gradients, repeatability, resume",
     "evaluate": "evaluate a run on its test images",
     "predict": "classify a folder of images with a run",
     "probe": "measure what every depth of a run knows, by classifiers on its frozen features",

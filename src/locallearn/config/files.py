@@ -66,10 +66,10 @@ def digest(config: RunConfig) -> str:
     """Sixteen hexadecimal digits that name what is computed.
 
     Runs with equal digests and seeds train the same thing; where data lies, which device computes, how often
-    checkpoints are written and the seed itself are left out.
+    checkpoints are written, where plugins lie and the seed itself are left out.
     """
     values = to_dict(config)
-    for key in ("seed", "checkpoint"):
+    for key in ("seed", "checkpoint", "plugins"):
         values.pop(key)
     for group, keys in {
         "data": ("root", "download"),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from tyro.conf import Suppress
 
 from locallearn.config.checks import (
     STRICT,
@@ -42,6 +45,8 @@ class RunConfig:
     """Dropout after every block of a VGG."""
     seed: int = 0
     """Seed of everything random in the run."""
+    plugins: Annotated[tuple[str, ...], Suppress] = ()
+    """Files of the user's own that were loaded with --plugin; a resume loads them again."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -18,6 +18,7 @@ from locallearn.config import (
     ScheduleConfig,
     TrainConfig,
 )
+from locallearn.core.methods import methods
 from locallearn.errors import UsageError
 from locallearn.nn.backbones import backbones, build_backbone
 
@@ -31,6 +32,9 @@ _DEPTH_WIDTH = {
 }
 """K and G of each method's recipe."""
 
+_OWN = (4, 1)
+"""K and G of the recipe of a method that a user registered."""
+
 
 def _adam(rate: float) -> OptimizerConfig:
     return OptimizerConfig(name="adam", learning_rate=rate, weight_decay=0.0)
@@ -38,7 +42,7 @@ def _adam(rate: float) -> OptimizerConfig:
 
 def digits(method: str) -> RunConfig:
     """ResNet-8 on scikit-learn's digits: seconds to train, above 97 % with every method."""
-    depth, width = _DEPTH_WIDTH[method]
+    depth, width = _DEPTH_WIDTH.get(method, _OWN)
     return RunConfig(
         method=method,
         model="resnet8",
@@ -55,7 +59,7 @@ def resnet(model: str, method: str) -> RunConfig:
 
     The thesis has predsim on VGGs only, and trains it with Adam; so does this recipe.
     """
-    depth, width = _DEPTH_WIDTH[method]
+    depth, width = _DEPTH_WIDTH.get(method, _OWN)
     return RunConfig(
         method=method,
         model=model,
@@ -81,7 +85,7 @@ def vgg(model: str, method: str, split: int = 2) -> RunConfig:
         split: G of the thesis's G-Group: ``gn-dgl`` splits the first three convolutions into (G, 2G, G) groups.
     """
     blocks = len(build_backbone(model, 3, 32).blocks)
-    depth, width = _DEPTH_WIDTH[method]
+    depth, width = _DEPTH_WIDTH.get(method, _OWN)
     groups = (width,)
     if depth > 1:
         depth = blocks
@@ -106,9 +110,9 @@ def recipe(name: str) -> RunConfig:
     Raises:
         UsageError: no such recipe.
     """
-    if name in _DEPTH_WIDTH:
+    if name in _DEPTH_WIDTH or name in methods:
         return digits(name)
-    for method in sorted(_DEPTH_WIDTH, key=len, reverse=True):  # gn-dgl before dgl
+    for method in sorted({*_DEPTH_WIDTH, *methods}, key=len, reverse=True):  # gn-dgl before dgl
         model = name.removesuffix(f"-{method}")
         if model != name:
             return _on_cifar10(model, method)
@@ -124,7 +128,7 @@ def _on_cifar10(model: str, method: str) -> RunConfig:
         build_backbone(split[1], 3, 32)  # refuses unknown models
         return vgg(split[1], method, int(split[2]))
     build_backbone(model, 3, 32)
-    if model.startswith("tiny"):
+    if not model.startswith(("resnet", "vgg")):  # small, or a user's own: on the digits, for a first try
         return dataclasses.replace(digits(method), model=model)
     return (vgg if model.startswith("vgg") else resnet)(model, method)
 

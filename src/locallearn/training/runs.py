@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from locallearn import plugins
 from locallearn.config import RunConfig
 from locallearn.data.datasets import Dataset, load
 from locallearn.training.loop import Training
@@ -34,6 +35,7 @@ def train(
     """
     folder = RunFolder(Path(run))
     folder.check_free(overwrite)
+    plugins.load(config.plugins)
     dataset = load(config.data)
     resolved = resolve(config, dataset)
     training = _training(resolved, dataset, folder, observer, lambda: folder.create(resolved, overwrite))

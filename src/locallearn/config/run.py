@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import Suppress
 
 from locallearn.config.checks import (
     STRICT,
@@ -50,6 +52,8 @@ class RunConfig:
     """How nodes are executed: inline (all modules on every batch, in one process), sequential (one module after the
     other, each for all its epochs, for a device that holds one module only), or asynchronous (a process for every
     module, which trains at its own pace from a buffer of the newest features)."""
+    plugins: Annotated[tuple[str, ...], Suppress] = ()
+    """Files of the user's own that were loaded with --plugin; a resume loads them again."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -133,7 +133,7 @@ class _StopGradientConv(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            own, groups = _own_channels(weight, ctx.groups), ctx.groups
+            own, groups = own_channels(weight, ctx.groups), ctx.groups
             together = packed_together(x.shape[1], weight.shape[0], groups)
             if together > 1:
                 own = pack(own, groups, together)
@@ -143,7 +143,7 @@ class _StopGradientConv(torch.autograd.Function):
         return grad_x, grad_weight, None, None
 
 
-def _own_channels(weight: Tensor, groups: int) -> Tensor:
+def own_channels(weight: Tensor, groups: int) -> Tensor:
     """From the rows of group g, the columns of group g's channels: [G n, C, k, k] -> [G n, C/G, k, k]."""
     rows, channels, height, width = weight.shape
     blocks = weight.view(groups, rows // groups, groups, channels // groups, height, width)

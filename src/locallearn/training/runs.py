@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from locallearn import plugins
 from locallearn.config import RunConfig
 from locallearn.data.datasets import Dataset, load
 from locallearn.training.asynchronous import AsynchronousTraining
@@ -35,6 +36,7 @@ def train(
     """
     folder = RunFolder(Path(run))
     folder.check_free(overwrite)
+    plugins.load(config.plugins)
     dataset = load(config.data)
     resolved = resolve(config, dataset)
     training = build(resolved, dataset, folder, observer)

@@ -20,6 +20,7 @@ COMMANDS = {
     "export": "write a run's network without auxiliary heads",
     "report": "write one HTML report of one or more runs",
     "cost": "count what every node computes, holds and sends, and predict times",
+    "plan": "propose K, G, cuts and head for some devices and a memory limit",
     "bench": "measure speed against baselines",
     "recipes": "list the recipes",
     "reproduce": "train what is missing of the thesis's tables, and draw them",

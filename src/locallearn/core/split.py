@@ -146,7 +146,7 @@ def _objective(
     pooled = len(shape) == 2 and tokens != "all"
     given = dataclasses.replace(given, shape=shape[-1:] if pooled else shape, position=(k, len(parts)))
     if isinstance(objective, str):
-        made = objectives.get(objective)(given)
+        made = objectives.build(objective, given)
     else:
         head = build_token_head(given) if len(given.shape) == 2 else given.head(given.classes)
         made = UserLoss(head, objective)

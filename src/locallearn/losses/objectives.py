@@ -101,7 +101,9 @@ class ObjectiveInput:
         )
 
 
-objectives: Registry[Callable[[ObjectiveInput], Objective]] = Registry("objective.loss")
+objectives: Registry[Callable[[ObjectiveInput], Objective]] = Registry(
+    "objective.loss", "given: ObjectiveInput", Objective
+)
 """Builders of objectives by the name of the loss (``objective.loss``)."""
 
 

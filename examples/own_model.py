@@ -10,7 +10,6 @@ from functools import partial
 from torch import Tensor, nn
 
 import locallearn as ll
-from locallearn.nn.backbones import BackboneInput, Block, backbones
 from locallearn.nn.groups import conv
 
 
@@ -32,13 +31,13 @@ class Separable(nn.Module):
         return self.norm(self.depthwise(self.pointwise(x_BCHW))).relu()
 
 
-@backbones.register("separable")
-def separable(given: BackboneInput) -> tuple[tuple[Block, ...], float]:
+@ll.backbones.register("separable")
+def separable(given: ll.BackboneInput) -> tuple[tuple[ll.Block, ...], float]:
     """Four blocks; the second value scales the hidden units of auxiliary heads."""
     widths = [32 * given.factor, 32 * given.factor, 64 * given.factor, 64 * given.factor]
     blocks, inputs = [], given.channels
     for i, outputs in enumerate(widths):
-        blocks.append(Block(f"block{i + 1}", outputs, partial(Separable, inputs, outputs, 2 if i == 2 else 1)))
+        blocks.append(ll.Block(f"block{i + 1}", outputs, partial(Separable, inputs, outputs, 2 if i == 2 else 1)))
         inputs = outputs
     return tuple(blocks), 1.0
 

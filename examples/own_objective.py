@@ -12,29 +12,28 @@ from torch import Tensor, nn
 
 import locallearn as ll
 from locallearn.data.store import Batch
-from locallearn.losses.objectives import LocalLoss, Objective, ObjectiveInput, objectives
 
 
-class Hinge(Objective):
+class Hinge(ll.Objective):
     """Every node's scores should be larger by one for the right class than for any other."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
         self.head = head
 
-    def forward(self, features: Tensor, batch: Batch) -> LocalLoss:
+    def forward(self, features: Tensor, batch: Batch) -> ll.LocalLoss:
         """One loss a group: ``logits`` is [G, B, classes], ``total`` is [G]."""
         logits = self.head(features)
         total = torch.stack([F.multi_margin_loss(of_group, batch.labels) for of_group in logits])
-        return LocalLoss(total, {"hinge": total.detach()}, logits.detach())
+        return ll.LocalLoss(total, {"hinge": total.detach()}, logits.detach())
 
     def logits(self, features: Tensor) -> Tensor:
         """Scores for evaluation and for the layerwise ensemble."""
         return self.head(features)
 
 
-@objectives.register("hinge")
-def hinge(given: ObjectiveInput) -> Hinge:
+@ll.objectives.register("hinge")
+def hinge(given: ll.ObjectiveInput) -> Hinge:
     """The head is the one that ``objective.head`` names, with one output a class."""
     return Hinge(given.head(given.classes))
 

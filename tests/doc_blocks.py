@@ -143,9 +143,10 @@ class Page:
 
 
 def _is_ours(command: str) -> bool:
-    """Whether it can run in this process: our own, no shell, and no processes that it starts itself."""
-    shell = re.search(r"[|>$;&]", command.split(" #")[0])
-    return command.startswith("locallearn ") and not shell and not re.search("--processes|asynchronous", command)
+    """Whether it can run in this process: no shell, no processes of its own, nothing that stays registered."""
+    if not command.startswith("locallearn "):
+        return False
+    return not re.search(r"[|>$;&]|--processes|asynchronous|--plugin", command.split(" #")[0])
 
 
 def _in_process(command: str) -> tuple[int, str, str]:

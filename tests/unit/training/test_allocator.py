@@ -12,11 +12,9 @@ def faults():
     torch.empty(64 * 2**20, dtype=torch.uint8).fill_(1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-faults()
-usual = faults()
+usual = min(faults() for _ in range(12))
 kept = keep_freed_memory()
-faults()
-print(usual, kept, faults())
+print(usual, kept, min(faults() for _ in range(12)))  # the heap has to grow a few times first
 """
 
 

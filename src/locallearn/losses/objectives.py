@@ -38,7 +38,12 @@ class Objective(nn.Module):
     """Base of local objectives. Its child modules are its auxiliary networks; each takes the module's features.
 
     Every parameter and buffer is stacked by group on dimension 0, as those of the blocks are.
+
+    Attributes:
+        needs_labels: whether a batch without labels is refused.
     """
+
+    needs_labels: bool = True
 
     def forward(self, features: Tensor, batch: Batch) -> LocalLoss:
         """Losses of the nodes whose features on ``batch`` are ``features``, [B, C, H, W] or [B, C]."""

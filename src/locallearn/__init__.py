@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from locallearn.config import ProbeConfig, RunConfig, from_toml, to_toml
+    from locallearn.core.methods import Layout, ModuleLayout, methods
     from locallearn.core.network import ImageShape, LocalNetwork, build_network
+    from locallearn.core.split import split
+    from locallearn.core.split_network import SplitNetwork
     from locallearn.costs.nodes import cost
+    from locallearn.data.datasets import Dataset, ImageSet, datasets
+    from locallearn.data.store import Batch
     from locallearn.errors import LocalLearnError
     from locallearn.experiments.recipes import recipe
+    from locallearn.losses.objectives import LocalLoss, Objective, ObjectiveInput, objectives
+    from locallearn.nn.backbones import BackboneInput, Block, backbones
+    from locallearn.nn.heads import HeadInput, heads
     from locallearn.training.embed import embed
     from locallearn.training.export import load_exported
     from locallearn.training.finished import open_run
@@ -23,39 +31,75 @@ if TYPE_CHECKING:
     from locallearn.training.runs import resume, train
 
 _PLACES = {
+    "BackboneInput": "locallearn.nn.backbones",
+    "Batch": "locallearn.data.store",
+    "Block": "locallearn.nn.backbones",
+    "Dataset": "locallearn.data.datasets",
+    "HeadInput": "locallearn.nn.heads",
+    "ImageSet": "locallearn.data.datasets",
     "ImageShape": "locallearn.core.network",
+    "Layout": "locallearn.core.methods",
     "LocalLearnError": "locallearn.errors",
+    "LocalLoss": "locallearn.losses.objectives",
     "LocalNetwork": "locallearn.core.network",
+    "ModuleLayout": "locallearn.core.methods",
+    "Objective": "locallearn.losses.objectives",
+    "ObjectiveInput": "locallearn.losses.objectives",
     "ProbeConfig": "locallearn.config",
     "RunConfig": "locallearn.config",
+    "SplitNetwork": "locallearn.core.split_network",
+    "backbones": "locallearn.nn.backbones",
     "build_network": "locallearn.core.network",
     "cost": "locallearn.costs.nodes",
+    "datasets": "locallearn.data.datasets",
     "embed": "locallearn.training.embed",
     "from_toml": "locallearn.config",
+    "heads": "locallearn.nn.heads",
     "load_exported": "locallearn.training.export",
+    "methods": "locallearn.core.methods",
+    "objectives": "locallearn.losses.objectives",
     "open_run": "locallearn.training.finished",
     "probe": "locallearn.training.probe",
     "recipe": "locallearn.experiments.recipes",
     "resume": "locallearn.training.runs",
+    "split": "locallearn.core.split",
     "to_toml": "locallearn.config",
     "train": "locallearn.training.runs",
 }
 
 __all__ = [
+    "BackboneInput",
+    "Batch",
+    "Block",
+    "Dataset",
+    "HeadInput",
+    "ImageSet",
     "ImageShape",
+    "Layout",
     "LocalLearnError",
+    "LocalLoss",
     "LocalNetwork",
+    "ModuleLayout",
+    "Objective",
+    "ObjectiveInput",
     "ProbeConfig",
     "RunConfig",
+    "SplitNetwork",
+    "backbones",
     "build_network",
     "cost",
+    "datasets",
     "embed",
     "from_toml",
+    "heads",
     "load_exported",
+    "methods",
+    "objectives",
     "open_run",
     "probe",
     "recipe",
     "resume",
+    "split",
     "to_toml",
     "train",
 ]

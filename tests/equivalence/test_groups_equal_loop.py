@@ -102,8 +102,8 @@ def test_a_lost_stop_gradient_is_caught(monkeypatch):
 
 
 def test_a_gradient_of_the_wrong_channels_is_caught(monkeypatch):
-    own = grouped_layers._own_channels
-    monkeypatch.setattr(grouped_layers, "_own_channels", lambda weight, groups: own(weight, groups).flip(1))
+    own = grouped_layers.own_channels
+    monkeypatch.setattr(grouped_layers, "own_channels", lambda weight, groups: own(weight, groups).flip(1))
     with pytest.raises(AssertionError, match="gradient of blocks"):
         compare(2, 2)
 

@@ -14,6 +14,18 @@ def test_registry_refuses_duplicates():
     assert things.get("one") == 1
 
 
+def test_a_registry_checks_what_it_is_given_and_what_that_gives():
+    builders: Registry[object] = Registry("thing", "given: int", float)
+    builders.add("half", lambda given: given / 2)
+    builders.add("text", lambda given, more=1: str(given))
+    assert builders.build("half", 3) == 1.5
+    with pytest.raises(UsageError, match=r"thing 'text' \(.*py:\d+\) returned str; expected float"):
+        builders.build("text", 3)
+    for wrong in (lambda: 1.0, lambda a, b: a, lambda *, given: given, 3):
+        with pytest.raises(UsageError, match=r"expected a function of \(given: int\) that returns float"):
+            builders.add("wrong", wrong)
+
+
 def test_unknown_names_are_explained():
     things: Registry[int] = Registry("model")
     for name in ("resnet32", "vgg6a"):

@@ -6,11 +6,13 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from locallearn import plugins
 from locallearn.errors import LocalLearnError, UsageError
 
 COMMANDS = {
     "demo": "train e2e, DGL and GN-DGL on the embedded digits and compare them",
     "train": "train a recipe, or resume a run",
+    "verify": "check a configuration on this machine: gradients, repeatability, resume",
     "evaluate": "evaluate a run on its test images",
     "predict": "classify a folder of images with a run",
     "probe": "measure what every depth of a run knows, by classifiers on its frozen features",
@@ -18,6 +20,7 @@ COMMANDS = {
     "export": "write a run's network without auxiliary heads",
     "report": "write one HTML report of one or more runs",
     "cost": "count what every node computes, holds and sends, and predict times",
+    "plan": "propose K, G, cuts and head for some devices and a memory limit",
     "bench": "measure speed against baselines",
     "recipes": "list the recipes",
     "reproduce": "train what is missing of the thesis's tables, and draw them",
@@ -41,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    arguments = _load_plugins(arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0
@@ -58,10 +62,33 @@ def _run(arguments: list[str]) -> int:
         return int(stop.code or 0)
 
 
+def _load_plugins(arguments: list[str]) -> list[str]:
+    """Import every ``--plugin FILE``, and return the arguments without them."""
+    left, files = [], []
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name != "--plugin":
+            left.append(argument)
+            continue
+        file = value if equals else next(rest, None)
+        if not file:
+            raise UsageError("--plugin: the name of a Python file is missing")
+        files.append(file)
+    plugins.load(files)
+    return left
+
+
 def _usage() -> str:
     lines = ["usage: locallearn COMMAND [options]", "", "Local learning for PyTorch.", "", "commands:"]
     lines += [f"  {name:10} {what}" for name, what in COMMANDS.items()]
-    return "\n".join([*lines, "", "locallearn COMMAND --help tells a command's options, with units and defaults."])
+    lines += [
+        "",
+        "Every command takes --plugin FILE: Python of your own that registers models, heads, objectives, methods or",
+        "data sets.",
+        "locallearn COMMAND --help tells a command's options, with units and defaults.",
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

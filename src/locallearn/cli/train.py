@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
+from locallearn import plugins
 from locallearn.cli.options import parse
 from locallearn.cli.progress import LiveProgress
 from locallearn.cli.tables import node_table, node_title, summary_table
@@ -69,7 +71,7 @@ def run(arguments: Sequence[str]) -> int:
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if name is None and not {"-h", "--help"} & set(arguments):
         raise UsageError("train: RECIPE is missing; for example: locallearn train gn-dgl --run runs/first")
-    default = TrainOptions(recipe(name or "gn-dgl"))
+    default = TrainOptions(dataclasses.replace(recipe(name or "gn-dgl"), plugins=plugins.loaded()))
     options = parse(TrainOptions, arguments[1:] if name else arguments, f"train {name or 'RECIPE'}", USAGE, default)
     folder = Path(options.run or f"runs/{name}-seed{options.config.seed}")
     with LiveProgress(quiet=options.json) as progress:

@@ -11,9 +11,11 @@ from locallearn.config.modification import ModificationConfig
 from locallearn.config.objective import ObjectiveConfig
 from locallearn.config.probe import ProbeConfig
 from locallearn.config.run import RunConfig
+from locallearn.config.runtime import AsynchronousConfig, SequentialConfig
 from locallearn.config.training import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
 __all__ = [
+    "AsynchronousConfig",
     "AugmentConfig",
     "CheckpointConfig",
     "DataConfig",
@@ -23,6 +25,7 @@ __all__ = [
     "ProbeConfig",
     "RunConfig",
     "ScheduleConfig",
+    "SequentialConfig",
     "TrainConfig",
     "digest",
     "from_dict",

@@ -58,7 +58,8 @@ def classifier_layout(config: RunConfig, channel_groups: int = 1) -> ModuleLayou
     return ModuleLayout(1, channel_groups, objective)
 
 
-methods: Registry[Callable[[RunConfig], Layout]] = Registry("method")
+methods: Registry[Callable[[RunConfig], Layout]] = Registry("method", "config: RunConfig", Layout)
+"""Methods by name."""
 
 
 def _need(config: RunConfig, field: str, expected: str, ok: bool) -> None:

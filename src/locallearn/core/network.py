@@ -88,7 +88,7 @@ def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:
     Raises:
         ConfigError: the method, model, depth, width, cuts or head do not go together.
     """
-    layout = methods.get(config.method)(config)
+    layout = methods.build(config.method, config)
     backbone = build_backbone(config.model, image.channels, image.size, config.dropout)
     spans = _spans(config, backbone, image)
     groups = [plan.channel_groups for span, plan in zip(spans, layout.modules, strict=True) for _ in span]
@@ -161,7 +161,7 @@ def _module(
         position=(int(name) if name.isdigit() else config.depth, config.depth),
     )
     assert plan.objective.loss is not None
-    objective = objectives.get(plan.objective.loss)(given)
+    objective = objectives.build(plan.objective.loss, given)
     initialise(blocks, plan.channel_groups, config.seed, name, "blocks")
     initialise(objective, plan.groups, config.seed, name, "head")
     objective.start()

@@ -65,7 +65,8 @@ class Dataset:
         return self.train.images.shape[-1]
 
 
-datasets: Registry[Callable[[DataConfig], Dataset]] = Registry("data.name")
+datasets: Registry[Callable[[DataConfig], Dataset]] = Registry("data.name", "config: DataConfig", Dataset)
+"""Readers of data sets by name."""
 
 
 def load(config: DataConfig) -> Dataset:
@@ -78,7 +79,7 @@ def load(config: DataConfig) -> Dataset:
         DataError: the files are missing, damaged or in a layout that the reader does not know.
     """
     try:
-        dataset = datasets.get(config.name)(config)
+        dataset = datasets.build(config.name, config)
     except OSError as error:
         raise DataError(f"{config.name}: {error}") from None
     if config.image_size not in (None, dataset.image_size):

@@ -20,6 +20,7 @@ from locallearn.config import (
     ScheduleConfig,
     TrainConfig,
 )
+from locallearn.core.methods import methods
 from locallearn.errors import UsageError
 from locallearn.nn.backbones import backbones, build_backbone
 
@@ -36,6 +37,9 @@ _DEPTH_WIDTH = {
 }
 """K and G of each method's recipe."""
 
+_OWN = (4, 1)
+"""K and G of the recipe of a method that a user registered."""
+
 
 SELF_SUPERVISED = ("simclr", "dgssl", "dgssl-llm")
 """Methods whose recipes follow Chapter 4."""
@@ -49,7 +53,7 @@ def digits(method: str) -> RunConfig:
     """ResNet-8 on scikit-learn's digits: seconds to train, above 97 % with every method."""
     if method in SELF_SUPERVISED:
         return self_supervised_digits(method)
-    depth, width = _DEPTH_WIDTH[method]
+    depth, width = _DEPTH_WIDTH.get(method, _OWN)
     return RunConfig(
         method=method,
         model="resnet8",
@@ -66,7 +70,7 @@ def resnet(model: str, method: str) -> RunConfig:
 
     The thesis has predsim on VGGs only, and trains it with Adam; so does this recipe.
     """
-    depth, width = _DEPTH_WIDTH[method]
+    depth, width = _DEPTH_WIDTH.get(method, _OWN)
     return RunConfig(
         method=method,
         model=model,
@@ -92,7 +96,7 @@ def vgg(model: str, method: str, split: int = 2) -> RunConfig:
         split: G of the thesis's G-Group: ``gn-dgl`` splits the first three convolutions into (G, 2G, G) groups.
     """
     blocks = len(build_backbone(model, 3, 32).blocks)
-    depth, width = _DEPTH_WIDTH[method]
+    depth, width = _DEPTH_WIDTH.get(method, _OWN)
     groups = (width,)
     if depth > 1:
         depth = blocks
@@ -160,9 +164,9 @@ def recipe(name: str) -> RunConfig:
     Raises:
         UsageError: no such recipe.
     """
-    if name in _DEPTH_WIDTH:
+    if name in _DEPTH_WIDTH or name in methods:
         return digits(name)
-    for method in sorted(_DEPTH_WIDTH, key=len, reverse=True):  # gn-dgl before dgl
+    for method in sorted({*_DEPTH_WIDTH, *methods}, key=len, reverse=True):  # gn-dgl before dgl
         model = name.removesuffix(f"-{method}")
         if model != name:
             return _on_cifar10(model, method)
@@ -178,7 +182,7 @@ def _on_cifar10(model: str, method: str) -> RunConfig:
         build_backbone(split[1], 3, 32)  # refuses unknown models
         return vgg(split[1], method, int(split[2]))
     build_backbone(model, 3, 32)
-    if model.startswith("tiny"):
+    if not model.startswith(("resnet", "vgg")):  # small, or a user's own: on the digits, for a first try
         return dataclasses.replace(digits(method), model=model)
     if method in SELF_SUPERVISED:
         return self_supervised(model, method)

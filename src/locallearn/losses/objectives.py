@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from locallearn.config import ObjectiveConfig
 from locallearn.data.store import Batch
+from locallearn.errors import ConfigError
 from locallearn.losses.functional import cross_entropy, diversity
 from locallearn.nn.heads import build_head
 from locallearn.registry import Registry
@@ -60,13 +61,14 @@ class ObjectiveInput:
 
     Attributes:
         config: its settings.
-        shape: features of one image over all groups, (C, H, W) or (C,).
+        shape: features of one image over all groups, (C, H, W) or (C,); (T, C) for tokens.
         groups: G.
         classes: number of classes.
         image: channels and side [pixels] of the images.
         widen: the model's factor on hidden units of auxiliary networks.
         family: the model without its width factor, ``resnet32``.
         position: (k, K): the module, counted from 1, and the number of modules.
+        scorer: the model's own last linear layer, for heads that read it; None where it has none.
     """
 
     config: ObjectiveConfig
@@ -77,22 +79,31 @@ class ObjectiveInput:
     widen: float
     family: str
     position: tuple[int, int]
+    scorer: nn.Linear | None = None
+
+    @property
+    def hidden(self) -> int:
+        """Hidden units of the head's linear layers."""
+        return max(1, round(self.config.head_width * self.widen))
 
     def head(self, outputs: int) -> nn.Module:
         """The auxiliary head that the settings name, with that many outputs a group."""
         config = self.config
-        hidden = max(1, round(config.head_width * self.widen))
+        if len(self.shape) == 2:
+            raise ConfigError("tokens", "all", "mean or class with this objective, whose head sees one vector")
         return build_head(
             config.head,
             self.shape,
             outputs,
             groups=self.groups,
-            hidden=hidden,
+            hidden=self.hidden,
             stop_gradient=config.stop_gradient,
         )
 
 
-objectives: Registry[Callable[[ObjectiveInput], Objective]] = Registry("objective.loss")
+objectives: Registry[Callable[[ObjectiveInput], Objective]] = Registry(
+    "objective.loss", "given: ObjectiveInput", Objective
+)
 """Builders of objectives by the name of the loss (``objective.loss``)."""
 
 

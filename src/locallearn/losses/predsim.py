@@ -67,6 +67,8 @@ def predsim(given: ObjectiveInput) -> PredSim:
         ConfigError: ``sim`` alone with a diversity penalty, or groups of one channel.
     """
     config, groups = given.config, given.groups
+    if len(given.shape) == 2:
+        raise ConfigError("tokens", "all", "mean or class with predsim, which compares whole examples")
     weight = config.predsim_weight
     if weight == 1 and config.diversity_weight and groups > 1:
         expected = "0 with objective.predsim_weight 1, which has no class scores to compare"

@@ -60,7 +60,10 @@ class BackboneInput:
     dropout: float = 0.0
 
 
-backbones: Registry[Callable[[BackboneInput], tuple[tuple[Block, ...], float]]] = Registry("model")
+backbones: Registry[Callable[[BackboneInput], tuple[tuple[Block, ...], float]]] = Registry(
+    "model", "given: BackboneInput", tuple
+)
+"""Builders of a backbone's blocks and its factor on the hidden units of heads, by name."""
 
 
 def build_backbone(name: str, channels: int, image_size: int, dropout: float = 0.0) -> Backbone:
@@ -80,7 +83,7 @@ def build_backbone(name: str, channels: int, image_size: int, dropout: float = 0
     family, factor = (match[1], float(match[2])) if match and name not in backbones else (name, 1)
     if family not in backbones:
         backbones.get(name)  # raises, and quotes what the user wrote
-    blocks, widen = backbones.get(family)(BackboneInput(name, channels, image_size, factor, dropout))
+    blocks, widen = backbones.build(family, BackboneInput(name, channels, image_size, factor, dropout))
     return Backbone(name, family, blocks, widen)
 
 

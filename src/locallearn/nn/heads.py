@@ -4,12 +4,38 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from locallearn.errors import ConfigError
 from locallearn.nn.groups import GroupLinear, StopGradientConv2d, conv, split_vectors, stop_gradient_vectors
 from locallearn.nn.pool import GlobalAveragePool
+from locallearn.registry import Registry
+
+
+@dataclass(frozen=True)
+class HeadInput:
+    """What the heads of one module are built for.
+
+    Attributes:
+        shape: features of one image over all groups, (C, H, W) or (C,).
+        outputs: size of each head's output.
+        groups: G.
+        hidden: hidden units, as the settings and the model's width factor have them.
+        stop_gradient: whether heads see the other groups' features, detached.
+    """
+
+    shape: tuple[int, ...]
+    outputs: int
+    groups: int = 1
+    hidden: int = 128
+    stop_gradient: bool = False
+
+
+heads: Registry[Callable[[HeadInput], nn.Module]] = Registry("objective.head", "given: HeadInput", nn.Module)
+"""Builders of heads by name, which map features [B, C, H, W] or [B, C] to [G, B, outputs]."""
 
 
 def parse_head(name: str) -> tuple[int, int]:
@@ -20,7 +46,7 @@ def parse_head(name: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"(\d)c([1-9])f", name)
     if match is None:
-        expected = "mlp-sr, or <n>c<m>f with n convolutions and m >= 1 linear layers, like 1c2f"
+        expected = f"{', '.join(heads)}, or <n>c<m>f with n convolutions and m >= 1 linear layers, like 1c2f"
         raise ConfigError("objective.head", name, expected)
     return int(match[1]), int(match[2])
 
@@ -34,7 +60,7 @@ def build_head(
     hidden: int = 128,
     stop_gradient: bool = False,
 ) -> nn.Module:
-    """Build the heads of one module: ``mlp-sr`` or ``<n>c<m>f``.
+    """Build the heads of one module: a registered one, or ``<n>c<m>f``.
 
     Args:
         name: of the head.
@@ -47,8 +73,8 @@ def build_head(
     Raises:
         ConfigError: no such head.
     """
-    if name == "mlp-sr":
-        return MlpHead(shape, outputs, groups=groups, stop_gradient=stop_gradient)
+    if name in heads:
+        return heads.build(name, HeadInput(shape, outputs, groups, hidden, stop_gradient))
     return AuxiliaryHead(
         name, shape[0], len(shape) == 3, outputs, groups=groups, hidden=hidden, stop_gradient=stop_gradient
     )
@@ -185,6 +211,12 @@ class MlpHead(nn.Module):
             maps = x_GBC.transpose(0, 1).reshape(len(x), -1, *self.sides)
             x_GBC = split_vectors(self.pool(self.convs(maps)).flatten(1), self.groups)
         return self.linears(x_GBC)
+
+
+@heads.register("mlp-sr")
+def mlp_head(given: HeadInput) -> MlpHead:
+    """The multi-layer perceptron head with spatial reduction."""
+    return MlpHead(given.shape, given.outputs, groups=given.groups, stop_gradient=given.stop_gradient)
 
 
 def _pointwise(n: int, channels: int, groups: int) -> nn.Sequential:

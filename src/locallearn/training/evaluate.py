@@ -5,6 +5,7 @@ A network that ends without a classifier, as self-supervised ones do, is evaluat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,9 +30,10 @@ class Evaluation:
     """Accuracies are fractions in [0, 1].
 
     Attributes:
-        last_layer: of the network's own classifier; or by neighbours, on all features of the last module.
-        ensemble: of the layerwise ensemble over all modules that have a classifier, the network's own included; None
-            for neighbours, who give no probabilities.
+        last_layer: of the network's own classifier, NaN where its last module has none; or by neighbours, on all
+            features of the last module.
+        ensemble: of the layerwise ensemble over all modules that have a classifier, the network's own included, NaN
+            where none has one; None for neighbours, who give no probabilities.
         nodes: one dictionary per node with ``module``, ``group``, ``accuracy`` and ``loss``, the cross entropy. A
             node whose local loss needs no classifier has no ``accuracy``, and its ``loss`` is the local loss. By
             neighbours, ``accuracy`` is that of the node's own features, and there is no ``loss``.
@@ -87,7 +89,8 @@ def evaluate(network: LocalNetwork, batches: Iterable[Batch], precision: str) ->
         images += len(batch.labels)
         scores = {name: logits for name, logits, _ in found if logits is not None}
         hits = {name: _hits(logits, batch.labels) for name, logits in scores.items()}
-        hits["ensemble"] = _hits(layerwise_ensemble(list(scores.values())), batch.labels)
+        if scores:
+            hits["ensemble"] = _hits(layerwise_ensemble(list(scores.values())), batch.labels)
         correct = {name: correct.get(name, 0) + hit for name, hit in hits.items()}
         losses.append(torch.cat([loss for *_, loss in found]) * len(batch.labels))
     network.train(was_training)
@@ -97,7 +100,8 @@ def evaluate(network: LocalNetwork, batches: Iterable[Batch], precision: str) ->
         _node(name, group, accuracies.get(name), loss)
         for (name, group), loss in zip(network.nodes, loss_means, strict=True)
     ]
-    return Evaluation(nodes[-1]["accuracy"], accuracies["ensemble"], nodes, images)
+    last_layer = nodes[-1].get("accuracy", math.nan)
+    return Evaluation(last_layer, accuracies.get("ensemble", math.nan), nodes, images)
 
 
 def _modules(network: LocalNetwork, batch: Batch) -> Iterator[tuple[str, Tensor | None, Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from locallearn.costs.memory import ActivationMeter
 from locallearn.data.datasets import Dataset, ImageSet
 from locallearn.data.store import Batch, ImageStore
 from locallearn.errors import CheckpointError, DivergedError, InterruptedRunError
-from locallearn.runtime.inline import InlineRuntime
+from locallearn.runtime.inline import InlineRuntime, Runtime
 from locallearn.training import checkpoint as checkpoints
 from locallearn.training import record
 from locallearn.training.evaluate import Evaluation, evaluate_run, module_label
@@ -65,7 +66,7 @@ class Training:
             )
             for module in self.network
         ]
-        self.runtime = InlineRuntime(self.steps)
+        self.runtime: Runtime = InlineRuntime(self.steps)
         self.scorer = build_scorer(config, self.network, dataset)
         self.train_store = self._store(dataset.train, config.augment, self.network.views)
         self.test_store = self._store(dataset.test, None)
@@ -74,6 +75,8 @@ class Training:
         self.sums = Sums(self.network, self.device)
         self.stop = StopRequest()
         self.step = 0
+        self.phases = 1
+        """How often training goes through all its epochs: once, or once for every module (sequential)."""
         self.guard = FiniteGuard(self.network, self.device)
         self.progress: dict[str, Any] = {"images": 0.0, "train_seconds": 0.0, "best": None, "last": None}
         if self.scorer.identity is not None:
@@ -129,18 +132,27 @@ class Training:
 
     # --- the loop ----------------------------------------------------------------------------------------------
 
+    @property
+    def epochs(self) -> int:
+        """Epochs of all phases."""
+        return self.config.train.epochs * self.phases
+
+    @property
+    def phase_step(self) -> int:
+        """Number of the step in its phase, from 0; it seeds dropout and sets the learning rate."""
+        return self.step % (self.steps_per_epoch * self.config.train.epochs)
+
     def run(self) -> dict[str, Any]:
         """Train to the end and return the summary."""
-        self.observer.on_start(self.config, self.steps_per_epoch, self.step)
+        self.observer.on_start(self.config, self.steps_per_epoch, self.epochs, self.step)
         self._note_commit()
         if self.step == 0:
             nodes = [{"module": module_label(name), "group": group} for name, group in self.network.nodes]
             self._record({"event": "start", "time": record.now(), "nodes": nodes})
         else:
             self._record({"event": "resume", "time": record.now()})
-        total = self.steps_per_epoch * self.config.train.epochs
         with self.stop:
-            while self.step < total:
+            while self.step < self.steps_per_epoch * self.epochs:
                 self._epoch(self.step // self.steps_per_epoch, self.step % self.steps_per_epoch)
         summary = summarise(self.config, self.dataset, self.network, self.progress, self.step)
         self.folder.write_summary(summary)
@@ -158,7 +170,7 @@ class Training:
             self.sums.reset()
             self.progress["epoch_seconds"] = 0.0
         begin = time.perf_counter()
-        for batch in self.train_store.epoch(epoch, self.config.train.batch_size, start):
+        for batch in self._batches(epoch % self.config.train.epochs, start):
             self._set_learning_rate()
             self._step(batch)
             within = self.step % self.steps_per_epoch != 0  # the end of an epoch is saved with its evaluation
@@ -169,8 +181,12 @@ class Training:
                 begin = time.perf_counter()
         self._clock(begin)
         self._finish_epoch(epoch + 1)
-        if epoch + 1 < self.config.train.epochs:
+        if epoch + 1 < self.epochs:
             self._stop_if_requested()
+
+    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Batches of what is left of an epoch of a phase."""
+        return self.train_store.epoch(epoch, self.config.train.batch_size, start)
 
     def _stop_if_requested(self) -> None:
         if self.stop.requested:
@@ -190,19 +206,19 @@ class Training:
         self.progress["train_seconds"] += elapsed
 
     def _set_learning_rate(self) -> None:
-        rate = learning_rate(self.config, self.step, self.steps_per_epoch)
+        rate = learning_rate(self.config, self.phase_step, self.steps_per_epoch)
         for step in self.steps:
             for group in step.optimizer.param_groups:
                 group["lr"] = rate
 
     def _step(self, batch: Batch) -> None:
         batch = self.scorer.scored(batch)
-        if "activation_bytes" in self.progress:
-            losses = self.runtime.step(batch, self.step)
-        else:  # the first step of a run is also weighed
+        if self.phase_step:
+            losses = self.runtime.step(batch, self.phase_step)
+        else:  # the first step of a phase is also weighed
             with ActivationMeter(self.network.parameters()) as meter:
-                losses = self.runtime.step(batch, self.step)
-            self.progress["activation_bytes"] = meter.peak_bytes
+                losses = self.runtime.step(batch, self.phase_step)
+            self.progress["activation_bytes"] = max(meter.peak_bytes, self.progress.get("activation_bytes", 0))
         self.scorer.update()
         self.sums.add(losses, batch.labels)
         self.step += 1
@@ -220,7 +236,7 @@ class Training:
     def _finish_epoch(self, epoch: int) -> None:
         seconds = self.progress["epoch_seconds"]
         images = self.sums.tensors["images"].item()
-        self.progress["images"] += images
+        self.progress["images"] += images / self.phases
         self._check(self.guard.bad_loss())
         self._record(
             {
@@ -232,7 +248,7 @@ class Training:
                 "nodes": self.sums.nodes(),
             }
         )
-        every, last = self.config.train.evaluate_every, epoch == self.config.train.epochs
+        every, last = self.config.train.evaluate_every, epoch % self.config.train.epochs == 0
         better = False
         if last or (every and epoch % every == 0):
             better = self._evaluate(epoch)

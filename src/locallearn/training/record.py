@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from locallearn import plugins
 from locallearn.config import RunConfig, from_toml, to_toml
 from locallearn.errors import UsageError
 
@@ -77,15 +78,17 @@ class RunFolder:
         write_atomically(self.path / "config.toml", to_toml(config))
 
     def config(self) -> RunConfig:
-        """The run's configuration.
+        """The run's configuration; its plugins are loaded.
 
         Raises:
-            UsageError: the folder is not a run.
+            UsageError: the folder is not a run, or a plugin is not there.
         """
         path = self.path / "config.toml"
         if not path.is_file():
             raise UsageError(f"{self.path} is not a run folder: it has no config.toml")
-        return from_toml(path.read_text(encoding="utf-8"))
+        config = from_toml(path.read_text(encoding="utf-8"))
+        plugins.load_of_run(config.plugins, self.path)
+        return config
 
     def append(self, event: dict[str, Any]) -> None:
         """Add an event to metrics.jsonl, and its figures to TensorBoard where that is installed."""
@@ -98,6 +101,11 @@ class RunFolder:
             for name, value in scalars:
                 self._tensorboard.add_scalar(name, value, event["step"])
             self._tensorboard.flush()
+
+    def events(self) -> list[dict[str, Any]]:
+        """The events of metrics.jsonl, as :meth:`rewind` left it."""
+        path = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
     def rewind(self, step: int) -> None:
         """Drop events after ``step``, and a line that was cut off, so that a resumed run repeats none."""

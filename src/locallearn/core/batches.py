@@ -1,0 +1,72 @@
+"""A batch of the user's own loader, as arguments of the user's own model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from locallearn.data.store import Batch
+from locallearn.errors import UsageError
+
+
+@dataclass(frozen=True)
+class ModelCall:
+    """How a model is called on a batch.
+
+    Attributes:
+        args: positional arguments.
+        kwargs: named arguments.
+        labels: labels of the batch, or None.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    labels: Tensor | None
+
+    @property
+    def first(self) -> Tensor:
+        """The first tensor among the inputs: images [B, C, H, W], tokens [B, T] or vectors [B, C]."""
+        named = [value for name, value in self.kwargs.items() if name != "labels"]
+        tensors = [value for value in (*self.args, *named) if isinstance(value, Tensor) and value.dim() > 0]
+        if not tensors:
+            raise UsageError("batch: there is no tensor among the model's inputs")
+        return tensors[0]
+
+    def batch(self) -> Batch:
+        """What objectives see of the batch; without labels, a loss that needs them fails on an empty tensor."""
+        labels = self.first.new_empty(0) if self.labels is None else self.labels
+        return Batch(images=self.first, labels=labels, pixels=self.first, step=0)
+
+
+def model_call(model: nn.Module, batch: Any) -> ModelCall:
+    """How ``model`` is called on ``batch``.
+
+    A mapping becomes named arguments, labels included where the model takes them, as Hugging Face's do; a pair is
+    (inputs, labels), and its inputs may be a tensor, a tuple of positional or a mapping of named arguments; a tensor
+    alone is an input without labels.
+    """
+    if isinstance(batch, Mapping):
+        kwargs = dict(batch)
+        labels = kwargs.get("labels")
+        if not _takes(model, "labels"):
+            kwargs.pop("labels", None)
+        return ModelCall((), kwargs, labels)
+    if isinstance(batch, Tensor):
+        return ModelCall((batch,), {}, None)
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise UsageError(
+            f"batch: {type(batch).__name__} is not valid; expected a mapping, or a pair (inputs, labels)"
+        )
+    inputs, labels = batch
+    if isinstance(inputs, Mapping):
+        return ModelCall((), dict(inputs), labels)
+    return ModelCall(tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), {}, labels)
+
+
+def _takes(model: nn.Module, name: str) -> bool:
+    parameters = inspect.signature(model.forward).parameters
+    return name in parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())

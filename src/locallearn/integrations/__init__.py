@@ -1,0 +1,1 @@
+"""Split networks inside the training loops of other packages; each needs the package that it is named after."""

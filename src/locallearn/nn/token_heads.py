@@ -1,0 +1,61 @@
+"""Auxiliary heads that score every token."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from locallearn.nn.groups import GroupLinear
+from locallearn.nn.heads import parse_head
+
+
+class TokenHead(nn.Module):
+    """Layer norm, then the linear layers of ``<n>c<m>f`` with ReLU between, for every token.
+
+    ``0c1f`` is an unembedding of the module's own.
+
+    Args:
+        name: of the head; tokens have nothing to convolve, so only its linear layers are used.
+        channels: C.
+        outputs: V, scores of a token.
+        hidden: hidden units of the linear layers.
+
+    Shapes: input [B, T, C], output [B, T, V].
+    """
+
+    def __init__(self, name: str, channels: int, outputs: int, hidden: int) -> None:
+        super().__init__()
+        _, n_linears = parse_head(name)
+        self.norm = nn.LayerNorm(channels)
+        self.linears = nn.Sequential()
+        for i in range(n_linears):
+            last = i == n_linears - 1
+            self.linears.append(GroupLinear(1, hidden if i else channels, outputs if last else hidden))
+            if not last:
+                self.linears.append(nn.ReLU(inplace=True))
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """Scores of every token."""
+        return self.linears(self.norm(x_BTC).flatten(0, 1)[None])[0].unflatten(0, x_BTC.shape[:2])
+
+
+class SharedHead(nn.Module):
+    """Layer norm of the module's own, then the model's unembedding, which is read and never trained from here.
+
+    Args:
+        channels: C.
+        scorer: the model's last linear layer; it stays the model's and is no part of this head's weights.
+
+    Shapes: input [B, T, C], output [B, T, V].
+    """
+
+    def __init__(self, channels: int, scorer: nn.Linear) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self._scorer = (scorer,)  # in a tuple, so that its weights are not registered a second time
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """Scores of every token."""
+        scorer = self._scorer[0]
+        bias = None if scorer.bias is None else scorer.bias.detach()
+        return F.linear(self.norm(x_BTC), scorer.weight.detach(), bias)

@@ -1,0 +1,163 @@
+"""Split models train as a loop written by hand, with detach and nothing of the package, does: bit for bit."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import locallearn as ll
+from locallearn.core.split_network import SplitNetwork
+from user_models import ResNet, Transformer, UNet, images, sequences
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+
+
+def _same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def _resnet_stages(model):
+    """The blocks of the model one after the other, as its forward pass has them."""
+    return [
+        lambda x: model.layer1[0](F.relu(model.bn1(model.conv1(x)))),
+        lambda x: model.layer1[1](x),
+        lambda x: model.layer2[0](x),
+        lambda x: model.fc(model.layer2[1](x).mean((2, 3))),
+    ]
+
+
+def _transformer_stages(model):
+    def stem(x):
+        return torch.cat([model.token.expand(len(x), -1, -1), model.embed(x)], 1) + model.position
+
+    return [
+        lambda x: model.layers[0](stem(x))[0],
+        lambda x: model.layers[1](x).hidden,
+        lambda x: model.head(model.layers[2](x)[0][:, 0]),
+    ]
+
+
+CASES = {
+    "resnet": (ResNet, images, ["layer1.0", "layer1.1", "layer2.0"], _resnet_stages),
+    "transformer": (Transformer, sequences, ["layers.0", "layers.1"], _transformer_stages),
+}
+
+
+def _by_hand(network, make_stages, batches):
+    """Train copies of the network's model and heads in a loop."""
+    model, heads = copy.deepcopy(network.model), [copy.deepcopy(each.head) for each in network.objectives]
+    stages = make_stages(model)
+    optimizers = [sgd([model.get_parameter(name) for name in part.parameters]) for part in network.pieces]
+    for optimizer, head in zip(optimizers, heads, strict=False):
+        optimizer.add_param_group({"params": list(head.parameters())})
+    losses = []
+    for x, y in batches:
+        for k, stage in enumerate(stages):
+            out = stage(x.detach())
+            if k < len(heads):  # objectives take the mean over the batch after the losses, and so must this
+                seen = F.layer_norm(out.mean(1), out.shape[-1:]) if out.dim() == 3 else out
+                loss = F.cross_entropy(heads[k](seen)[0], y, reduction="none").mean()
+            else:
+                loss = F.cross_entropy(out, y)
+            optimizers[k].zero_grad()
+            loss.backward()
+            optimizers[k].step()
+            x = out
+            losses.append(loss.item())
+    return model, heads, losses
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("break_it", [False, True])
+def test_k_modules_equal_a_loop_with_detach(name, break_it, monkeypatch):
+    torch.manual_seed(0)
+    kind, data, cuts, stages = CASES[name]
+    network = ll.split(kind(), example=data(), cuts=cuts, optimizer=sgd)
+    batches = [data(seed=seed) for seed in range(3)]
+    model, heads, losses = _by_hand(network, stages, batches)
+    if break_it:  # a halved gradient
+        update = SplitNetwork._update
+        monkeypatch.setattr(SplitNetwork, "_update", lambda self, k, loss: update(self, k, loss / 2))
+    found = [network.step(batch) for batch in batches]
+    equal = (
+        _same(network.merge(), model)
+        and all(_same(a.head, b) for a, b in zip(network.objectives, heads, strict=True))
+        and [m[f"loss/{k}"].item() for m in found for k in range(1, network.depth + 1)] == losses
+    )
+    assert equal is not break_it
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_one_module_is_plain_backpropagation(name, precision):
+    torch.manual_seed(0)
+    kind, data, _, _ = CASES[name]
+    model = kind()
+    network = ll.split(model, example=data(), depth=1, optimizer=sgd)
+    optimizer = sgd(model.parameters())
+    for seed in range(3):
+        x, y = data(seed=seed)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            network.step((x, y))
+            output = model(x)
+            loss = F.cross_entropy((output["logits"] if name == "transformer" else output).float(), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert _same(network.merge(), model)
+
+
+@pytest.mark.parametrize("break_it", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_no_gradient_passes_a_cut(name, break_it, monkeypatch):
+    """Each module's loss alone, differentiated for every parameter of the network, reaches its own only."""
+    torch.manual_seed(0)
+    kind, data, cuts, _ = CASES[name]
+    network = ll.split(kind(), example=data(), cuts=cuts)
+    if break_it:
+        monkeypatch.setattr(torch.Tensor, "detach", lambda self: self)
+    reached = {}
+
+    def look(self, k, loss):
+        grads = torch.autograd.grad(loss, list(self.parameters()), retain_graph=True, allow_unused=True)
+        named = zip(self.named_parameters(), grads, strict=True)
+        reached[k] = {name for (name, _), grad in named if grad is not None}
+
+    monkeypatch.setattr(SplitNetwork, "_update", look)
+    monkeypatch.setattr(
+        "locallearn.core.split_network._note", lambda metrics, k, *_: metrics.update({f"loss/{k}": k})
+    )
+    network.step(data())
+    monkeypatch.undo()
+    own = all(reached[k] == set(network.module_parameters(k)) for k in range(1, network.depth + 1))
+    assert own is not break_it
+
+
+def test_a_planted_leak_is_caught_where_the_model_is_split():
+    """The same model without its skip can be cut where the one with it cannot."""
+    x, y = images()
+    with pytest.raises(ll.LocalLearnError, match="is used after it too"):
+        ll.split(UNet(), example=(x, y), cuts=["up1"])
+
+    class NoSkip(UNet):
+        def forward(self, x):
+            h = self.up1(F.relu(self.down2(F.relu(self.down1(F.relu(self.stem(x)))))))
+            return self.fc(F.relu(self.merge(torch.cat([h, h], 1))).mean((2, 3)))
+
+    assert ll.split(NoSkip(), example=(x, y), cuts=["up1"]).depth == 2
+
+
+def test_graphs_are_freed_before_the_next_module_starts():
+    """What autograd keeps peaks at the largest module and not at the sum."""
+    from locallearn.costs.memory import ActivationMeter
+
+    def peak(**kwargs):
+        network = ll.split(ResNet(), example=images(), head="0c1f", **kwargs)
+        with ActivationMeter(network.parameters()) as meter:
+            network.step(images())
+        return meter.peak_bytes
+
+    assert peak(cuts=["layer1.0", "layer1.1", "layer2.0"]) < 0.6 * peak(depth=1)

@@ -1,0 +1,161 @@
+"""Files of the user's own: what they register is found from the command line, in a resume and in processes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import locallearn as ll
+from locallearn import plugins
+from locallearn.cli.main import main
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "my_plugin.py"
+
+
+def _run(*arguments, cwd):
+    """``locallearn ...`` in a process of its own, which starts without plugins."""
+    command = [sys.executable, "-m", "locallearn", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """``locallearn ...`` in this process, which forgets its plugins afterwards."""
+    registries = (ll.backbones, ll.heads, ll.objectives, ll.methods, ll.datasets)
+    for registry in registries:
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    monkeypatch.setattr(plugins, "_loaded", {})
+    monkeypatch.setenv(plugins.VARIABLE, "")
+
+    def run(*arguments):
+        code = main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+TRAIN = ("train", "my-method", "--model", "my-net", "--data.name", "stripes", "--depth", "2", "--width", "2", "--run")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run with every kind of extension."""
+    folder = tmp_path_factory.mktemp("plugin")
+    quick = ("--train.epochs", "3", "--train.threads", "1", "--json")
+    return folder, _run(*TRAIN, "run", "--plugin", EXAMPLE, *quick, cwd=folder)
+
+
+def test_everything_that_a_file_registers_trains_together(trained):
+    folder, done = trained
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["accuracy"]["last_layer"] > 0.8
+    assert {node["module"] for node in summary["nodes"]} == {1, 2, "classifier"}
+    assert f'"{EXAMPLE}"' in (folder / "run" / "config.toml").read_text()
+
+
+def test_a_resume_loads_the_file_again(trained):
+    folder, _ = trained
+    shutil.copytree(folder / "run", folder / "half")
+    (folder / "half" / "summary.json").unlink()
+    before = json.loads((folder / "run" / "summary.json").read_text())
+    done = _run("train", "--resume", "half", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["accuracy"] == before["accuracy"]
+
+
+def test_a_file_that_has_moved_is_named_anew(trained, tmp_path, call):
+    run = tmp_path / "run"
+    shutil.copytree(trained[0] / "run", run)
+    text = (run / "config.toml").read_text().replace(str(EXAMPLE), "/gone/my_plugin.py")
+    (run / "config.toml").write_text(text)
+    code, _, said = call("evaluate", run)
+    assert code == 2
+    assert said == f"locallearn: plugin /gone/my_plugin.py of {run} is not there; name its place with --plugin\n"
+    assert call("evaluate", run, f"--plugin={EXAMPLE}", "--json")[0] == 0
+
+
+def test_code_inside_a_run_folder_is_not_imported(trained, tmp_path, call):
+    run = tmp_path / "run"
+    shutil.copytree(trained[0] / "run", run)
+    inside = run / "inside.py"
+    inside.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (run / "config.toml").write_text((run / "config.toml").read_text().replace(str(EXAMPLE), str(inside)))
+    code, _, said = call("evaluate", run)
+    assert code == 2
+    assert "lies in the run's own folder" in said
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_environment_names_plugins_too(call, monkeypatch):
+    arguments = ("cost", "--model", "my-net", "--method", "dgl", "--depth", "2", "--json")
+    code, _, said = call(*arguments)
+    assert code == 2
+    assert "model: 'my-net' is not valid" in said
+    monkeypatch.setenv(plugins.VARIABLE, str(EXAMPLE))
+    code, out, _ = call(*arguments)
+    assert code == 0
+    assert len(json.loads(out)["nodes"]) == 2
+
+
+def test_processes_that_a_command_starts_inherit_plugins(call):
+    call("recipes", "--plugin", EXAMPLE)
+    code = "import locallearn as ll; print(ll.methods.get('my-method').__name__)"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=True)
+    assert done.stdout == "my_method\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            "import locallearn as ll\n\n@ll.objectives.register('cross-entropy')\ndef mine(given):\n    pass\n",
+            "objective.loss 'cross-entropy' is registered already by {package}/losses/objectives.py:{line}; "
+            "{plugin}:3 must choose another name",
+        ),
+        (
+            "import locallearn as ll\n\n@ll.heads.register('mine')\ndef mine(shape, outputs):\n    pass\n",
+            "objective.head 'mine' ({plugin}:3): expected a function of (given: HeadInput) that returns Module, "
+            "this is a function of (shape, outputs)",
+        ),
+        (
+            "import locallearn as ll\n\nll.methods.add('mine', 3)\n",
+            "method 'mine' ({plugin}:3): expected a function of",
+        ),
+        ("x = 1\n\ny = x / 0\n", "--plugin: {plugin} fails in line 3: ZeroDivisionError: division by zero"),
+        ("def (\n", "--plugin: {plugin} fails: SyntaxError: "),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(code, message, tmp_path, call):
+    from locallearn.losses import objectives
+
+    source = Path(objectives.__file__).read_text().splitlines()
+    plugin = tmp_path / "wrong.py"
+    plugin.write_text(code)
+    result, _, said = call("recipes", "--plugin", plugin)
+    line = source.index('@objectives.register("cross-entropy")') + 1
+    expected = message.format(package=Path(ll.__file__).parent, plugin=plugin, line=line)
+    assert result == 2
+    assert said.startswith(f"locallearn: {expected}")
+    assert said.count("\n") == 1
+    assert plugins.loaded() == ()
+
+
+def test_a_builder_that_gives_something_else_is_named(tmp_path, call):
+    plugin, run = tmp_path / "odd.py", tmp_path / "run"
+    plugin.write_text("import locallearn as ll\n\nll.objectives.add('odd', lambda given: 'text')\n")
+    code, _, said = call("train", "dgl", "--plugin", plugin, "--objective.loss", "odd", "--run", run)
+    assert code == 2
+    assert f"objective.loss 'odd' ({plugin}:3) returned str; expected Objective" in said
+    assert not run.exists()
+
+
+def test_a_missing_file_is_said(call):
+    code, _, said = call("recipes", "--plugin", "gone.py")
+    assert code == 2
+    assert "gone.py is not a file" in said
+    assert "the name of a Python file is missing" in call("recipes", "--plugin")[2]

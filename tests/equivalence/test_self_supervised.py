@@ -141,6 +141,13 @@ def test_what_goes_not_together_is_one_line(method, depth, width, objective, mes
         build_network(config(method, depth, width, **objective), IMAGE)
 
 
+@pytest.mark.parametrize("runtime", ["sequential", "asynchronous"])
+def test_other_runtimes_are_refused(runtime):
+    given = dataclasses.replace(config("dgssl", 2), runtime=runtime)
+    with pytest.raises(ConfigError, match="runtime: .* expected inline with method dgssl"):
+        build_network(given, IMAGE)
+
+
 def test_eight_modules_hold_at_most_half_of_what_end_to_end_holds_for_backward():
     """ResNet-50 on CIFAR-10, cut as in Fig. A.1; counted on tensors without data."""
     held = []

@@ -154,6 +154,7 @@ def layerwise_loss_modification(config: RunConfig) -> Layout:
 
 def _self_supervised(config: RunConfig, loss: str) -> Layout:
     """K modules of G groups without a classifier; the head of the last one is SimCLR's projection head."""
+    _need(config, "runtime", "inline", config.runtime == "inline")
     objective = dataclasses.replace(config.objective, loss=loss, diversity_weight=0.0)
     layouts = [ModuleLayout(groups, groups, objective) for groups in config.groups]
     last = dataclasses.replace(objective, head=PROJECTION_HEAD)

@@ -62,10 +62,32 @@ def _gpt2():
     return transformers.GPT2LMHeadModel(config)
 
 
+def _swin():
+    config = transformers.SwinConfig(
+        image_size=16, patch_size=2, num_channels=1, embed_dim=8, depths=[2, 2], num_heads=[2, 2], window_size=4
+    )
+    config.num_labels = 4
+    return transformers.SwinForImageClassification(config)
+
+
+def _llama():
+    config = transformers.LlamaConfig(
+        vocab_size=16,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=32,
+        use_cache=False,
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
 CASES = {
     "resnet": (_resnet, _images, {"cuts": ["resnet.embedder", "resnet.encoder.stages.0"]}),
     "convnext": (_convnext, _images, {"cuts": ["convnext.encoder.stages.0"]}),
     "vit": (_vit, _images, {"cuts": ["vit.layers.0", "vit.layers.2"], "tokens": "class"}),
+    "swin": (_swin, _images, {"depth": 3}),
+    "llama": (_llama, _text, {"depth": 3, "objective": "next-token"}),
     "gpt2": (_gpt2, _text, {"depth": 3, "objective": "next-token"}),
     "gpt2-shared": (_gpt2, _text, {"depth": 3, "objective": "next-token", "head": "shared"}),
 }

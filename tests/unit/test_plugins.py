@@ -1,5 +1,6 @@
 """Files of the user's own: what they register is found from the command line, in a resume and in processes."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import locallearn as ll
 from locallearn import plugins
 from locallearn.cli.main import main
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "my_plugin.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "plugins" / "my_plugin.py"
 
 
 def _run(*arguments, cwd):
@@ -159,3 +160,29 @@ def test_a_missing_file_is_said(call):
     assert code == 2
     assert "gone.py is not a file" in said
     assert "the name of a Python file is missing" in call("recipes", "--plugin")[2]
+
+
+def test_layers_that_draw_their_own_weights_depend_on_the_seed_alone(call):
+    """A head or a block of a user's own needs no rule for initial weights to be repeatable."""
+    import torch
+    from torch import nn
+
+    class Scale(nn.Module):
+        def __init__(self, given):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(given.outputs, given.shape[0]))
+
+        def forward(self, features):
+            return (features.mean((2, 3)) @ self.weight.T)[None]
+
+    ll.heads.add("scale", Scale)
+    config = ll.recipe("dgl")
+    config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, head="scale"))
+    state = torch.get_rng_state()
+    first, again = (ll.build_network(config, ll.ImageShape(1, 8, 10)).state_dict() for _ in range(2))
+    other = ll.build_network(dataclasses.replace(config, seed=1), ll.ImageShape(1, 8, 10)).state_dict()
+    key = "stages.0.objective.head.weight"
+    assert torch.equal(first[key], again[key])
+    assert not torch.equal(first[key], other[key])
+    assert not torch.equal(first[key], first["stages.1.objective.head.weight"][:, : first[key].shape[1]])
+    assert torch.equal(state, torch.get_rng_state())

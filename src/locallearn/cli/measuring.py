@@ -13,6 +13,7 @@ from rich.table import Table
 
 from locallearn.errors import ConfigError
 from locallearn.training import record
+from locallearn.training.allocator import keep_freed_memory
 from locallearn.training.setup import check_device, default_precision
 
 
@@ -47,6 +48,8 @@ class MeasuringOptions:
         device = check_device(self.device)
         if self.threads:
             torch.set_num_threads(self.threads)
+        if device.type == "cpu":
+            keep_freed_memory()  # as training does; every baseline gains by it, too
         return device, self.precision or default_precision(device)
 
 

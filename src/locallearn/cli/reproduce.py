@@ -17,7 +17,7 @@ from locallearn.cli.options import parse
 from locallearn.cli.queue_display import QueueDisplay, epochs_done
 from locallearn.cli.results import print_study, read_studies, study_data, write_html
 from locallearn.errors import ConfigError, UsageError
-from locallearn.experiments import claims, results
+from locallearn.experiments import chapter4, claims, results
 from locallearn.experiments.lock import is_held
 from locallearn.experiments.protocols import Study
 from locallearn.experiments.published import LAYOUTS, cells_of
@@ -41,7 +41,8 @@ class ReproduceOptions:
     """Options of ``reproduce``."""
 
     tables: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TABLE")] = ()
-    """Tables and figures: table-3.1 to table-3.6, figure-3.5 to figure-3.7, and digits, a trial of minutes."""
+    """Tables and figures: table-3.1 to table-3.6, figure-3.5 to figure-3.7; table-4.1 to table-4.4, figure-4.3 to
+    figure-4.5; small-4.1-vgg6a and small-4.1-resnet18 for small machines; digits and digits-4, trials of minutes."""
     protocol: str = "quick"
     """paper (the thesis's epochs and batch: days) or quick (one short setting for all cells)."""
     seeds: int = 1
@@ -88,7 +89,7 @@ def run(arguments: Sequence[str]) -> int:
     options = parse(ReproduceOptions, arguments, "reproduce", USAGE)
     if not options.tables:
         raise UsageError(f"reproduce: TABLE is missing; expected one or more of {', '.join(LAYOUTS)}")
-    names = [cell for table in dict.fromkeys(options.tables) for cell in cells_of(table)]
+    names = [cell for table in dict.fromkeys(options.tables) for cell in _with_scorers(cells_of(table))]
     study = Study(options.protocol, options.epochs, options.train_limit)
     parallel = options.jobs or default_jobs(options.device)
     jobs = plan(options, study, names, options.threads or max(1, cores() // parallel))
@@ -98,6 +99,12 @@ def run(arguments: Sequence[str]) -> int:
     with QueueDisplay(len(jobs), len(queue.outcome.finished), quiet=options.json) as queue.observer:
         outcome = queue.run(options.budget)
     return _finish(options, study, outcome)
+
+
+def _with_scorers(names: Sequence[str]) -> list[str]:
+    """The cells, and before them the cells whose networks score pairs for them."""
+    scorers = [scorer for scorer in map(chapter4.scorer_of, names) if scorer]
+    return list(dict.fromkeys([*scorers, *names]))
 
 
 def plan(options: ReproduceOptions, study: Study, names: Sequence[str], threads: int) -> list[Job]:
@@ -110,8 +117,8 @@ def plan(options: ReproduceOptions, study: Study, names: Sequence[str], threads:
 def _job(options: ReproduceOptions, study: Study, cell: str, seed: int, threads: int) -> Job:
     wanted = study.digest(cell)
     record = results.record_path(Path(options.results), study, cell, seed)
-    # the digest in its name keeps a run apart from one of another configuration
-    run = Path(options.runs) / study.name / f"{cell}-seed{seed}-{wanted}"
+    run, scorer = _run_folder(options, study, cell, seed), chapter4.scorer_of(cell)
+    needed = _run_folder(options, study, scorer, seed) if scorer else None
     request = Request(
         cell=cell,
         study=dataclasses.asdict(study),
@@ -122,10 +129,20 @@ def _job(options: ReproduceOptions, study: Study, cell: str, seed: int, threads:
         download=options.data.download,
         device=options.device,
         threads=threads,
+        scorer=str(needed) if needed else None,
     )
     return Job(
-        f"{cell} seed {seed}", run, dataclasses.asdict(request), lambda: results.is_finished(record, wanted, seed)
+        f"{cell} seed {seed}",
+        run,
+        dataclasses.asdict(request),
+        lambda: results.is_finished(record, wanted, seed),
+        lambda: needed is None or (needed / "summary.json").is_file(),
     )
+
+
+def _run_folder(options: ReproduceOptions, study: Study, cell: str, seed: int) -> Path:
+    """The digest in its name keeps a run apart from one of another configuration."""
+    return Path(options.runs) / study.name / f"{cell}-seed{seed}-{study.digest(cell)}"
 
 
 def _list(jobs: Sequence[Job], as_json: bool) -> int:

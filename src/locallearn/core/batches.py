@@ -37,7 +37,7 @@ class ModelCall:
         return tensors[0]
 
     def batch(self) -> Batch:
-        """What objectives see of the batch; without labels, a loss that needs them fails on an empty tensor."""
+        """What objectives see of the batch; labels are empty where there are none."""
         labels = self.first.new_empty(0) if self.labels is None else self.labels
         return Batch(images=self.first, labels=labels, pixels=self.first, step=0)
 

@@ -18,6 +18,7 @@ from locallearn.nn.backbones import Backbone, build_backbone
 from locallearn.nn.init import initialise
 from locallearn.nn.macs import dry_run
 from locallearn.plan import cuts
+from locallearn.seeding import seeded
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:
     shape: tuple[int, ...] = (image.channels, image.size, image.size)
     modules = []
     for k, (span, plan) in enumerate(zip(spans, layout.modules, strict=True), start=1):
-        blocks = _blocks(backbone, span, plan)
+        blocks = _blocks(backbone, span, plan, config.seed)
         shape = dry_run(blocks, shape).shape
         module = _module(str(k), blocks, plan, shape, config, backbone, image)
         if module.objective.views != layout.views:
@@ -127,7 +128,7 @@ def block_costs(backbone: Backbone, image: ImageShape) -> list[int]:
     return costs
 
 
-def _blocks(backbone: Backbone, span: range, plan: ModuleLayout) -> nn.Sequential:
+def _blocks(backbone: Backbone, span: range, plan: ModuleLayout, seed: int) -> nn.Sequential:
     """The module's blocks. Its first one is dense: it sees the channels of all groups, or the image."""
     sequence = nn.Sequential()
     for i in span:
@@ -135,9 +136,9 @@ def _blocks(backbone: Backbone, span: range, plan: ModuleLayout) -> nn.Sequentia
         if block.channels % plan.channel_groups:
             expected = f"a divisor of the {block.channels} channels of block {block.name}"
             raise ConfigError("width", plan.channel_groups, expected)
-        sequence.add_module(
-            block.name.replace(".", "_"), block.make(groups=plan.channel_groups, dense=i == span.start)
-        )
+        with seeded(seed, "layers", block.name):  # layers of a user's own that draw their weights themselves
+            made = block.make(groups=plan.channel_groups, dense=i == span.start)
+        sequence.add_module(block.name.replace(".", "_"), made)
     return sequence
 
 
@@ -161,7 +162,8 @@ def _module(
         position=(int(name) if name.isdigit() else config.depth, config.depth),
     )
     assert plan.objective.loss is not None
-    objective = objectives.build(plan.objective.loss, given)
+    with seeded(config.seed, "layers", name, "head"):
+        objective = objectives.build(plan.objective.loss, given)
     initialise(blocks, plan.channel_groups, config.seed, name, "blocks")
     initialise(objective, plan.groups, config.seed, name, "head")
     objective.start()

@@ -25,6 +25,7 @@ from locallearn.nn.init import initialise
 from locallearn.nn.split import Piece, pieces
 from locallearn.nn.trace import trace
 from locallearn.nn.width import split_channels
+from locallearn.seeding import seeded
 
 
 def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -145,11 +146,12 @@ def _objective(
     shape = parts[k - 1].shape
     pooled = len(shape) == 2 and tokens != "all"
     given = dataclasses.replace(given, shape=shape[-1:] if pooled else shape, position=(k, len(parts)))
-    if isinstance(objective, str):
-        made = objectives.build(objective, given)
-    else:
-        head = build_token_head(given) if len(given.shape) == 2 else given.head(given.classes)
-        made = UserLoss(head, objective)
+    with seeded(seed, "layers", k):
+        if isinstance(objective, str):
+            made = objectives.build(objective, given)
+        else:
+            head = build_token_head(given) if len(given.shape) == 2 else given.head(given.classes)
+            made = UserLoss(head, objective)
     initialise(made, given.groups, seed, str(k), "head")
     made.start()
     return made

@@ -90,6 +90,8 @@ class SplitNetwork(nn.Module):
             labels are classes [B]. Tensors without gradient on the model's device, of before the update.
         """
         call = model_call(self.model, batch)
+        if call.labels is None and any(each.needs_labels for each in self.objectives):  # type: ignore[union-attr]
+            raise UsageError("batch: there are no labels, which the objective of a module needs")
         metrics: dict[str, Tensor] = {}
         hooks = [
             self.model.get_submodule(piece.path).register_forward_hook(partial(self._local_step, k, call, metrics))

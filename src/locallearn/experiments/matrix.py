@@ -1,4 +1,4 @@
-"""The cells of the thesis's Chapter 3: every network that its tables and figures need, each under one name.
+"""The cells of the thesis's Chapters 3 and 4: every network that its tables and figures need, each under one name.
 
 A cell belongs to no table: Tables 3.4, 3.5 and 3.6 and Fig. 3.5 share theirs. Its configuration is the thesis's own
 recipe; a protocol (:mod:`locallearn.experiments.protocols`) decides how long and with which optimizer it trains.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from locallearn.config import AugmentConfig, CheckpointConfig, ObjectiveConfig, RunConfig
 from locallearn.core.network import ImageShape
+from locallearn.experiments import chapter4
 from locallearn.experiments.recipes import recipe
 
 IMAGES = {
@@ -81,6 +82,7 @@ def resnet_points(infopro: bool = True) -> list[tuple[str, int, int]]:
 def cells() -> dict[str, Cell]:
     """Every cell by name."""
     found = [*_resnet_cells(), *_vgg_cells(), *_digits_cells()]
+    found += [Cell(name, _settled(config)) for name, config in chapter4.configs().items()]
     return {cell.name: cell for cell in found}
 
 
@@ -116,18 +118,23 @@ def _digits_cells() -> list[Cell]:
 
 
 def _cell(name: str, data: str, base: str, depth: int | None = None, width: int | None = None) -> Cell:
-    """The recipe ``base`` on a data set, with everything decided that its digest depends on."""
+    """The recipe ``base`` on a data set."""
     config = recipe(base)
-    return Cell(
-        name,
-        dataclasses.replace(
-            config,
-            depth=depth or config.depth,
-            width=(width,) if width else config.width,
-            data=dataclasses.replace(config.data, name=data),
-            augment=AUGMENT[data],
-            train=dataclasses.replace(config.train, precision="fp32", channels_last=True),
-            # often enough that a kill costs minutes; records hold the last evaluation, so no best one is kept
-            checkpoint=CheckpointConfig(every_steps=200, keep_last=1, keep_best=False),
-        ),
+    changed = dataclasses.replace(
+        config,
+        depth=depth or config.depth,
+        width=(width,) if width else config.width,
+        data=dataclasses.replace(config.data, name=data),
+        augment=AUGMENT[data],
+    )
+    return Cell(name, _settled(changed))
+
+
+def _settled(config: RunConfig) -> RunConfig:
+    """With everything decided that a cell's digest depends on."""
+    return dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, precision="fp32", channels_last=True),
+        # often enough that a kill costs minutes; records hold the last evaluation, so no best one is kept
+        checkpoint=CheckpointConfig(every_steps=200, keep_last=1, keep_best=False),
     )

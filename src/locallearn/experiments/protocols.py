@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from locallearn.config import OptimizerConfig, RunConfig, ScheduleConfig, digest
+from locallearn.config import OptimizerConfig, ProbeConfig, RunConfig, ScheduleConfig, digest
 from locallearn.errors import UsageError
+from locallearn.experiments import chapter4
 from locallearn.experiments.matrix import cells
 
 QUICK_EPOCHS = 2
@@ -39,7 +40,14 @@ class Protocol:
     settle: Callable[[RunConfig], RunConfig]
 
 
+QUICK_SELF_SUPERVISED_EPOCHS = 20
+"""Epochs of ``quick`` for Chapter 4, at the thesis's batch, optimizer and rate, which falls along a cosine."""
+
+
 def _quick(config: RunConfig) -> RunConfig:
+    if chapter4.is_self_supervised(config):
+        train = dataclasses.replace(config.train, epochs=QUICK_SELF_SUPERVISED_EPOCHS, precision="bf16")
+        return dataclasses.replace(config, schedule=ScheduleConfig(name="cosine", unit="step"), train=train)
     optimizer, schedule = QUICK_VGG if config.model.startswith("vgg") else QUICK_RESNET
     train = dataclasses.replace(config.train, epochs=QUICK_EPOCHS, batch_size=QUICK_BATCH, precision="bf16")
     return dataclasses.replace(config, optimizer=optimizer, schedule=schedule, train=train)
@@ -50,14 +58,17 @@ PROTOCOLS = {
     for protocol in (
         Protocol(
             "paper",
-            "The thesis's own epochs, batch and optimizer (Secs. 3.3.1 and 3.3.2), in fp32.",
+            "The thesis's own epochs, batch and optimizer (Secs. 3.3.1, 3.3.2 and 4.3), in fp32. Chapter 4 does not "
+            "say how many epochs it trains: 800; linear probes for 200.",
             lambda config: config,
         ),
         Protocol(
             "quick",
             f"{QUICK_EPOCHS} epochs at batch {QUICK_BATCH} in bf16, cosine at every step: for ResNets SGD with "
             "Nesterov momentum, rate 0.2 after one epoch of warm-up, weight decay 5e-4; for VGGs Adam, rate 1e-3. "
-            "One setting for all cells, tuned on end-to-end training alone. It is "
+            "One setting for all cells, tuned on end-to-end training alone. Chapter 4: "
+            f"{QUICK_SELF_SUPERVISED_EPOCHS} epochs with the thesis's batch, optimizer and rate, cosine at every "
+            "step, and linear probes for 30 epochs. It is "
             "meant to keep the order of the methods, not their accuracies.",
             _quick,
         ),
@@ -115,6 +126,13 @@ class Study:
             train=dataclasses.replace(config.train, epochs=epochs),
             data=dataclasses.replace(config.data, train_limit=self.train_limit or 0),
         )
+
+    @property
+    def probe(self) -> ProbeConfig:
+        """How the cells of Chapter 4 are probed: as the thesis does, 200 epochs of Adam at 1e-3, or in a tenth."""
+        if self.protocol == "paper":
+            return ProbeConfig(epochs=200, learning_rate=1e-3, schedule="constant")
+        return ProbeConfig()
 
     def digest(self, cell: str) -> str:
         """Digest of a cell's configuration; it is the same for every seed."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from locallearn.config import ObjectiveConfig, RunConfig
 from locallearn.errors import UsageError
+from locallearn.experiments import chapter4
 from locallearn.experiments.layout import Figure, Panel, Point, Row, Table, Value
 from locallearn.experiments.matrix import GN_DEPTHS, VGG_GROUPS, resnet_name, resnet_points, vgg_name
 
@@ -182,6 +183,7 @@ LAYOUTS: dict[str, Table | Figure] = {
         _figure("figure-3.6", "imagenet32"),
         _figure("figure-3.7", "cifar100"),
         _digits(),
+        *chapter4.TABLES,
     )
 }
 """Every table and figure by name."""

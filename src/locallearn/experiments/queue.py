@@ -30,12 +30,14 @@ class Job:
         run: folder of the run; the lock file and the worker's log lie beside it.
         request: what the worker reads, as JSON.
         is_finished: whether its record is there.
+        is_ready: whether what it needs is there; a job that waits for another one is begun after it.
     """
 
     name: str
     run: Path
     request: dict[str, Any]
     is_finished: Callable[[], bool]
+    is_ready: Callable[[], bool] = lambda: True
 
     def beside(self, suffix: str) -> Path:
         """A file beside the run folder."""
@@ -119,6 +121,7 @@ class Queue:
             try:
                 while (self._waiting or self._running) and not stop.requested and time.monotonic() < end:
                     self._start_some()
+                    self._give_up_on_orphans()
                     self.observer.on_tick([running.job for running in self._running])
                     time.sleep(_POLL)
                     self._collect()
@@ -132,6 +135,8 @@ class Queue:
         for job in list(self._waiting):
             if len(self._running) >= self.parallel:
                 return
+            if not job.is_ready():
+                continue
             lock = acquire(job.beside(".lock"))
             if lock is None:
                 self._tell_busy(job)
@@ -143,6 +148,16 @@ class Queue:
             else:
                 self._running.append(self._spawn(job, lock))
                 self.observer.on_start(job)
+
+    def _give_up_on_orphans(self) -> None:
+        """A job whose needs nobody is at work on will never be ready."""
+        if self._running or any(job.is_ready() for job in self._waiting):
+            return
+        for job in self._waiting:
+            message = "what it needs was not trained; train it first, or see why it failed"
+            self.outcome.failed.append((job, message))
+            self.observer.on_failure(job, message)
+        self._waiting = []
 
     def _tell_busy(self, job: Job) -> None:
         if job.name not in self._told:

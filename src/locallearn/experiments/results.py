@@ -80,7 +80,10 @@ def make_record(
         curve: epoch, last_layer and ensemble of every evaluation.
         cost: what its nodes compute.
     """
-    places = dataclasses.replace(config, data=dataclasses.replace(config.data, root=None, download=False))
+    modification = dataclasses.replace(config.objective.modification, scorer_run=None)
+    objective = dataclasses.replace(config.objective, modification=modification)
+    data = dataclasses.replace(config.data, root=None, download=False)
+    places = dataclasses.replace(config, data=data, objective=objective)
     kept = ("nodes", "seconds", "images_per_second", "memory", "parameters", "hardware", "versions", "commit")
     return {
         "cell": cell,

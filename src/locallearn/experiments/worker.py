@@ -18,10 +18,13 @@ from typing import Any
 from locallearn.config import RunConfig
 from locallearn.costs.nodes import cost
 from locallearn.errors import LocalLearnError
+from locallearn.experiments import chapter4
 from locallearn.experiments.matrix import cells
 from locallearn.experiments.protocols import Study
 from locallearn.experiments.results import make_record, write_record
 from locallearn.training import runs
+from locallearn.training.finished import open_run
+from locallearn.training.probe import probe
 from locallearn.training.record import RunFolder
 
 
@@ -39,6 +42,7 @@ class Request:
         download: fetch the data if they are not there.
         device: device to train on.
         threads: CPU threads.
+        scorer: folder of the run that scores pairs.
     """
 
     cell: str
@@ -50,6 +54,7 @@ class Request:
     download: bool = False
     device: str | None = None
     threads: int | None = None
+    scorer: str | None = None
 
 
 def train_cell(request: Request) -> None:
@@ -69,6 +74,10 @@ def train_cell(request: Request) -> None:
         raise LocalLearnError(f"{run} is of another configuration than {request.cell}; move it away")
     counted = cost(wanted, cells()[request.cell].image)
     record = make_record(request.cell, study, RunFolder(run).config(), summary, _curve(run), counted)
+    if chapter4.is_self_supervised(wanted):
+        found = probe(open_run(run, device=request.device, root=request.root), study.probe)
+        record["accuracy"][chapter4.FIELD] = found["points"][-1]["accuracy"]
+        record["probe"] = found
     write_record(Path(request.record), record)
 
 
@@ -76,7 +85,11 @@ def _placed(config: RunConfig, request: Request) -> RunConfig:
     """The configuration with what depends on this machine."""
     data = dataclasses.replace(config.data, root=request.root, download=request.download)
     train = dataclasses.replace(config.train, device=request.device, threads=request.threads)
-    return dataclasses.replace(config, data=data, train=train)
+    config = dataclasses.replace(config, data=data, train=train)
+    if request.scorer is None:
+        return config
+    modification = dataclasses.replace(config.objective.modification, scorer_run=request.scorer)
+    return dataclasses.replace(config, objective=dataclasses.replace(config.objective, modification=modification))
 
 
 def _clear_unborn(run: Path) -> None:

@@ -19,6 +19,11 @@ def _exact(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, enabled=False)
 
 
+def _is_target(labels_B: Tensor, classes: int) -> Tensor:
+    """One-hot labels [B, C] as booleans; torch's own one_hot looks at the labels, and the host waits for them."""
+    return labels_B[:, None] == torch.arange(classes, device=labels_B.device)
+
+
 def cross_entropy(logits_GBC: Tensor, labels_B: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross entropy of every group, [G].
 
@@ -56,7 +61,7 @@ def diversity(logits_GBC: Tensor, labels_B: Tensor, temperature: float = 3.0) ->
     groups, _, classes = logits_GBC.shape
     if groups == 1:
         return _precise(logits_GBC.new_zeros(1))
-    target_BC = F.one_hot(labels_B, classes).bool()
+    target_BC = _is_target(labels_B, classes)
     # a softmax over the other entries alone is the renormalised softmax without its target entry
     rest_GBC = (_precise(logits_GBC) / temperature).masked_fill(target_BC, float("-inf")).softmax(-1)
     unit_GBC = F.normalize(rest_GBC, dim=-1)
@@ -113,7 +118,7 @@ def similarity_loss(features_GBF: Tensor, labels_B: Tensor, classes: int) -> Ten
         classes: number of classes, at least 2.
     """
     similarities_GBB = similarity_matrix(features_GBF)
-    targets_BC = F.one_hot(labels_B, classes).to(similarities_GBB.dtype)
+    targets_BC = _is_target(labels_B, classes).to(similarities_GBB.dtype)
     return (similarities_GBB - similarity_matrix(targets_BC[None])).square().mean((1, 2))
 
 

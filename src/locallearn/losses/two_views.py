@@ -32,6 +32,7 @@ class TwoViews(Objective):
     """
 
     views = 2
+    needs_labels = False
 
     def __init__(self, head: nn.Module, loss: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -54,6 +55,7 @@ class ModifiedNTXent(Objective):
     """
 
     views = 2
+    needs_labels = False
 
     def __init__(
         self, head: nn.Module, temperature: float, config: ModificationConfig, position: tuple[int, int]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypedDict
 
 from locallearn.report.compare import MISSING, number
 
-ACCURACIES = ("last_layer", "ensemble")
+ACCURACIES = ("last_layer", "ensemble", "linear_probe")
 """Fields that are accuracies, measured once a seed; the others are counted."""
 
 Measured = Mapping[str, Sequence[Mapping[str, Any]]]

@@ -20,9 +20,9 @@ from locallearn.training.async_module import Job, ModuleTraining
 from locallearn.training.stop import StopRequest
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    [__name__]
-)  # a process that was killed is back in a moment: torch is imported already
+# What takes seconds to import is there already when a process that was killed comes back. torch imports _dynamo by
+# itself when a network is first built; a name that some torch does not have is left out.
+_CONTEXT.set_forkserver_preload([__name__, "torch._dynamo"])
 
 _ERRORS = {kind.__name__: kind for kind in (CheckpointError, DivergedError, LocalLearnError, UsageError)}
 

@@ -19,6 +19,7 @@ from locallearn.errors import CheckpointError, DivergedError, InterruptedRunErro
 from locallearn.runtime.inline import InlineRuntime, Runtime
 from locallearn.training import checkpoint as checkpoints
 from locallearn.training import record
+from locallearn.training.allocator import keep_freed_memory
 from locallearn.training.evaluate import Evaluation, evaluate_run, module_label
 from locallearn.training.guard import FiniteGuard
 from locallearn.training.observer import Observer
@@ -53,6 +54,8 @@ class Training:
         self.device = torch.device(train.device)
         if train.threads:
             torch.set_num_threads(train.threads)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.network = build_network(config, image_shape(dataset)).to(self.device)
         if train.channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -20,11 +20,17 @@ def test_inference_prints_measured_and_predicted(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["bench", "speed"], "bench: 'speed' is not known; expected inference"),
+        (["bench", "speed"], "bench: 'speed' is not known; expected step, memory, inference"),
         (["bench", "inference", "--depth", "2"], "--width: () is not valid; expected as many numbers as --depth"),
         (["bench", "inference", "--precision", "fp8"], "--precision: 'fp8'"),
         (["bench", "inference", "--batch-sizes", "0"], "--batch-sizes: 0"),
         (["bench", "inference", "--repeats", "0"], "--repeats: 0"),
+        (["bench", "step", "--width", "2"], "--width: (2,) is not valid; expected as many numbers as --depth"),
+        (["bench", "step", "--batch-size", "1"], "--batch-size: 1"),
+        (["bench", "step", "--widths", "0"], "--widths: 0"),
+        (["bench", "step", "--table", "--depth", "2", "--width", "2"], "--table: True"),
+        (["bench", "memory", "--batch-size", "8"], "--batch-size: 8"),
+        (["bench", "memory", "--models", "resnet9"], "resnet9"),
         (["bench", "inference", "--device", "cuda:77"], "cuda:77"),
     ],
 )
@@ -33,3 +39,25 @@ def test_wrong_calls_are_one_line(arguments, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+def test_step_prints_ratios_and_what_they_were_measured_with(capsys):
+    cell = ["bench", "step", "--model", "tiny-resnet", "--depth", "2", "--width", "2", "--repeats", "2"]
+    cell += ["--batch-size", "8", "--image-size", "8", "--threads", "1"]
+    assert main([*cell, "--precision", "bf16", "--widths", "1", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["model"] for row in found["rows"]] == ["tiny-resnet", "tiny-resnetx2"]
+    for row in found["rows"]:
+        assert set(row["baselines"]) == {"loop", "loop-fp32", "e2e"}
+        assert all(one["ratio"] > 0 for one in row["baselines"].values())
+        assert row["activation_bytes"] < row["baselines"]["loop-fp32"]["activation_bytes"]
+    assert found["hardware"]["threads"] == 1
+    assert main([*cell, "--precision", "fp32", "--baselines", "e2e"]) == 0
+    assert "x e2e" in capsys.readouterr().out
+
+
+def test_memory_prints_bytes(capsys):
+    assert main(["bench", "memory", "--models", "resnet8", "--depth", "2", "--image-size", "8", "--batch-size", "16",
+                 "--precision", "fp32", "--bytes-only", "--json"]) == 0  # fmt: skip
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["models"]["resnet8"]}
+    assert rows["dgl K=2 G=1"]["activation_bytes"] < rows["backprop"]["activation_bytes"]

@@ -99,8 +99,9 @@ def test_batches_may_be_mappings_pairs_or_nested():
     assert len(set(losses)) == 1
     with pytest.raises(UsageError, match="expected a mapping, or a pair"):
         network.step((x, y, y))
-    with pytest.raises(UsageError, match="there are no labels"):
-        _resnet(depth=1).step(images()[0])
+    for depth in (1, 2):
+        with pytest.raises(UsageError, match="batch: there are no labels"):
+            _resnet(depth=depth).step(images()[0])
 
 
 def test_heads_see_the_class_token_or_the_mean():

@@ -1,0 +1,62 @@
+"""How many operators a step dispatches: the same for every G, and linear in K."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from locallearn.bench.step import Contender, Setting, local, loop, step_config
+from locallearn.core.network import ImageShape
+from locallearn.nn import groups
+
+SETTING = Setting(ImageShape(3, 8, 5), 4, torch.device("cpu"), "fp32", 1)
+
+
+class Count(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operators(contender: Contender) -> int:
+    contender.step()  # the first step also makes the optimizers' buffers
+    with Count() as count:
+        contender.step()
+    return sum(count.calls.values())
+
+
+def step(depth, width, model="resnet8"):
+    return local(step_config(model, "gn-dgl", depth, width), SETTING)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_number_of_operators_does_not_depend_on_the_number_of_groups(depth, monkeypatch):
+    monkeypatch.setattr(groups, "LANES", 1)  # no convolution is packed; see below for those
+    assert operators(step(depth, 2)) == operators(step(depth, 4)) == operators(step(depth, 16))
+
+
+def test_packing_adds_little_and_the_same_for_every_number_of_groups(monkeypatch):
+    eight, sixteen = operators(step(1, 8)), operators(step(1, 16))  # all grouped convolutions are packed at both
+    assert eight == pytest.approx(sixteen, rel=0.02)  # but for layouts of weights, which single channels do not have
+    monkeypatch.setattr(groups, "LANES", 1)
+    assert operators(step(1, 8)) < eight < 2 * operators(step(1, 8))
+
+
+def test_a_loop_over_groups_is_caught():
+    config = [step_config("resnet8", "gn-dgl", 1, g) for g in (2, 4, 8)]
+    two, four, eight = (operators(loop(c, SETTING, "fp32")) for c in config)
+    assert four > 1.7 * two
+    assert eight > 1.7 * four
+    assert two > operators(step(1, 2))
+
+
+def test_the_number_of_operators_is_linear_in_the_number_of_modules(monkeypatch):
+    monkeypatch.setattr(groups, "LANES", 1)
+    four, eight, sixteen = (operators(step(k, 2, "resnet32")) for k in (4, 8, 16))
+    assert sixteen - eight == pytest.approx(2 * (eight - four), rel=0.02)
+    assert sixteen < 4 * four

@@ -1,6 +1,7 @@
 """A model, a head, an objective, a method and a data set of one's own, without touching the package.
 
-locallearn train my-method --plugin examples/plugins/my_plugin.py --model my-net --data.name stripes --run runs/mine
+locallearn train my-method --plugin examples/plugins/my_plugin.py --model my-net --depth 2 \\
+    --data.name stripes --run runs/mine
 locallearn train --resume runs/mine
 """
 

@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from locallearn.config import RunConfig, from_toml, to_toml
+    from locallearn.config import ProbeConfig, RunConfig, from_toml, to_toml
     from locallearn.core.methods import Layout, ModuleLayout, methods
     from locallearn.core.network import ImageShape, LocalNetwork, build_network
     from locallearn.core.split import split
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from locallearn.losses.objectives import LocalLoss, Objective, ObjectiveInput, objectives
     from locallearn.nn.backbones import BackboneInput, Block, backbones
     from locallearn.nn.heads import HeadInput, heads
+    from locallearn.training.embed import embed
     from locallearn.training.export import load_exported
     from locallearn.training.finished import open_run
+    from locallearn.training.probe import probe
     from locallearn.training.runs import resume, train
 
 _PLACES = {
@@ -43,18 +45,21 @@ _PLACES = {
     "ModuleLayout": "locallearn.core.methods",
     "Objective": "locallearn.losses.objectives",
     "ObjectiveInput": "locallearn.losses.objectives",
+    "ProbeConfig": "locallearn.config",
     "RunConfig": "locallearn.config",
     "SplitNetwork": "locallearn.core.split_network",
     "backbones": "locallearn.nn.backbones",
     "build_network": "locallearn.core.network",
     "cost": "locallearn.costs.nodes",
     "datasets": "locallearn.data.datasets",
+    "embed": "locallearn.training.embed",
     "from_toml": "locallearn.config",
     "heads": "locallearn.nn.heads",
     "load_exported": "locallearn.training.export",
     "methods": "locallearn.core.methods",
     "objectives": "locallearn.losses.objectives",
     "open_run": "locallearn.training.finished",
+    "probe": "locallearn.training.probe",
     "recipe": "locallearn.experiments.recipes",
     "resume": "locallearn.training.runs",
     "split": "locallearn.core.split",
@@ -77,18 +82,21 @@ __all__ = [
     "ModuleLayout",
     "Objective",
     "ObjectiveInput",
+    "ProbeConfig",
     "RunConfig",
     "SplitNetwork",
     "backbones",
     "build_network",
     "cost",
     "datasets",
+    "embed",
     "from_toml",
     "heads",
     "load_exported",
     "methods",
     "objectives",
     "open_run",
+    "probe",
     "recipe",
     "resume",
     "split",

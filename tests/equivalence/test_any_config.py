@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from locallearn.config import (
     AugmentConfig,
     DataConfig,
+    ModificationConfig,
     ObjectiveConfig,
     OptimizerConfig,
     RunConfig,
@@ -24,6 +25,7 @@ from locallearn.data.store import ImageStore
 from locallearn.errors import ConfigError
 from locallearn.runtime.inline import InlineRuntime
 from locallearn.training.optim import build_optimizer, learning_rate
+from locallearn.training.scorers import build_scorer
 from locallearn.training.setup import image_shape, resolve
 
 
@@ -42,6 +44,13 @@ objectives = st.fixed_dictionaries(
         "stop_gradient": st.booleans(),
         "diversity_weight": mostly([0.0, 0.5], [-1.0, math.inf]),
         "label_smoothing": mostly([0.0, 0.1], [1.0]),
+        "modification": st.builds(
+            ModificationConfig,
+            scorer=st.sampled_from(["ema", "self", "augmentation", "pretrained"]),
+            difficulty=st.sampled_from(["increasing", "decreasing"]),
+            positive_ratio=st.sampled_from([0.01, 0.9, 1.0]),
+            positive_thresholds=st.sampled_from([(), (), (), (0.3,)]),
+        ),
     }
 )
 optimizers = st.fixed_dictionaries(
@@ -68,6 +77,7 @@ augments = st.fixed_dictionaries(
         "padding_mode": mostly([None, "reflect", "constant"], ["edge"]),
         "jitter": mostly([0.0], [0.5]),
         "flip": mostly([None, 0.5], [2.0]),
+        "resized_crop": mostly([None, (0.2, 1.0)], [(0.0, 1.0)]),
     }
 )
 runs = st.fixed_dictionaries(
@@ -112,8 +122,10 @@ def train_a_step(config):
                   config.optimizer.clip_norm, config.seed)
         for m in network
     ]  # fmt: skip
-    store = ImageStore(dataset.train, dataset, config.augment, "cpu", config.seed, bool(config.train.channels_last))
+    last = bool(config.train.channels_last)
+    store = ImageStore(dataset.train, dataset, config.augment, "cpu", config.seed, last, network.views)
     batch = next(store.epoch(0, config.train.batch_size))
+    batch = build_scorer(config, network, dataset).scored(batch)
     rate = learning_rate(config, 0, 10)
     losses = InlineRuntime(steps).step(batch, 0)
     assert math.isfinite(rate)

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 
 import pytest
 from hypothesis import given
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 from locallearn.config import (
     CheckpointConfig,
     DataConfig,
+    ModificationConfig,
     ObjectiveConfig,
     OptimizerConfig,
     RunConfig,
@@ -112,6 +114,21 @@ def test_digest_names_what_is_computed():
     )
     assert {digest(config) for config in same} == {digest(base)}
     assert len({digest(config) for config in (base, *other)}) == 4
+
+
+def test_settings_at_their_defaults_are_no_part_of_a_digest():
+    nothing = hashlib.sha256(b"{}").hexdigest()[:16]
+    assert digest(RunConfig()) == nothing
+    assert digest(dataclasses.replace(RunConfig(), train=TrainConfig(epochs=11))) != nothing
+
+
+def test_where_a_scorer_lies_is_no_part_of_a_digest():
+    def of(**modification):
+        objective = ObjectiveConfig(modification=ModificationConfig(**modification))
+        return digest(dataclasses.replace(RunConfig(), objective=objective))
+
+    assert of(scorer_run="runs/simclr") == of(scorer_run="/elsewhere") == of() == digest(RunConfig())
+    assert of(positive_ratio=0.5) != of()
 
 
 def test_from_dict_takes_what_to_toml_wrote():

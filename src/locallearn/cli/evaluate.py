@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 
 from locallearn.cli.options import parse
-from locallearn.cli.tables import node_table
+from locallearn.cli.tables import accuracy_text, node_table, node_title
 from locallearn.training.finished import open_run
 
 
@@ -42,6 +42,6 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     console = Console()
     console.print(f"{options.run}, checkpoint of step {opened.step}, {result.images:,} test images", highlight=False)
-    console.print(f"last layer {result.last_layer:.2%}   layerwise ensemble {result.ensemble:.2%}", highlight=False)
-    console.print(node_table(result.nodes, "Test accuracy of every node [%]"))
+    console.print(accuracy_text(dataclasses.asdict(result)), highlight=False)
+    console.print(node_table(result.nodes, node_title(result.protocol)))
     return 0

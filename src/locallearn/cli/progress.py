@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from locallearn.cli.tables import accuracy_text
 from locallearn.config import RunConfig
 
 
@@ -40,9 +41,9 @@ class LiveProgress:
     def __exit__(self, *exception: Any) -> None:
         self._progress.stop()
 
-    def on_start(self, config: RunConfig, steps_per_epoch: int, step: int) -> None:
+    def on_start(self, config: RunConfig, steps_per_epoch: int, epochs: int, step: int) -> None:
         """Show what is trained and start its bar."""
-        self._epochs = config.train.epochs
+        self._epochs = epochs
         groups = "/".join(str(g) for g in config.groups) if len(set(config.groups)) > 1 else str(config.groups[0])
         name = f"{config.method} {config.model} on {config.data.name}, K={config.depth} G={groups}"
         if self._task is not None:
@@ -69,11 +70,14 @@ class LiveProgress:
                 f"{losses[0]:.3f} {losses[-1]:.3f}  {event['images_per_second']:,.0f} images/s",
                 highlight=False,
             )
-        elif event["event"] == "evaluate":
-            self._console.print(
-                f"        test: last layer {event['last_layer']:.2%}, ensemble {event['ensemble']:.2%}",
-                highlight=False,
-            )
+        elif event["event"] == "evaluate" and "last_layer" in event:
+            self._console.print(f"        test: {accuracy_text(event)}", highlight=False)
+        elif event["event"] == "evaluate":  # of the modules so far, where one is trained after the other
+            found = [node["accuracy"] for node in event["nodes"] if "accuracy" in node]
+            if found:
+                self._console.print(
+                    f"        test: module {event['module']}, best node {max(found):.2%}", highlight=False
+                )
 
     def on_warning(self, message: str) -> None:
         """Print a warning."""

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from locallearn.cli.tables import accuracy_text
 from locallearn.config import from_toml
 from locallearn.experiments.queue import Job, Silent
 from locallearn.experiments.results import read_record
@@ -48,10 +49,7 @@ class QueueDisplay(Silent):
         """A record is there."""
         accuracy = read_record(Path(job.request["record"]))["accuracy"]
         self._end(job)
-        self._say(
-            f"{job.name}: last layer {accuracy['last_layer']:.2%}, ensemble {accuracy['ensemble']:.2%} "
-            f"({duration(seconds)})"
-        )
+        self._say(f"{job.name}: {accuracy_text(accuracy)} ({duration(seconds)})")
 
     def on_failure(self, job: Job, message: str) -> None:
         """A worker failed."""

@@ -22,9 +22,26 @@ def summary_table(runs: Sequence[Path]) -> Table:
     columns = [column for column in COLUMNS if column.title in _SHOWN]
     for column in columns:
         table.add_column(column.title, justify="right" if column.numeric else "left")
-    for row in comparison_rows(read_runs(runs)):
+    records = read_runs(runs)
+    protocols = {record.protocol for record in records} - {"classifier"}
+    if protocols:  # the others' last layer is their classifier
+        table.caption = f"Accuracy without an ensemble: {'; '.join(sorted(protocols))}"
+    for row in comparison_rows(records):
         table.add_row(*(column.show(row) for column in columns))
     return table
+
+
+def accuracy_text(found: dict[str, Any]) -> str:
+    """Accuracy of the last layer and of the ensemble, or of the last module and the protocol that it is of."""
+    if found["ensemble"] is None:
+        return f"last module {found['last_layer']:.2%} ({found['protocol']})"
+    return f"last layer {found['last_layer']:.2%}, ensemble {found['ensemble']:.2%}"
+
+
+def node_title(protocol: str | None) -> str:
+    """What a table of the nodes' accuracies shows; records of old runs name no protocol."""
+    by = f", {protocol}" if protocol not in (None, "classifier") else ""
+    return f"Test accuracy of every node [%]{by}"
 
 
 def node_table(nodes: Sequence[dict[str, Any]], title: str) -> Table:

@@ -15,7 +15,7 @@ from rich.console import Console
 from locallearn import plugins
 from locallearn.cli.options import parse
 from locallearn.cli.progress import LiveProgress
-from locallearn.cli.tables import node_table, summary_table
+from locallearn.cli.tables import node_table, node_title, summary_table
 from locallearn.config import RunConfig
 from locallearn.errors import UsageError
 from locallearn.experiments.recipes import recipe
@@ -86,6 +86,6 @@ def _finish(folder: Path, summary: dict[str, Any], as_json: bool) -> int:
         return 0
     console = Console()
     console.print(summary_table([folder]))
-    console.print(node_table(summary["nodes"], "Test accuracy of every node [%]"))
+    console.print(node_table(summary["nodes"], node_title(summary["accuracy"].get("protocol"))))
     console.print(f"run: {folder}   report: {report}")
     return 0

@@ -7,18 +7,25 @@ holds what was decided.
 
 from locallearn.config.data import AugmentConfig, DataConfig
 from locallearn.config.files import digest, from_dict, from_toml, to_dict, to_toml
+from locallearn.config.modification import ModificationConfig
 from locallearn.config.objective import ObjectiveConfig
+from locallearn.config.probe import ProbeConfig
 from locallearn.config.run import RunConfig
+from locallearn.config.runtime import AsynchronousConfig, SequentialConfig
 from locallearn.config.training import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
 __all__ = [
+    "AsynchronousConfig",
     "AugmentConfig",
     "CheckpointConfig",
     "DataConfig",
+    "ModificationConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "ProbeConfig",
     "RunConfig",
     "ScheduleConfig",
+    "SequentialConfig",
     "TrainConfig",
     "digest",
     "from_dict",

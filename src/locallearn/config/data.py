@@ -34,6 +34,10 @@ class DataConfig:
     """Use only the first N test images [images]; 0 means all."""
     image_size: int | None = None
     """Side that images of a folder are resized to [pixels]; by default 32. Other sets have their own size."""
+    mean: tuple[float, ...] | None = None
+    """Mean of every channel of pixels in [0, 1], which normalises images; by default the data set's own."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of every channel of pixels in [0, 1]; by default the data set's own."""
 
     def __post_init__(self) -> None:
         count("data.train_limit", self.train_limit)
@@ -44,6 +48,8 @@ class DataConfig:
             lambda v: is_int(v) and v >= 4,
             "a whole number of at least 4",
         )
+        check("data.mean", self.mean, lambda v: all(map(is_real, v)), "finite numbers")
+        check("data.std", self.std, lambda v: all(is_real(x) and x > 0 for x in v), "finite numbers above 0")
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,9 @@ class AugmentConfig:
     """Pad each side by this much, then crop at a random place [pixels]; 0 turns it off."""
     padding_mode: Literal["reflect", "constant"] | None = None
     """What the padding holds: the mirrored image, or zeros."""
+    resized_crop: tuple[float, float] | None = None
+    """Cut out a part of the image and resize it to the whole; least and largest area of the part [fraction of the
+    image], sides 3:4 to 4:3. By default no such crop; with it, no padding."""
     flip: float | None = None
     """Probability of a horizontal flip."""
     jitter: float = 0.0
@@ -74,6 +83,8 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         count("augment.crop_padding", self.crop_padding)
         choice("augment.padding_mode", self.padding_mode, "reflect", "constant")
+        expected = "two numbers in (0, 1], the smaller one first"
+        check("augment.resized_crop", self.resized_crop, lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1, expected)
         for name in ("flip", "jitter", "grey"):
             probability(f"augment.{name}", getattr(self, name))
         for name in ("brightness", "contrast", "saturation"):

@@ -65,16 +65,42 @@ def from_toml(text: str) -> RunConfig:
 def digest(config: RunConfig) -> str:
     """Sixteen hexadecimal digits that name what is computed.
 
-    Runs with equal digests and seeds train the same thing; where data lies, which device computes, how often
-    checkpoints are written, where plugins lie and the seed itself are left out.
+    Runs with equal digests and seeds train the same thing; where data and plugins lie, which device computes, how
+    neighbours are looked for in evaluation, how often checkpoints are written, settings of runtimes that are not used
+    and the seed itself are left out. So is every setting at its default: a setting that a later version adds leaves
+    the digests of earlier runs as they were. (Whoever changes a default must therefore rename its field.)
     """
-    values = to_dict(config)
-    for key in ("seed", "checkpoint", "plugins"):
-        values.pop(key)
+    values = _changed(config)
+    for key in ("seed", "checkpoint", "plugins", *({"asynchronous", "sequential"} - {config.runtime})):
+        values.pop(key, None)
     for group, keys in {
         "data": ("root", "download"),
-        "train": ("device", "threads", "evaluate_batch_size"),
+        "train": ("device", "threads", "evaluate_batch_size", "knn_neighbours", "knn_temperature", "knn_bank"),
+        "asynchronous": ("restarts",),
+        "sequential": ("cache_gib",),
     }.items():
         for key in keys:
-            values[group].pop(key, None)
+            values.get(group, {}).pop(key, None)
+    # where the scorer lies; the run itself remembers which scorer it is
+    values.get("objective", {}).get("modification", {}).pop("scorer_run", None)
+    values = _without_empty(values)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
+    """The same without parts that hold nothing."""
+    parts = {key: _without_empty(value) if isinstance(value, dict) else value for key, value in values.items()}
+    return {key: value for key, value in parts.items() if value != {}}
+
+
+def _changed(part: Any) -> dict[str, Any]:
+    """The settings of a configuration, or of a part of it, that are not at their defaults."""
+    changed = {}
+    default = type(part)()
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if dataclasses.is_dataclass(value):
+            changed[field.name] = _changed(value)
+        elif value != getattr(default, field.name):
+            changed[field.name] = value
+    return changed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from locallearn.config.checks import (
@@ -15,6 +15,7 @@ from locallearn.config.checks import (
     positive_int,
     probability,
 )
+from locallearn.config.modification import ModificationConfig
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class ObjectiveConfig:
     __pydantic_config__ = STRICT
 
     loss: str | None = None
-    """Local loss: cross-entropy, predsim or infopro; by default the method's own, which is cross-entropy for dgl and
-    gn-dgl."""
+    """Local loss: cross-entropy, predsim or infopro; on two views of every image nt-xent, barlow-twins or vicreg. By
+    default the method's own: cross-entropy for dgl and gn-dgl, nt-xent for simclr and dgssl."""
     head: str = "1c2f"
     """Auxiliary head: <n>c<m>f with n convolutions (the first of stride 2, doubling the channels) and m linear
     layers, or mlp-sr (pooled to a quarter of each side, 1x1 convolutions, multi-layer perceptron)."""
@@ -35,7 +36,8 @@ class ObjectiveConfig:
     """Each group's head also sees the other groups' features, without gradient (Algorithm 2)."""
     diversity_weight: float = 0.5
     """Weight of the diversity penalty between groups (Eq. 1); 0 turns it off. The other group is detached, as in
-    the thesis; code that does not detach it has twice the gradient at the same weight."""
+    the thesis; code that does not detach it has twice the gradient at the same weight. Losses on two views have no
+    class scores and so no such penalty."""
     diversity_temperature: float = 3.0
     """Softmax temperature of the diversity penalty."""
     label_smoothing: float = 0.0
@@ -52,7 +54,12 @@ class ObjectiveConfig:
     temperature: float = 0.07
     """Temperature of the contrastive loss."""
     projection: int = 128
-    """Outputs of the head whose projection the contrastive loss compares [features]."""
+    """Outputs of the head whose projection the contrastive loss compares, and every loss on two views [features]."""
+    redundancy_weight: float | None = None
+    """Weight of the off-diagonal correlations in barlow-twins; by default 0.005, as published."""
+    vicreg_weights: tuple[float, ...] = ()
+    """Weights of invariance, variance and covariance in vicreg; by default 25, 25 and 1, as published."""
+    modification: ModificationConfig = field(default_factory=ModificationConfig)
 
     def __post_init__(self) -> None:
         for name in ("head_width", "predsim_inputs", "projection"):
@@ -69,5 +76,9 @@ class ObjectiveConfig:
         for weight in self.infopro_weights:
             non_negative("objective.infopro_weights", weight)
         check("objective.infopro_weights", self.infopro_weights, lambda v: len(v) in (0, 4), "four numbers, or none")
+        non_negative("objective.redundancy_weight", self.redundancy_weight)
+        for weight in self.vicreg_weights:
+            non_negative("objective.vicreg_weights", weight)
+        check("objective.vicreg_weights", self.vicreg_weights, lambda v: len(v) in (0, 3), "three numbers, or none")
         non_negative("objective.diversity_weight", self.diversity_weight)
         fraction("objective.label_smoothing", self.label_smoothing)

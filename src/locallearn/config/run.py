@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Suppress
 
 from locallearn.config.checks import (
     STRICT,
     check,
+    choice,
     fraction,
     is_int,
     positive_int,
 )
 from locallearn.config.data import AugmentConfig, DataConfig
 from locallearn.config.objective import ObjectiveConfig
+from locallearn.config.runtime import AsynchronousConfig, SequentialConfig
 from locallearn.config.training import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from locallearn.errors import ConfigError
 
@@ -31,7 +33,8 @@ class RunConfig:
     __pydantic_config__ = STRICT
 
     method: str = "gn-dgl"
-    """How the network is cut and trained: e2e, dgl, gn-dgl, infopro, predsim or single-thread."""
+    """How the network is cut and trained: e2e, dgl, gn-dgl, infopro, predsim or single-thread; without labels
+    simclr, dgssl or dgssl-llm."""
     model: str = "resnet8"
     """Backbone, for example resnet8, resnet32, resnet32x2, vgg6a."""
     depth: int = 1
@@ -45,6 +48,10 @@ class RunConfig:
     """Dropout after every block of a VGG."""
     seed: int = 0
     """Seed of everything random in the run."""
+    runtime: Literal["inline", "sequential", "asynchronous"] = "inline"
+    """How nodes are executed: inline (all modules on every batch, in one process), sequential (one module after the
+    other, each for all its epochs, for a device that holds one module only), or asynchronous (a process for every
+    module, which trains at its own pace from a buffer of the newest features)."""
     plugins: Annotated[tuple[str, ...], Suppress] = ()
     """Files of the user's own that were loaded with --plugin; a resume loads them again."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -54,6 +61,8 @@ class RunConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    asynchronous: AsynchronousConfig = field(default_factory=AsynchronousConfig)
+    sequential: SequentialConfig = field(default_factory=SequentialConfig)
 
     def __post_init__(self) -> None:
         positive_int("depth", self.depth)
@@ -66,6 +75,9 @@ class RunConfig:
         if not self.cuts:
             raise ConfigError("cuts", self.cuts, "auto, balanced, layerwise, or the names of blocks")
         fraction("dropout", self.dropout)
+        choice("runtime", self.runtime, "inline", "sequential", "asynchronous")
+        slow = self.asynchronous.slow_module
+        check("asynchronous.slow_module", slow, lambda v: v <= self.depth, f"at most depth ({self.depth})")
         check("seed", self.seed, lambda v: is_int(v) and 0 <= v < 2**63, "a whole number in [0, 2^63)")
         if self.schedule.warmup_epochs > self.train.epochs:
             raise ConfigError(

@@ -11,6 +11,7 @@ from locallearn.config.checks import (
     choice,
     count,
     fraction,
+    is_real,
     non_negative,
     positive_int,
 )
@@ -94,6 +95,13 @@ class TrainConfig:
     """Evaluate on the test images after every N epochs [epochs]; 0 means at the end only."""
     evaluate_batch_size: int = 500
     """Images a forward pass in evaluation [images]."""
+    knn_neighbours: int = 200
+    """k: nearest training images that vote, where a network without a classifier is evaluated [images]."""
+    knn_temperature: float = 0.1
+    """T: a neighbour of cosine similarity s has exp(s / T) votes."""
+    knn_bank: int = 10_000
+    """Look for neighbours among the first N training images, whose features of all modules are held [images]; 0 means
+    all."""
     device: str | None = None
     """Device to train on, cpu or cuda[:N]; by default the GPU where there is one."""
     precision: Literal["fp32", "bf16"] | None = None
@@ -104,10 +112,13 @@ class TrainConfig:
     """CPU threads; by default as many as torch chooses."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "evaluate_batch_size", "threads"):
+        for name in ("epochs", "batch_size", "evaluate_batch_size", "knn_neighbours", "threads"):
             positive_int(f"train.{name}", getattr(self, name))
         check("train.batch_size", self.batch_size, lambda v: v >= 2, "at least 2 (batch norm needs two images)")
         count("train.evaluate_every", self.evaluate_every)
+        count("train.knn_bank", self.knn_bank)
+        expected = "a finite number above 0"
+        check("train.knn_temperature", self.knn_temperature, lambda v: is_real(v) and v > 0, expected)
         choice("train.precision", self.precision, "fp32", "bf16")
 
 

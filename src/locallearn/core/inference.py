@@ -8,17 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.core.network import LocalNetwork
+from locallearn.nn.pool import GlobalAveragePool
 
 
 class InferenceNetwork(nn.Module):
     """The blocks of all modules and the last layer's classifier, in eval mode.
+
+    A self-supervised network has no classifier and gives features, averaged over positions.
 
     Args:
         network: a trained network; its modules are shared, not copied.
         mean: mean of every channel of pixels in [0, 1].
         std: standard deviation of every channel.
 
-    Shapes: images [B, C, H, W] with pixels in [0, 1] in, scores [B, classes] out.
+    Shapes: images [B, C, H, W] with pixels in [0, 1] in, scores [B, classes] (or features [B, C]) out.
     """
 
     mean: Tensor
@@ -28,11 +31,15 @@ class InferenceNetwork(nn.Module):
         super().__init__()
         modules = list(network)
         self.blocks = nn.Sequential(*(module.blocks for module in modules if len(module.blocks)))
-        self.classifier = modules[-1].objective.get_submodule("head")
+        self.classifier = None if network.views == 2 else modules[-1].objective.get_submodule("head")
+        self.pool = GlobalAveragePool()
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores [B, classes] of the last layer."""
-        return self.classifier(self.blocks((images - self.mean) / self.std))[0]
+        """Scores [B, classes] of the last layer, or features [B, C]."""
+        features = self.blocks((images - self.mean) / self.std)
+        if self.classifier is not None:
+            return self.classifier(features)[0]
+        return self.pool(features) if features.dim() == 4 else features

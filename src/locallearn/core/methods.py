@@ -15,6 +15,12 @@ CLASSIFIER_HEAD = "0c1f"
 
 CROSS_ENTROPY = "cross-entropy"
 
+PROJECTION_HEAD = "0c2f"
+"""Average pooling and two linear layers: SimCLR's projection head."""
+
+NT_XENT = "nt-xent"
+MODIFIED_NT_XENT = "nt-xent-llm"
+
 
 @dataclass(frozen=True)
 class ModuleLayout:
@@ -33,10 +39,15 @@ class ModuleLayout:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the K modules are built, and whether a decoupled classifier follows them (Fig. 3.4)."""
+    """How the K modules are built, and whether a decoupled classifier follows them (Fig. 3.4).
+
+    ``views`` is the number of views of every image that the losses must be made for: 2 in self-supervised methods,
+    whose networks have no classifier.
+    """
 
     modules: tuple[ModuleLayout, ...]
     decoupled_classifier: bool
+    views: int = 1
 
 
 def classifier_layout(config: RunConfig, channel_groups: int = 1) -> ModuleLayout:
@@ -118,3 +129,33 @@ def single_thread(config: RunConfig) -> Layout:
     _need(config, "depth", "1", config.depth == 1)
     _need_loss(config, CROSS_ENTROPY)
     return Layout((classifier_layout(config, config.groups[0]),), False)
+
+
+@methods.register("simclr")
+def simclr(config: RunConfig) -> Layout:
+    """SimCLR (Chen et al., 2020), end to end; or another loss on two views."""
+    _need(config, "depth", "1 (use dgssl for modules)", config.depth == 1)
+    _need(config, "width", "1 (use dgssl for groups)", set(config.groups) == {1})
+    return decoupled_greedy_self_supervised(config)
+
+
+@methods.register("dgssl")
+def decoupled_greedy_self_supervised(config: RunConfig) -> Layout:
+    """Decoupled greedy self-supervised learning (Algorithm 3): K modules of G groups with losses on two views."""
+    return _self_supervised(config, config.objective.loss or NT_XENT)
+
+
+@methods.register("dgssl-llm")
+def layerwise_loss_modification(config: RunConfig) -> Layout:
+    """DGSSL with layerwise loss modification (Algorithms 5 to 7): the last module alone sees every pair."""
+    _need_loss(config, MODIFIED_NT_XENT)
+    return _self_supervised(config, MODIFIED_NT_XENT)
+
+
+def _self_supervised(config: RunConfig, loss: str) -> Layout:
+    """K modules of G groups without a classifier; the head of the last one is SimCLR's projection head."""
+    objective = dataclasses.replace(config.objective, loss=loss, diversity_weight=0.0)
+    layouts = [ModuleLayout(groups, groups, objective) for groups in config.groups]
+    last = dataclasses.replace(objective, head=PROJECTION_HEAD)
+    layouts[-1] = dataclasses.replace(layouts[-1], objective=last)
+    return Layout(tuple(layouts), False, views=2)

@@ -58,12 +58,29 @@ class LocalNetwork(nn.Module):
             logits.append(module.logits(features))
         return [scores for scores in logits if scores is not None]
 
+    @property
+    def views(self) -> int:
+        """Views of every image that training compares: 1, or 2 in a self-supervised network."""
+        return next(iter(self)).objective.views
+
     def forward(self, images: Tensor) -> Tensor:
-        """Scores [B, classes] of the last layer, for images [B, C, H, W]. Auxiliary heads are not computed."""
+        """Scores [B, classes] of the last layer, for images [B, C, H, W]. Auxiliary heads are not computed.
+
+        A self-supervised network has no classifier and gives :meth:`features`.
+        """
+        if self.views == 2:
+            return self.features(images)
         features = images
         for module in self:
             features = module(features)
         return self.stages[-1].logits(features)[0]  # type: ignore[operator]
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features [B, C] of the last of the K modules, averaged over positions, for images [B, C, H, W]."""
+        features = images
+        for module in self:
+            features = module(features)
+        return features.mean((2, 3)) if features.dim() == 4 else features
 
 
 def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:
@@ -83,6 +100,9 @@ def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:
         blocks = _blocks(backbone, span, plan, config.seed)
         shape = dry_run(blocks, shape).shape
         module = _module(str(k), blocks, plan, shape, config, backbone, image)
+        if module.objective.views != layout.views:
+            expected = f"a loss on {layout.views} view(s) of every image with method {config.method}"
+            raise ConfigError("objective.loss", plan.objective.loss, expected)
         modules.append(module)
     if layout.decoupled_classifier:
         modules.append(

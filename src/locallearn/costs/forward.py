@@ -38,7 +38,10 @@ class ForwardPass:
 
 
 def forward_pass(network: LocalNetwork, image: ImageShape) -> ForwardPass:
-    """Count a forward pass of one image, as Tables 3.4 and 3.5 do: without the bias of the classifier."""
+    """Count a forward pass of one image, as Tables 3.4 and 3.5 do: without the bias of the classifier.
+
+    A self-supervised network ends with its features: projection heads are auxiliary.
+    """
     shape: tuple[int, ...] = (image.channels, image.size, image.size)
     stages, module = [], None
     for module in network:
@@ -47,6 +50,8 @@ def forward_pass(network: LocalNetwork, image: ImageShape) -> ForwardPass:
         if not is_classifier(module):
             stages.append(Stage(run.macs, torch.Size(shape).numel(), n_parameters(module.blocks)))
     assert module is not None
+    if network.views == 2:
+        return ForwardPass(tuple(stages), 0)
     last, (classifier, bias_macs) = stages.pop(), _classifier(module, shape)
     stages.append(Stage(last.macs + classifier.macs, last.features, last.parameters + classifier.parameters))
     return ForwardPass(tuple(stages), bias_macs)

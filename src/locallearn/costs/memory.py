@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class ActivationMeter:
-    """Counts the bytes saved for backward while it is entered, and their peak.
+    """Counts the bytes saved for backward while it is entered, their peak, and those of the largest storage.
 
     Storages are counted once however often they are saved, and parameters not at all. The count is the same on
     every device, and for tensors without data. Bytes fall again as graphs are freed, so a network whose modules
@@ -24,6 +24,7 @@ class ActivationMeter:
     def __init__(self, parameters: Iterable[Tensor] = ()) -> None:
         self.live_bytes = 0
         self.peak_bytes = 0
+        self.largest_bytes = 0
         self._excluded = {p.untyped_storage()._cdata for p in parameters}
         self._references: Counter[int] = Counter()
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda held: held.tensor)
@@ -46,6 +47,7 @@ class ActivationMeter:
         if self._references[key] == 1:
             self.live_bytes += storage.nbytes()
             self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+            self.largest_bytes = max(self.largest_bytes, storage.nbytes())
         return key
 
     def _release(self, key: int, n_bytes: int) -> None:

@@ -114,7 +114,8 @@ def cost(
     Args:
         of: a configuration, or a network.
         image: channels and side [pixels] of the images and number of classes; by default CIFAR-10's.
-        batch_size: images a step, at least 2; by default the configuration's, 128 for a network.
+        batch_size: images a step, at least 2 (self-supervised methods see two views of each); by default the
+            configuration's, 128 for a network.
         precision: ``"fp32"`` or ``"bf16"``; by default the configuration's, else fp32.
         reference: network that speed-ups are measured against; by default the configuration's model with the same
             cuts and without groups, and for a network the network itself.
@@ -127,9 +128,11 @@ def cost(
     precision = precision or train.precision or "fp32"
     train = dataclasses.replace(train, batch_size=batch_size, precision=precision)
     if isinstance(of, RunConfig):
-        plain = dataclasses.replace(of, method="dgl", width=(1,), objective=ObjectiveConfig())
         with torch.device("meta"):
-            of, reference = build_network(of, image), reference or build_network(plain, image)
+            network = build_network(of, image)
+            method = "dgl" if network.views == 1 else "dgssl"
+            plain = dataclasses.replace(of, method=method, width=(1,), objective=ObjectiveConfig())
+            of, reference = network, reference or build_network(plain, image)
     forward = forward_pass(of, image)
     modules = dry_steps(of, image, train)
     # the classifier's bias is not counted wherever the classifier is

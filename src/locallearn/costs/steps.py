@@ -34,6 +34,8 @@ class ModuleCost:
         head_macs: its heads and decoder, and the decoupled classifier where there is one.
         shares_features: whether its heads see the features of the other groups.
         score_bytes: class scores of one batch that it sends to the other groups (diversity penalty).
+        largest_bytes: the largest tensor that is kept for the backward pass, of all groups together.
+        weight_bytes: the largest weight, likewise.
     """
 
     groups: int
@@ -44,6 +46,8 @@ class ModuleCost:
     output_bytes: int
     shares_features: bool
     score_bytes: int
+    largest_bytes: int
+    weight_bytes: int
 
     @property
     def macs(self) -> int:
@@ -58,10 +62,10 @@ def dry_steps(network: LocalNetwork, image: ImageShape, train: TrainConfig) -> l
     modules: list[ModuleCost] = []
     with FakeTensorMode(allow_non_fake_inputs=True):
         network.to_empty(device="cpu")
-        images = torch.empty(train.batch_size, image.channels, image.size, image.size).contiguous(
-            memory_format=layout
-        )
-        batch = Batch(images, torch.empty(train.batch_size, dtype=torch.int64), images, 0)
+        n = train.batch_size * network.views
+        images = torch.empty(n, image.channels, image.size, image.size).contiguous(memory_format=layout)
+        scores = torch.empty(n, n) if network.views == 2 else None
+        batch = Batch(images, torch.empty(n, dtype=torch.int64), images, 0, scores=scores)
         features = images
         for module in network:
             counted, features = _dry_step(module, features, batch, str(train.precision))
@@ -91,6 +95,8 @@ def _dry_step(module: LocalModule, features: Tensor, batch: Batch, precision: st
         output_bytes=_share(features.numel() * features.element_size(), groups),
         shares_features=shares,
         score_bytes=0 if scores is None else scores[0].numel() * scores.element_size(),
+        largest_bytes=meter.largest_bytes,
+        weight_bytes=max((p.nbytes for p in module.parameters()), default=0),
     )
     return counted, features
 
@@ -107,6 +113,8 @@ def _with_classifier(last: ModuleCost, classifier: ModuleCost) -> ModuleCost:
         head_macs=last.head_macs + classifier.head_macs,
         parameters=last.parameters + classifier.parameters,
         activation_bytes=max(last.activation_bytes, classifier.activation_bytes),
+        largest_bytes=max(last.largest_bytes, classifier.largest_bytes),
+        weight_bytes=max(last.weight_bytes, classifier.weight_bytes),
         shares_features=last.groups > 1,
     )
 

@@ -83,18 +83,22 @@ def timeline(
             raise ConfigError(name, value, "a whole number of at least 1")
     if not 1 <= microbatches <= cost.batch_size:
         raise ConfigError("microbatches", microbatches, f"1 to {cost.batch_size}, the images of a batch")
-    one = _pipeline(cost, machine, plans.backpropagation(batches), 1, whole=True)
+    one = run_pipeline(cost, machine, plans.backpropagation(batches), 1, whole=True)
     stages = len(cost.reference)
     gpipe = plans.gpipe(stages, microbatches, batches)
     alternating = plans.one_forward_one_backward(stages, microbatches, batches)
     nodes = [f"module {node.module} group {node.group}" for node in cost.nodes]
     modules = [f"module {k + 1}" for k in range(stages)]
     runs = [
-        ("local", nodes, _local(cost, machine, batches, in_flight)),
+        ("local", nodes, run_local(cost, machine, batches, in_flight)),
         ("backpropagation", ["device"], one),
-        ("gpipe", modules, _pipeline(cost, machine, gpipe, microbatches)),
-        ("1f1b", modules, _pipeline(cost, machine, alternating, microbatches)),
-        ("data-parallel", [f"copy {i + 1}" for i in range(len(nodes))], _data_parallel(cost, machine, batches)),
+        ("gpipe", modules, run_pipeline(cost, machine, gpipe, microbatches)),
+        ("1f1b", modules, run_pipeline(cost, machine, alternating, microbatches)),
+        (
+            "data-parallel",
+            [f"copy {i + 1}" for i in range(len(nodes))],
+            run_copies(cost, machine, batches, len(nodes)),
+        ),
     ]
     return {
         "device_flops": machine.device_flops,
@@ -108,7 +112,8 @@ def timeline(
     }
 
 
-def _local(cost: Cost, machine: Machine, batches: int, in_flight: int) -> Run:
+def run_local(cost: Cost, machine: Machine, batches: int, in_flight: int) -> Run:
+    """Local learning on a device a node; arguments as for :func:`timeline`."""
     modules = cost.modules
 
     def seconds(work: Work) -> float:
@@ -130,7 +135,9 @@ def _local(cost: Cost, machine: Machine, batches: int, in_flight: int) -> Run:
     return simulate(schedule, seconds, machine.links(message_bytes))
 
 
-def _pipeline(cost: Cost, machine: Machine, schedule: plans.Schedule, microbatches: int, whole: bool = False) -> Run:
+def run_pipeline(
+    cost: Cost, machine: Machine, schedule: plans.Schedule, microbatches: int, whole: bool = False
+) -> Run:
     """Backpropagation through the reference network, a device a module, or all on one (``whole``)."""
     images = cost.batch_size / microbatches
     macs = [cost.e2e_macs] if whole else [stage.macs for stage in cost.reference]
@@ -146,9 +153,11 @@ def _pipeline(cost: Cost, machine: Machine, schedule: plans.Schedule, microbatch
     return simulate(schedule, seconds, machine.links(message_bytes))
 
 
-def _data_parallel(cost: Cost, machine: Machine, batches: int) -> Run:
-    """A ring all-reduce sends 2 (N - 1) / N of all gradients from every device, in 2 (N - 1) messages."""
-    devices = len(cost.nodes)
+def run_copies(cost: Cost, machine: Machine, batches: int, devices: int) -> Run:
+    """Data parallelism: a ring all-reduce sends 2 (N - 1) / N of all gradients from each of N devices.
+
+    It takes 2 (N - 1) messages, one after the other.
+    """
     images, gradients = cost.batch_size / devices, _GRADIENT_BYTES * sum(s.parameters for s in cost.reference)
     messages = 2 * (devices - 1)
     reduce = messages * (gradients / devices / (machine.bandwidth or math.inf) + machine.latency)

@@ -88,7 +88,16 @@ def load(config: DataConfig) -> Dataset:
     train, test = _first(dataset.train, config.train_limit), _first(dataset.test, config.test_limit)
     if len(train.labels) < 2:
         raise DataError(f"{config.name}: training needs at least two images, there are {len(train.labels)}")
-    return dataclasses.replace(dataset, train=train, test=test)
+    return dataclasses.replace(_normalised_by(config, dataset), train=train, test=test)
+
+
+def _normalised_by(config: DataConfig, dataset: Dataset) -> Dataset:
+    """The data set with the mean and standard deviation that the user gave, where he did."""
+    given = {name: getattr(config, name) for name in ("mean", "std") if getattr(config, name) is not None}
+    for name, value in given.items():
+        if len(value) != dataset.channels:
+            raise ConfigError(f"data.{name}", value, f"one number for each of the {dataset.channels} channels")
+    return dataclasses.replace(dataset, **given)
 
 
 def _first(images: ImageSet, limit: int) -> ImageSet:
@@ -105,6 +114,10 @@ def resolve_augment(config: AugmentConfig, dataset: Dataset) -> AugmentConfig:
         ConfigError: the padding is as large as the image, or colours of grey images shall change.
     """
     custom = AugmentConfig(crop_padding=0, padding_mode="constant", flip=0.0)
+    if config.resized_crop is not None:
+        if config.crop_padding:
+            raise ConfigError("augment.crop_padding", config.crop_padding, "0 or nothing with augment.resized_crop")
+        config = dataclasses.replace(config, crop_padding=0)
     for layer in (dataset.augment, config):
         given = {field.name: getattr(layer, field.name) for field in dataclasses.fields(layer)}
         custom = dataclasses.replace(custom, **{name: value for name, value in given.items() if value is not None})

@@ -67,10 +67,20 @@ def read_images(path: Path, size: int, channels: int) -> tuple[list[str], Tensor
     Raises:
         DataError: there are no images, or one cannot be read.
     """
+    files = find_images(path)
+    return [file.relative_to(path).as_posix() for file in files], decode_images(files, size, channels)
+
+
+def find_images(path: Path) -> list[Path]:
+    """The images of a folder and its sub-folders, sorted; hidden files are left out.
+
+    Raises:
+        DataError: there are none.
+    """
     files = _images_in(path)
     if not files:
         raise DataError(f"{path} holds no images ({', '.join(sorted(_SUFFIXES))})")
-    return [file.relative_to(path).as_posix() for file in files], _decode_all(files, size, channels)
+    return files
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
@@ -92,11 +102,16 @@ def _read(folder: Path, classes: Sequence[str], size: int, limit: int) -> ImageS
     if not turns:
         raise DataError(f"{folder} holds no folders of classes; expected {folder.name}/<class>/*.png")
     turns = sorted(turns)[: limit or None]
-    images = _decode_all([file for _, _, file in turns], size, 3)
+    images = decode_images([file for _, _, file in turns], size, 3)
     return ImageSet(images, torch.tensor([label for _, label, _ in turns]))
 
 
-def _decode_all(files: Sequence[Path], size: int, channels: int) -> Tensor:
+def decode_images(files: Sequence[Path], size: int, channels: int) -> Tensor:
+    """Images as uint8 [N, channels, size, size]; see :func:`read_images`.
+
+    Raises:
+        DataError: one cannot be read.
+    """
     images = np.empty((len(files), channels, size, size), np.uint8)
 
     def decode(i: int) -> None:

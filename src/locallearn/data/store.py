@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from locallearn import seeding
 from locallearn.config import AugmentConfig
 from locallearn.data.augment import augment as change
+from locallearn.data.augment import crop_boxes
 from locallearn.data.datasets import Dataset, ImageSet, resolve_augment
 
 
@@ -18,17 +20,23 @@ from locallearn.data.datasets import Dataset, ImageSet, resolve_augment
 class Batch:
     """Images of one step.
 
+    With two views of every image B is 2N: the first views of all N images, then their second views in the same order.
+
     Attributes:
         images: float [B, C, H, W], augmented and normalised.
         labels: int64 [B].
         pixels: float [B, C, H, W] in [0, 1], augmented and not normalised (InfoPro reconstructs them).
         step: position in the epoch, from 0.
+        boxes: int64 [B, 4], the part of its image that each of two views shows: top, left, height, width [pixels].
+        scores: float [B, B], how similar a scorer finds each pair of views (:mod:`locallearn.training.scorers`).
     """
 
     images: Tensor
     labels: Tensor
     pixels: Tensor
     step: int
+    boxes: Tensor | None = None
+    scores: Tensor | None = None
 
 
 class ImageStore:
@@ -44,6 +52,7 @@ class ImageStore:
         device: where they are kept and changed.
         seed: seed of the run.
         channels_last: give images in channels-last memory.
+        views: augmented views of every image that :meth:`epoch` gives, 1 or 2, each with draws of its own.
 
     Raises:
         ConfigError: ``augment`` does not fit the images.
@@ -57,6 +66,7 @@ class ImageStore:
         device: torch.device | str,
         seed: int,
         channels_last: bool = True,
+        views: int = 1,
     ) -> None:
         # Channels-last in any case: augmentation moves whole pixels.
         self._images = images.images.contiguous(memory_format=torch.channels_last).to(device)
@@ -65,6 +75,7 @@ class ImageStore:
         self._mean = torch.tensor(dataset.mean, dtype=torch.float32, device=device).view(1, -1, 1, 1)
         self._std = torch.tensor(dataset.std, dtype=torch.float32, device=device).view(1, -1, 1, 1)
         self._seed = seed
+        self._views = views
         self._format = torch.channels_last if channels_last else torch.contiguous_format
 
     def steps(self, batch_size: int) -> int:
@@ -77,17 +88,33 @@ class ImageStore:
 
         Args:
             epoch: number of the epoch; another one gives another order and other draws.
-            batch_size: images of a batch [images].
+            batch_size: images of a batch, whatever the number of views [images].
             start: step to begin at; the batches are those that the whole epoch has from there on.
         """
-        order = torch.randperm(len(self._labels), generator=seeding.generator(self._seed, "order", epoch))
-        order = order.to(self._labels.device)
-        for step in range(start, self.steps(batch_size)):
-            chosen = order[step * batch_size : (step + 1) * batch_size]
-            images = self._images.index_select(0, chosen)
+        for step, chosen in enumerate(self.order(epoch, batch_size)[start:], start):
+            images, labels = self._images.index_select(0, chosen), self._labels[chosen]
+            if self._views == 2:
+                yield self._two_views(images, labels, epoch, step)
+                continue
             if self._augment is not None:
                 images = change(images, self._augment, seeding.derive(self._seed, "augment", epoch, step))
-            yield self._batch(images, self._labels[chosen], step)
+            yield self._batch(images, labels, step)
+
+    def _two_views(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> Batch:
+        assert self._augment is not None
+        count, _, height, width = images.shape
+        views, boxes = [], []
+        for view in (1, 2):
+            seed = seeding.derive(self._seed, "augment", epoch, step, "view", view)
+            views.append(change(images, self._augment, seed))
+            boxes.append(crop_boxes(self._augment, count, height, width, seed))
+        batch = self._batch(torch.cat(views), labels.repeat(2), step)
+        return dataclasses.replace(batch, boxes=torch.cat(boxes).to(images.device, non_blocking=True))
+
+    def order(self, epoch: int, batch_size: int) -> list[Tensor]:
+        """Positions of the images of every batch of an epoch, int64 [B] each, on the device."""
+        order = torch.randperm(len(self._labels), generator=seeding.generator(self._seed, "order", epoch))
+        return list(order.to(self._labels.device).split(batch_size))[: self.steps(batch_size)]
 
     def ordered(self, batch_size: int) -> Iterator[Batch]:
         """All images in their own order and unchanged, for evaluation; a single last image is kept."""

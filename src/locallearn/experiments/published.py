@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from locallearn.config import ObjectiveConfig, RunConfig
 from locallearn.errors import UsageError
 from locallearn.experiments.layout import Figure, Panel, Point, Row, Table, Value
 from locallearn.experiments.matrix import GN_DEPTHS, VGG_GROUPS, resnet_name, resnet_points, vgg_name
@@ -54,6 +55,25 @@ _METHODS = {"e2e": "e2e", "dgl": "DGL", "infopro": "InfoPro", "single-thread": "
 def accuracy_field(method: str) -> str:
     """GN-DGL is judged by its layerwise ensemble (Sec. 3.3.3), everything else by its last layer."""
     return "ensemble" if method == "gn-dgl" else "last_layer"
+
+
+def published_accuracy(config: RunConfig) -> float | None:
+    """Accuracy [%] that Table 3.4 has for this network (ResNet-32 on CIFAR-10, its cuts and head), or None.
+
+    Which images ``config`` trains on is not looked at.
+    """
+    plain = ObjectiveConfig(loss=config.objective.loss)
+    method = config.method
+    if config.depth == 1 and config.groups == (1,) and method != "infopro":
+        method = "e2e"
+    elif method == "gn-dgl" and set(config.groups) == {1}:
+        method = "dgl"
+    if config.model != "resnet32" or config.cuts != ("auto",) or len(set(config.groups)) > 1:
+        return None
+    if method != "e2e" and (config.objective != plain or config.objective.loss not in (None, "cross-entropy")):
+        return None
+    found = _RESNET32.get((method, config.depth, config.groups[0]))
+    return float(found[0]) if found else None
 
 
 def _line(name: str, title: str, corner: str, values: dict[str, Value]) -> Table:

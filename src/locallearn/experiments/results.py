@@ -27,7 +27,7 @@ class _Model(BaseModel):
 
 class _Accuracy(_Model):
     last_layer: float
-    ensemble: float
+    ensemble: float | None
 
 
 class _Macs(_Model):
@@ -39,7 +39,7 @@ class _Macs(_Model):
 class _Curve(_Model):
     epoch: int
     last_layer: float
-    ensemble: float
+    ensemble: float | None
 
 
 class _Study(_Model):
@@ -89,7 +89,7 @@ def make_record(
         "digest": digest(config),
         "finished": now(),
         "data_source": summary["data_source"],
-        "accuracy": {key: summary["accuracy"][key] for key in ("last_layer", "ensemble")},
+        "accuracy": {key: summary["accuracy"][key] for key in ("last_layer", "ensemble", "protocol")},
         "macs": {"e2e": cost.e2e_macs, "largest_node": cost.max_node_macs, "inference": cost.inference_macs},
         "training_speedup": cost.training_speedup,
         "inference_speedup": cost.inference_speedup,

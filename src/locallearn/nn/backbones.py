@@ -56,7 +56,7 @@ class BackboneInput:
     name: str
     channels: int
     image_size: int
-    factor: int = 1
+    factor: float = 1
     dropout: float = 0.0
 
 
@@ -70,7 +70,8 @@ def build_backbone(name: str, channels: int, image_size: int, dropout: float = 0
     """Build the backbone ``name``, a registered one with an optional width factor (``resnet32x2``).
 
     Args:
-        name: registered name, optionally followed by ``x`` and a whole factor on every width.
+        name: registered name, optionally followed by ``x`` and a factor on every width: a whole number, or one below
+            1 (``resnet18x0.25``).
         channels: channels of the image.
         image_size: side of the image [pixels].
         dropout: dropout after every block, where the backbone has it (VGG).
@@ -78,8 +79,8 @@ def build_backbone(name: str, channels: int, image_size: int, dropout: float = 0
     Raises:
         ConfigError: unknown name, or images too small for it.
     """
-    match = re.fullmatch(r"(.+?)x([1-9]\d?)", name)
-    family, factor = (match[1], int(match[2])) if match and name not in backbones else (name, 1)
+    match = re.fullmatch(r"(.+?)x([1-9]\d?|0\.\d{1,3})", name)
+    family, factor = (match[1], float(match[2])) if match and name not in backbones else (name, 1)
     if family not in backbones:
         backbones.get(name)  # raises, and quotes what the user wrote
     blocks, widen = backbones.build(family, BackboneInput(name, channels, image_size, factor, dropout))
@@ -97,6 +98,20 @@ def _stage(kind: Callable[..., nn.Module], stage: int, inputs: int, outputs: int
     ]
 
 
+def _scaled(given: BackboneInput, width: int) -> int:
+    """A width of the plan times the width factor.
+
+    Raises:
+        ConfigError: that is not a whole number.
+    """
+    scaled = width * given.factor
+    if scaled < 1 or scaled != int(scaled):
+        raise ConfigError(
+            "model", given.name, f"a width factor that makes whole numbers of all widths ({width} here)"
+        )
+    return int(scaled)
+
+
 def _resnet(
     given: BackboneInput,
     kind: Callable[..., nn.Module],
@@ -105,9 +120,10 @@ def _resnet(
     counts: Sequence[int],
 ) -> tuple[tuple[Block, ...], float]:
     f = given.factor
-    blocks = [Block("stem", stem * f, partial(ConvBlock, given.channels, stem * f))]
+    width = _scaled(given, stem)
+    blocks = [Block("stem", width, partial(ConvBlock, given.channels, width))]
     for stage, (width, n) in enumerate(zip(widths, counts, strict=True), start=1):
-        blocks += _stage(kind, stage, blocks[-1].channels, width * f, n, 1 if stage == 1 else 2)
+        blocks += _stage(kind, stage, blocks[-1].channels, _scaled(given, width), n, 1 if stage == 1 else 2)
     return tuple(blocks), stem * f / 16
 
 
@@ -121,11 +137,11 @@ def _vgg(given: BackboneInput, plan: str, hidden: int) -> tuple[tuple[Block, ...
             if size == 0:
                 raise ConfigError("model", given.name, f"a model that pools less, on {given.image_size}-pixel images")
             continue
-        width, n_convs = int(item) * given.factor, n_convs + 1
+        width, n_convs = _scaled(given, int(item)), n_convs + 1
         make = partial(ConvBlock, channels, width, 1, pool, given.dropout)
         blocks.append(Block(f"conv{n_convs}", width, make))
         channels, pool = width, False
-    hidden *= given.factor
+    hidden = _scaled(given, hidden)
     inputs = channels * size * size
     blocks.append(Block("fc1", hidden, partial(LinearBlock, inputs, hidden, pool, given.dropout)))
     return tuple(blocks), float(given.factor)

@@ -56,7 +56,7 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features [B, C, H, W] in and out."""
-        return self.relu(self.body(x) + self.shortcut(x))
+        return self.relu(self.body(x).add_(self.shortcut(x)))  # a batch norm keeps what came in, not this
 
 
 class BasicBlock(_Residual):

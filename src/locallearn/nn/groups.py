@@ -11,10 +11,83 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+LANES = 16
+"""Channels that a convolution computes at once, a vector of fp32: fewer take as long."""
+
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int, groups: int, dense: bool) -> nn.Conv2d:
     """A convolution without bias, split into channel groups; ``dense`` lets every group see all input channels."""
-    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=1 if dense else groups, bias=False)
+    kind = nn.Conv2d if dense or packed_together(inputs, outputs, groups) == 1 else PackedConv2d
+    return kind(inputs, outputs, kernel, stride, padding=kernel // 2, groups=1 if dense else groups, bias=False)
+
+
+def packed_together(inputs: int, outputs: int, groups: int) -> int:
+    """How many groups to compute as one, so that it has :data:`LANES` channels: a divisor of ``groups``."""
+    smaller = min(inputs, outputs) // groups
+    return next((n for n in range(1, groups) if groups % n == 0 and n * smaller >= LANES), groups)
+
+
+def pack(weight: Tensor, groups: int, together: int) -> Tensor:
+    """Weights of G groups, [O, I/G, k, k], as those of G/n groups, [O, n I/G, k, k]: block-diagonal."""
+    rows, channels, height, width = weight.shape
+    packed = weight.new_zeros(rows, together * channels, height, width)
+    _blocks(packed, groups, together).copy_(
+        weight.view(groups // together, together, rows // groups, channels, height, width)
+    )
+    return packed
+
+
+def _blocks(packed: Tensor, groups: int, together: int) -> Tensor:
+    """The blocks on the diagonal of packed weights, as a view [G/n, n, O/G, I/G, k, k]."""
+    rows, channels, height, width = packed.shape
+    shape = (groups // together, together, rows // groups, together, channels // together, height, width)
+    return packed.view(shape).diagonal(dim1=1, dim2=3).movedim(-1, 1)
+
+
+class _PackedConv(torch.autograd.Function):
+    """A grouped convolution computed as one of fewer groups. Packed weights are made again and not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, groups: int, together: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.groups, ctx.together = stride, groups, together
+        packed = pack(weight, groups, together)
+        return F.conv2d(x, packed, stride=stride, padding=weight.shape[-1] // 2, groups=groups // together)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
+        x, weight = ctx.saved_tensors
+        packed = pack(weight, ctx.groups, ctx.together)
+        mask = (ctx.needs_input_grad[0], True, False)
+        grad_x, grad, _ = _conv_backward(grads[0], x, packed, ctx.stride, ctx.groups // ctx.together, mask)
+        own = _blocks(grad.contiguous(), ctx.groups, ctx.together).reshape(weight.shape)
+        return grad_x if mask[0] else None, own, None, None, None
+
+
+class PackedConv2d(nn.Conv2d):
+    """A grouped convolution that, in training, computes several small groups as one.
+
+    Weights and values are those of the grouped convolution. Groups of fewer than :data:`LANES` channels leave most of
+    a vector unused; as one block-diagonal convolution they take a half to a quarter of the time, zeros included.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve."""
+        if not self.training:  # what is exported keeps its groups
+            return super().forward(input)
+        together = packed_together(self.in_channels, self.out_channels, self.groups)
+        out = _PackedConv.apply(*_autocast(input, self.weight), self.stride[0], self.groups, together)
+        assert isinstance(out, Tensor)
+        return out
+
+
+def _autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Cast as autocast does, which does not look inside a custom function."""
+    device = x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        return x.to(dtype), weight.to(dtype)
+    return x, weight
 
 
 class GroupLinear(nn.Module):
@@ -60,8 +133,11 @@ class _StopGradientConv(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            own = own_channels(weight, ctx.groups)
-            grad_x = _conv_backward(grads[0], x, own, ctx.stride, ctx.groups, (True, False, False))[0]
+            own, groups = own_channels(weight, ctx.groups), ctx.groups
+            together = packed_together(x.shape[1], weight.shape[0], groups)
+            if together > 1:
+                own = pack(own, groups, together)
+            grad_x = _conv_backward(grads[0], x, own, ctx.stride, groups // together, (True, False, False))[0]
         if ctx.needs_input_grad[1]:
             grad_weight = _conv_backward(grads[0], x, weight, ctx.stride, 1, (False, True, False))[1]
         return grad_x, grad_weight, None, None
@@ -103,12 +179,7 @@ class StopGradientConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve; the values are those of a dense convolution."""
-        device, weight = x.device.type, self.weight
-        # autocast does not look inside a custom function
-        if device != "meta" and torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-            x, weight = x.to(dtype), weight.to(dtype)
-        out = _StopGradientConv.apply(x, weight, self.stride, self.groups)
+        out = _StopGradientConv.apply(*_autocast(x, self.weight), self.stride, self.groups)
         assert isinstance(out, Tensor)
         return out
 

@@ -45,7 +45,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "width": list(config.groups),
         "seed": config.seed,
         "epochs": record.train[-1]["epoch"] if record.train else 0,
-        "planned_epochs": config.train.epochs,
+        "planned_epochs": config.train.epochs * _phases(record),
         **_accuracies(record),
         **_speed(record),
         "activation_bytes": memory.get("activation_bytes"),
@@ -53,6 +53,11 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "peak_device_bytes": memory.get("peak_device_bytes"),
         "parameters": summary.get("parameters"),
     }
+
+
+def _phases(record: RunRecord) -> int:
+    """How often a run goes through its epochs: the sequential runtime does once for every module."""
+    return len({module for module, _ in record.nodes}) or 1 if record.config.runtime == "sequential" else 1
 
 
 def _accuracies(record: RunRecord) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from locallearn.config import digest, to_toml
-from locallearn.report import compare, plots
+from locallearn.report import compare, depth, plots
 from locallearn.report.page import Picture, environment, write_page
 from locallearn.report.records import RunRecord, node_of, read_runs
 from locallearn.report.styles import node_label, node_legend, run_style
@@ -57,16 +57,17 @@ def _comparison(records: Sequence[RunRecord]) -> dict[str, Any]:
     machines: dict[str, list[str]] = {}
     for record in records:
         machines.setdefault(_hardware(record), []).append(record.name)
-    drawn = [record for record in records if record.evaluations]
-    figures = [
+    drawn = [record for record in records if record.evaluations or record.probes]
+    figures: list[tuple[str, Callable[[Sequence[RunRecord]], Figure]]] = [
         ("Test accuracy of the last layer [%] over epochs", plots.last_layer_by_epoch_figure),
         ("Test accuracy of the last layer [%] over training time", plots.last_layer_by_time_figure),
     ]
     return {
         "machines": machines,
+        "mixed_protocols": len({record.protocol for record in records}) > 1,
         "mixed_data": len({(r.config.data.name, r.config.data.test_limit) for r in records}) > 1,
         "legend": [(record.name, run_style(index)) for index, record in enumerate(drawn)],
-        "pictures": _pictures(figures, drawn, "compare") if drawn else [],
+        "pictures": _pictures([*figures, *depth.comparison_figures(drawn)], drawn, "compare") if drawn else [],
     }
 
 
@@ -85,6 +86,7 @@ def _run(record: RunRecord, row: dict[str, Any], index: int) -> dict[str, Any]:
         "node_headings": headings,
         "nodes": nodes,
         "nodes_open": len(nodes) <= _OPEN_NODE_TABLES_UP_TO,
+        "probes": depth.tables(record),
         "origin": _origin(record),
         "toml": to_toml(record.config),
     }
@@ -104,7 +106,7 @@ def _run_pictures(record: RunRecord, prefix: str) -> list[Picture]:
     if record.train:
         figures.append(("Learning rate", plots.learning_rate_figure))
         figures.append(("Training speed [images/s]", plots.throughput_figure))
-    return _pictures(figures, record, prefix)
+    return _pictures([*figures, *depth.run_figures(record)], record, prefix)
 
 
 def _pictures(figures: Iterable[tuple[str, Callable[[Any], Figure]]], subject: Any, prefix: str) -> list[Picture]:
@@ -158,6 +160,7 @@ def _origin(record: RunRecord) -> list[tuple[str, str]]:
     summary = record.summary or {}
     versions = summary.get("versions") or {}
     return [
+        ("accuracy of", record.protocol),
         ("seed", str(record.config.seed)),
         ("digest", summary.get("digest") or digest(record.config)),
         ("data", summary.get("data_source") or record.config.data.name),

@@ -45,9 +45,9 @@ def test_accuracy_figure(record: RunRecord) -> Figure:
     epochs = series(record.evaluations, "epoch")
     if len(record.nodes) > 1:
         _draw_nodes(axes, record, record.evaluations, "accuracy", scale=100)
-    _draw(axes, epochs, series(record.evaluations, "last_layer"), "last layer", LAST_LAYER, scale=100)
+    draw(axes, epochs, series(record.evaluations, "last_layer"), "last layer", LAST_LAYER, scale=100)
     if len(record.nodes) > 1:  # the ensemble of a single node is that node
-        _draw(axes, epochs, series(record.evaluations, "ensemble"), "ensemble", ENSEMBLE, scale=100)
+        draw(axes, epochs, series(record.evaluations, "ensemble"), "ensemble", ENSEMBLE, scale=100)
     return figure
 
 
@@ -124,13 +124,16 @@ def new_axes(x: str, height: float = _HEIGHT, width: float = WIDTH) -> tuple[Fig
     axes.spines[["left", "bottom"]].set_color("#bbbbbb")
     axes.grid(axis="y", color=_GRID, linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(8, steps=_STEPS, integer=x == "epoch", min_n_ticks=1))
+    axes.xaxis.set_major_locator(
+        MaxNLocator(8, steps=_STEPS, integer=x in ("epoch", "depth [blocks]"), min_n_ticks=1)
+    )
     axes.yaxis.set_major_locator(MaxNLocator(7, steps=_STEPS))
     axes.ticklabel_format(useOffset=False)
     return figure, axes
 
 
-def _draw(axes: Axes, x: Sequence[float], y: Sequence[float], label: str, style: LineStyle, scale: float = 1) -> None:
+def draw(axes: Axes, x: Sequence[float], y: Sequence[float], label: str, style: LineStyle, scale: float = 1) -> None:
+    """Draw one line with a tooltip; values that are not finite leave gaps."""
     values = [scale * value if math.isfinite(value) else math.nan for value in y]
     axes.plot(
         x,
@@ -150,12 +153,12 @@ def _draw_nodes(axes: Axes, record: RunRecord, events: Sequence[dict], key: str,
     nodes: dict[Node, LineStyle] = node_styles(record.nodes)
     for node, style in nodes.items():
         label = node_label(node) if len(nodes) > 1 else "network"
-        _draw(axes, series(events, "epoch"), series(events, key, node), label, style, scale)
+        draw(axes, series(events, "epoch"), series(events, key, node), label, style, scale)
 
 
 def _small(record: RunRecord, key: str, label: str) -> Figure:
     figure, axes = new_axes("epoch", height=_SMALL)
-    _draw(axes, series(record.train, "epoch"), series(record.train, key), label, LineStyle("#0072b2", width=1.6))
+    draw(axes, series(record.train, "epoch"), series(record.train, key), label, LineStyle("#0072b2", width=1.6))
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=_STEPS))
     return figure
 
@@ -164,7 +167,7 @@ def _compare(records: Sequence[RunRecord], x_label: str, x: Callable[[RunRecord]
     figure, axes = new_axes(x_label)
     for index, record in enumerate(records):
         values = series(record.evaluations, "last_layer")
-        _draw(axes, x(record), values, record.name, run_style(index), scale=100)
+        draw(axes, x(record), values, record.name, run_style(index), scale=100)
     return figure
 
 

@@ -42,6 +42,14 @@ class RunRecord:
     """``evaluate`` events, epochs rising."""
     summary: dict[str, Any] | None
     """``summary.json``, or ``None`` for a run that is still going or was killed."""
+    probes: list[dict[str, Any]]
+    """``probe.json`` and every ``probe-NAME.json``, by name."""
+
+    @property
+    def protocol(self) -> str:
+        """What the accuracies of the last layer are of: ``classifier``, or the neighbours of a kNN evaluation."""
+        told = (self.summary or {}).get("accuracy") or (self.evaluations[-1] if self.evaluations else {})
+        return told.get("protocol") or "classifier"
 
     @property
     def status(self) -> str:
@@ -69,6 +77,9 @@ def read_run(path: Path) -> RunRecord:
         train=train,
         evaluations=evaluations,
         summary=_read_summary(path / "summary.json", last_step=train[-1]["step"] if train else 0),
+        probes=[
+            _read_json(file, schema.Probe) for file in sorted([*path.glob("probe.json"), *path.glob("probe-*.json")])
+        ],
     )
 
 
@@ -176,13 +187,18 @@ def _nodes(events: list[dict[str, Any]]) -> tuple[Node, ...]:
 def _read_summary(path: Path, last_step: int) -> dict[str, Any] | None:
     if not path.exists():
         return None
-    try:
-        summary = json.loads(_read_text(path))
-    except ValueError as error:
-        raise UsageError(f"{path}: not JSON ({error})") from None
-    _check(str(path), schema.Summary, summary)
+    summary = _read_json(path, schema.Summary)
     # A summary of an interrupted run is out of date once the run has gone on.
     return None if summary.get("steps") is not None and summary["steps"] < last_step else summary
+
+
+def _read_json(path: Path, model: type[BaseModel]) -> dict[str, Any]:
+    try:
+        value = json.loads(_read_text(path))
+    except ValueError as error:
+        raise UsageError(f"{path}: not JSON ({error})") from None
+    _check(str(path), model, value)
+    return value
 
 
 def _check(where: str, model: type[BaseModel], value: Any) -> None:

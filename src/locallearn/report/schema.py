@@ -56,6 +56,7 @@ class Evaluate(_Model):
     step: int
     last_layer: float | None = None
     ensemble: float | None = None
+    protocol: str | None = None
     nodes: list[Node] = Field(default_factory=list)
 
 
@@ -64,6 +65,7 @@ class Accuracy(_Model):
 
     last_layer: float | None = None
     ensemble: float | None = None
+    protocol: str | None = None
     best_last_layer: float | None = None
     best_epoch: int | None = None
 
@@ -84,6 +86,26 @@ class Summary(_Model):
     hardware: dict[str, Any] | None = None
     versions: dict[str, str | None] | None = None
     commit: str | None = None
+
+
+class ProbePoint(_Model):
+    """A probe at the end of one block (fractions in [0, 1])."""
+
+    module: int
+    block: str
+    depth: int
+    ends_module: bool
+    features: int
+    accuracy: float
+    train_accuracy: float
+
+
+class Probe(_Model):
+    """``probe.json``, or ``probe-NAME.json``."""
+
+    protocol: dict[str, Any]
+    protocol_text: str
+    points: list[ProbePoint] = Field(min_length=1)
 
 
 EVENTS: dict[str, type[BaseModel]] = {"start": Start, "resume": Resume, "train": Train, "evaluate": Evaluate}

@@ -82,4 +82,6 @@ def node_legend(record: RunRecord) -> list[tuple[str, LineStyle]]:
     ]
     if len(groups) > 1:
         entries += [(f"group {group}", LineStyle("#333333", *_group_look(group))) for group in groups]
-    return [*entries, ("last layer", LAST_LAYER), ("ensemble", ENSEMBLE)]
+    entries.append(("last layer", LAST_LAYER))
+    ensemble = any(event.get("ensemble") is not None for event in record.evaluations)
+    return [*entries, ("ensemble", ENSEMBLE)] if ensemble or not record.evaluations else entries

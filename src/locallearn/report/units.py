@@ -1,4 +1,4 @@
-"""Times with a fitting unit."""
+"""Times and sizes with their units."""
 
 from __future__ import annotations
 
@@ -14,3 +14,8 @@ def time_text(seconds: float) -> str:
     """Seconds in three digits with a fitting unit: ``26.8 ms``."""
     name, size = time_unit(seconds)
     return f"{seconds / size:.3g} {name}"
+
+
+def mebibytes(n_bytes: float) -> str:
+    """Bytes as MiB with one digit: ``152.7``."""
+    return f"{n_bytes / 2**20:,.1f}"

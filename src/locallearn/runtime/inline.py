@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from locallearn.core.module import LocalStep
 from locallearn.data.store import Batch
 from locallearn.losses.objectives import LocalLoss
+
+
+class Runtime(Protocol):
+    """Decides where and when the local steps of one batch are called."""
+
+    def step(self, batch: Batch, index: int) -> list[LocalLoss]:
+        """Train on one batch, step ``index`` of the run, and return the losses of the modules that were trained."""
+        ...
 
 
 class InlineRuntime:

@@ -1,7 +1,11 @@
-"""Evaluation: the last layer, the layerwise ensemble (Eq. 2) and every node, on one pass over the images."""
+"""Evaluation: the last layer, the layerwise ensemble (Eq. 2) and every node, on one pass over the images.
+
+A network that ends without a classifier, as self-supervised ones do, is evaluated by its nearest neighbours.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from locallearn.config import RunConfig
 from locallearn.core.module import autocast
 from locallearn.core.network import LocalNetwork
-from locallearn.data.store import Batch
+from locallearn.data.store import Batch, ImageStore
 from locallearn.losses.functional import cross_entropy, layerwise_ensemble
+from locallearn.training.features import Reader, frozen, places
+from locallearn.training.neighbours import knn_votes
+
+CLASSIFIER = "classifier"
+"""The protocol of a network that classifies."""
 
 
 @dataclass(frozen=True)
@@ -20,17 +30,49 @@ class Evaluation:
     """Accuracies are fractions in [0, 1].
 
     Attributes:
-        last_layer: of the network's own classifier.
-        ensemble: of the layerwise ensemble over all modules that have a classifier, the network's own included.
+        last_layer: of the network's own classifier, NaN where its last module has none; or by neighbours, on all
+            features of the last module.
+        ensemble: of the layerwise ensemble over all modules that have a classifier, the network's own included, NaN
+            where none has one; None for neighbours, who give no probabilities.
         nodes: one dictionary per node with ``module``, ``group``, ``accuracy`` and ``loss``, the cross entropy. A
-            node whose local loss needs no classifier has no ``accuracy``, and its ``loss`` is the local loss.
+            node whose local loss needs no classifier has no ``accuracy``, and its ``loss`` is the local loss. By
+            neighbours, ``accuracy`` is that of the node's own features, and there is no ``loss``.
         images: how many images were evaluated.
+        protocol: what the accuracies are of: the classifiers, or neighbours with k, T and the size of the bank.
     """
 
     last_layer: float
-    ensemble: float
+    ensemble: float | None
     nodes: list[dict[str, Any]]
     images: int
+    protocol: str = CLASSIFIER
+
+
+def evaluate_run(
+    network: LocalNetwork, config: RunConfig, train_store: ImageStore, test_store: ImageStore
+) -> Evaluation:
+    """Evaluate the network of a run on its test images, by the classifiers or, where it has none, by neighbours.
+
+    Args:
+        network: the network.
+        config: a resolved configuration.
+        train_store: training images, among which neighbours are looked for.
+        test_store: test images.
+    """
+    assert config.train.precision is not None
+    size, precision = config.train.evaluate_batch_size, config.train.precision
+    if classifies(network, next(test_store.ordered(1)).images, precision):
+        return evaluate(network, test_store.ordered(size), precision)
+    return evaluate_by_neighbours(network, train_store.ordered(size), test_store.ordered(size), config)
+
+
+def classifies(network: LocalNetwork, images: Tensor, precision: str) -> bool:
+    """Whether the network ends in a classifier; found with a forward pass of a few images [B, C, H, W]."""
+    with frozen(network), autocast(images.device, precision):
+        features = images
+        for module in network:
+            features = module(features)
+        return network.stages[-1].logits(features) is not None  # type: ignore[operator]
 
 
 @torch.no_grad()
@@ -47,7 +89,8 @@ def evaluate(network: LocalNetwork, batches: Iterable[Batch], precision: str) ->
         images += len(batch.labels)
         scores = {name: logits for name, logits, _ in found if logits is not None}
         hits = {name: _hits(logits, batch.labels) for name, logits in scores.items()}
-        hits["ensemble"] = _hits(layerwise_ensemble(list(scores.values())), batch.labels)
+        if scores:
+            hits["ensemble"] = _hits(layerwise_ensemble(list(scores.values())), batch.labels)
         correct = {name: correct.get(name, 0) + hit for name, hit in hits.items()}
         losses.append(torch.cat([loss for *_, loss in found]) * len(batch.labels))
     network.train(was_training)
@@ -57,7 +100,8 @@ def evaluate(network: LocalNetwork, batches: Iterable[Batch], precision: str) ->
         _node(name, group, accuracies.get(name), loss)
         for (name, group), loss in zip(network.nodes, loss_means, strict=True)
     ]
-    return Evaluation(nodes[-1]["accuracy"], accuracies["ensemble"], nodes, images)
+    last_layer = nodes[-1].get("accuracy", math.nan)
+    return Evaluation(last_layer, accuracies.get("ensemble", math.nan), nodes, images)
 
 
 def _modules(network: LocalNetwork, batch: Batch) -> Iterator[tuple[str, Tensor | None, Tensor]]:
@@ -70,6 +114,57 @@ def _modules(network: LocalNetwork, batch: Batch) -> Iterator[tuple[str, Tensor 
             yield module.name, None, module.objective(features, batch).total
         else:
             yield module.name, logits, cross_entropy(logits, batch.labels)
+
+
+def evaluate_by_neighbours(
+    network: LocalNetwork, train: Iterable[Batch], test: Iterable[Batch], config: RunConfig
+) -> Evaluation:
+    """Weighted kNN accuracy of the pooled features of every module and every node.
+
+    Args:
+        network: the network; it needs no classifier.
+        train: training images as they are; the first ``train.knn_bank`` of them are the bank.
+        test: test images.
+        config: a resolved configuration.
+    """
+    settings = config.train
+    assert settings.precision is not None
+    reader = Reader(network, places(network, "modules"), settings.precision)
+    banks, bank_labels = _bank(reader, train, settings.knn_bank)
+    parts = [module.groups for module in network if len(module.blocks)]
+    names = [(k, group) for k, groups in enumerate(parts, start=1) for group in range(1, groups + 1)]
+    hits, images = torch.zeros(len(names) + 1, device=bank_labels.device), 0
+    for batch in test:
+        found = []
+        features = reader(batch.images)
+        split = [
+            (query, bank)
+            for query_BD, bank_ND, groups in zip(features, banks, parts, strict=True)
+            for query, bank in zip(query_BD.chunk(groups, 1), bank_ND.chunk(groups, 1), strict=True)
+        ]
+        for query, bank in [*split, (features[-1], banks[-1])]:
+            votes = knn_votes(query, bank, bank_labels, settings.knn_neighbours, settings.knn_temperature)
+            found.append(_hits(votes, batch.labels))
+        hits += torch.stack(found)
+        images += len(batch.labels)
+    *accuracies, last = (hits.double() / images).tolist()
+    nodes = [{"module": k, "group": g, "accuracy": a} for (k, g), a in zip(names, accuracies, strict=True)]
+    k = min(settings.knn_neighbours, len(bank_labels))
+    protocol = f"kNN, k = {k}, T = {settings.knn_temperature:g}, cosine, {len(bank_labels):,} training images"
+    return Evaluation(last, None, nodes, images, protocol)
+
+
+def _bank(reader: Reader, batches: Iterable[Batch], limit: int) -> tuple[list[Tensor], Tensor]:
+    """Features of the first ``limit`` images (0 means all) at every place, and their labels."""
+    features, labels, held = [], [], 0
+    for batch in batches:
+        take = len(batch.labels) if limit == 0 else min(limit - held, len(batch.labels))
+        features.append(reader(batch.images[:take]))
+        labels.append(batch.labels[:take])
+        held += take
+        if held == limit:
+            break
+    return [torch.cat(parts) for parts in zip(*features, strict=True)], torch.cat(labels)
 
 
 def _node(name: str, group: int, accuracies: list[float] | None, loss: float) -> dict[str, Any]:

@@ -30,7 +30,8 @@ WEIGHTS = "network.safetensors"
 def export(run: OpenedRun, folder: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
     """Write the network of a run without its auxiliary heads.
 
-    Every file takes images [B, C, H, W] with pixels in [0, 1], for any B, and gives scores [B, classes].
+    Every file takes images [B, C, H, W] with pixels in [0, 1], for any B, and gives scores [B, classes]; that of a
+    self-supervised network gives features [B, C].
     ``network.safetensors`` is read back by :func:`load_exported`, ``network.pt2`` by ``torch.export.load``,
     ``network.onnx`` by any ONNX runtime.
 
@@ -106,7 +107,7 @@ def _write_onnx(network: InferenceNetwork, run: OpenedRun, path: Path) -> None:
         (_example(run),),
         path,
         input_names=["images"],
-        output_names=["scores"],
+        output_names=["scores" if network.classifier is not None else "features"],
         dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         dynamo=True,
         external_data=False,

@@ -14,11 +14,11 @@ from locallearn.core.network import LocalNetwork, build_network
 from locallearn.data.datasets import Dataset, ImageSet, load
 from locallearn.data.folder import read_images
 from locallearn.data.store import ImageStore
-from locallearn.errors import CheckpointError
+from locallearn.errors import CheckpointError, UsageError
 from locallearn.losses.functional import layerwise_ensemble
 from locallearn.training.checkpoint import BEST, CheckpointFolder, load_network
 from locallearn.training.checkpoint import load as load_checkpoint
-from locallearn.training.evaluate import Evaluation, evaluate
+from locallearn.training.evaluate import Evaluation, classifies, evaluate_run
 from locallearn.training.record import RunFolder
 from locallearn.training.setup import image_shape, resolve, with_changes
 
@@ -42,8 +42,7 @@ class OpenedRun:
 
     def evaluate(self) -> Evaluation:
         """Evaluate on the test images."""
-        batches = self._store(self.dataset.test).ordered(self.config.train.evaluate_batch_size)
-        return evaluate(self.network, batches, self.precision)
+        return evaluate_run(self.network, self.config, self.store(self.dataset.train), self.store(self.dataset.test))
 
     @torch.no_grad()
     def predict(self, folder: Path) -> list[dict[str, Any]]:
@@ -51,9 +50,14 @@ class OpenedRun:
 
         Returns:
             A dictionary an image: its name, and class and probability by the last layer and by the ensemble.
+
+        Raises:
+            UsageError: the network has no classifier.
         """
+        if not classifies(self.network, next(self.store(self.dataset.test).ordered(1)).images, self.precision):
+            raise UsageError(f"method {self.config.method} trains no classifier; see locallearn embed and probe")
         names, images = read_images(folder, self.dataset.image_size, self.dataset.channels)
-        store = self._store(ImageSet(images, torch.zeros(len(images), dtype=torch.int64)))
+        store = self.store(ImageSet(images, torch.zeros(len(images), dtype=torch.int64)))
         rows: list[dict[str, Any]] = []
         for batch in store.ordered(self.config.train.evaluate_batch_size):
             with autocast(self.device, self.precision):
@@ -72,7 +76,8 @@ class OpenedRun:
                 )
         return rows
 
-    def _store(self, images: ImageSet) -> ImageStore:
+    def store(self, images: ImageSet) -> ImageStore:
+        """The images on the run's device, normalised and unchanged."""
         train = self.config.train
         return ImageStore(images, self.dataset, None, self.device, self.config.seed, bool(train.channels_last))
 

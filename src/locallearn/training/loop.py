@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from locallearn.costs.memory import ActivationMeter
 from locallearn.data.datasets import Dataset, ImageSet
 from locallearn.data.store import Batch, ImageStore
 from locallearn.errors import CheckpointError, DivergedError, InterruptedRunError
-from locallearn.runtime.inline import InlineRuntime
+from locallearn.runtime.inline import InlineRuntime, Runtime
 from locallearn.training import checkpoint as checkpoints
 from locallearn.training import record
-from locallearn.training.evaluate import Evaluation, evaluate, module_label
+from locallearn.training.evaluate import Evaluation, evaluate_run, module_label
 from locallearn.training.guard import FiniteGuard
 from locallearn.training.observer import Observer
 from locallearn.training.optim import build_optimizer, learning_rate
 from locallearn.training.record import RunFolder
+from locallearn.training.scorers import build_scorer
 from locallearn.training.setup import image_shape
 from locallearn.training.stop import StopRequest
 from locallearn.training.summary import summarise
@@ -64,20 +66,25 @@ class Training:
             )
             for module in self.network
         ]
-        self.runtime = InlineRuntime(self.steps)
-        self.train_store = self._store(dataset.train, config.augment)
+        self.runtime: Runtime = InlineRuntime(self.steps)
+        self.scorer = build_scorer(config, self.network, dataset)
+        self.train_store = self._store(dataset.train, config.augment, self.network.views)
         self.test_store = self._store(dataset.test, None)
         self.steps_per_epoch = self.train_store.steps(train.batch_size)
         self.kept = checkpoints.CheckpointFolder(folder.checkpoints, config.checkpoint.keep_last)
         self.sums = Sums(self.network, self.device)
         self.stop = StopRequest()
         self.step = 0
+        self.phases = 1
+        """How often training goes through all its epochs: once, or once for every module (sequential)."""
         self.guard = FiniteGuard(self.network, self.device)
         self.progress: dict[str, Any] = {"images": 0.0, "train_seconds": 0.0, "best": None, "last": None}
+        if self.scorer.identity is not None:
+            self.progress["scorer"] = self.scorer.identity
 
-    def _store(self, images: ImageSet, augment: AugmentConfig | None) -> ImageStore:
-        train = self.config.train
-        return ImageStore(images, self.dataset, augment, self.device, self.config.seed, bool(train.channels_last))
+    def _store(self, images: ImageSet, augment: AugmentConfig | None, views: int = 1) -> ImageStore:
+        last, seed = bool(self.config.train.channels_last), self.config.seed
+        return ImageStore(images, self.dataset, augment, self.device, seed, last, views)
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 
@@ -86,6 +93,7 @@ class Training:
         self._check(self.guard.bad_loss() or self.guard.bad_weight(self.step))
         tensors = {f"network/{key}": value for key, value in self.network.state_dict().items()}
         tensors |= {f"sums/{key}": value for key, value in self.sums.tensors.items()}
+        tensors |= self.scorer.tensors()
         for step in self.steps:
             tensors |= checkpoints.optimizer_tensors(step.module.name, step.module, step.optimizer)
         progress = {**self.progress, "step": self.step, "digest": digest(self.config)}
@@ -103,7 +111,12 @@ class Training:
     def _put_back(self, path: Path, found: checkpoints.Checkpoint) -> None:
         if found.progress["digest"] != digest(self.config):
             raise CheckpointError(f"checkpoint {path} belongs to another configuration than config.toml beside it")
+        if found.progress.get("scorer") != self.scorer.identity:
+            raise CheckpointError(
+                f"checkpoint {path} was trained with another scorer than objective.modification names"
+            )
         checkpoints.load_network(self.network, found.tensors, path)
+        self.scorer.load(found.tensors)
         for step in self.steps:
             checkpoints.load_optimizer(step.module.name, step.module, step.optimizer, found.tensors)
         self.sums.tensors = {
@@ -119,18 +132,27 @@ class Training:
 
     # --- the loop ----------------------------------------------------------------------------------------------
 
+    @property
+    def epochs(self) -> int:
+        """Epochs of all phases."""
+        return self.config.train.epochs * self.phases
+
+    @property
+    def phase_step(self) -> int:
+        """Number of the step in its phase, from 0; it seeds dropout and sets the learning rate."""
+        return self.step % (self.steps_per_epoch * self.config.train.epochs)
+
     def run(self) -> dict[str, Any]:
         """Train to the end and return the summary."""
-        self.observer.on_start(self.config, self.steps_per_epoch, self.step)
+        self.observer.on_start(self.config, self.steps_per_epoch, self.epochs, self.step)
         self._note_commit()
         if self.step == 0:
             nodes = [{"module": module_label(name), "group": group} for name, group in self.network.nodes]
             self._record({"event": "start", "time": record.now(), "nodes": nodes})
         else:
             self._record({"event": "resume", "time": record.now()})
-        total = self.steps_per_epoch * self.config.train.epochs
         with self.stop:
-            while self.step < total:
+            while self.step < self.steps_per_epoch * self.epochs:
                 self._epoch(self.step // self.steps_per_epoch, self.step % self.steps_per_epoch)
         summary = summarise(self.config, self.dataset, self.network, self.progress, self.step)
         self.folder.write_summary(summary)
@@ -148,7 +170,7 @@ class Training:
             self.sums.reset()
             self.progress["epoch_seconds"] = 0.0
         begin = time.perf_counter()
-        for batch in self.train_store.epoch(epoch, self.config.train.batch_size, start):
+        for batch in self._batches(epoch % self.config.train.epochs, start):
             self._set_learning_rate()
             self._step(batch)
             within = self.step % self.steps_per_epoch != 0  # the end of an epoch is saved with its evaluation
@@ -159,8 +181,12 @@ class Training:
                 begin = time.perf_counter()
         self._clock(begin)
         self._finish_epoch(epoch + 1)
-        if epoch + 1 < self.config.train.epochs:
+        if epoch + 1 < self.epochs:
             self._stop_if_requested()
+
+    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Batches of what is left of an epoch of a phase."""
+        return self.train_store.epoch(epoch, self.config.train.batch_size, start)
 
     def _stop_if_requested(self) -> None:
         if self.stop.requested:
@@ -180,18 +206,20 @@ class Training:
         self.progress["train_seconds"] += elapsed
 
     def _set_learning_rate(self) -> None:
-        rate = learning_rate(self.config, self.step, self.steps_per_epoch)
+        rate = learning_rate(self.config, self.phase_step, self.steps_per_epoch)
         for step in self.steps:
             for group in step.optimizer.param_groups:
                 group["lr"] = rate
 
     def _step(self, batch: Batch) -> None:
-        if "activation_bytes" in self.progress:
-            losses = self.runtime.step(batch, self.step)
-        else:  # the first step of a run is also weighed
+        batch = self.scorer.scored(batch)
+        if self.phase_step:
+            losses = self.runtime.step(batch, self.phase_step)
+        else:  # the first step of a phase is also weighed
             with ActivationMeter(self.network.parameters()) as meter:
-                losses = self.runtime.step(batch, self.step)
-            self.progress["activation_bytes"] = meter.peak_bytes
+                losses = self.runtime.step(batch, self.phase_step)
+            self.progress["activation_bytes"] = max(meter.peak_bytes, self.progress.get("activation_bytes", 0))
+        self.scorer.update()
         self.sums.add(losses, batch.labels)
         self.step += 1
         self.guard.note(losses, self.step)
@@ -208,7 +236,7 @@ class Training:
     def _finish_epoch(self, epoch: int) -> None:
         seconds = self.progress["epoch_seconds"]
         images = self.sums.tensors["images"].item()
-        self.progress["images"] += images
+        self.progress["images"] += images / self.phases
         self._check(self.guard.bad_loss())
         self._record(
             {
@@ -220,7 +248,7 @@ class Training:
                 "nodes": self.sums.nodes(),
             }
         )
-        every, last = self.config.train.evaluate_every, epoch == self.config.train.epochs
+        every, last = self.config.train.evaluate_every, epoch % self.config.train.epochs == 0
         better = False
         if last or (every and epoch % every == 0):
             better = self._evaluate(epoch)
@@ -231,7 +259,7 @@ class Training:
     def _evaluate(self, epoch: int) -> bool:
         """Evaluate, and tell whether the last layer was never better."""
         found = self.evaluation()
-        accuracy = {"last_layer": found.last_layer, "ensemble": found.ensemble}
+        accuracy = {"last_layer": found.last_layer, "ensemble": found.ensemble, "protocol": found.protocol}
         self._record({"event": "evaluate", "epoch": epoch, **accuracy, "nodes": found.nodes})
         self.progress["last"] = {"epoch": epoch, **accuracy, "nodes": found.nodes}
         best = self.progress["best"]
@@ -242,7 +270,7 @@ class Training:
 
     def evaluation(self) -> Evaluation:
         """Evaluate the network on the test images."""
-        return evaluate(self.network, self.test_store.ordered(self.config.train.evaluate_batch_size), self.precision)
+        return evaluate_run(self.network, self.config, self.train_store, self.test_store)
 
     def _record(self, event: dict[str, Any]) -> None:
         event = {**event, "step": self.step}

@@ -10,8 +10,8 @@ from locallearn.config import RunConfig
 class Observer(Protocol):
     """Is told how training goes; the command line's progress display is one."""
 
-    def on_start(self, config: RunConfig, steps_per_epoch: int, step: int) -> None:
-        """Training starts, or goes on, at ``step``."""
+    def on_start(self, config: RunConfig, steps_per_epoch: int, epochs: int, step: int) -> None:
+        """Training of so many epochs starts, or goes on, at ``step``."""
 
     def on_step(self, step: int) -> None:
         """A step is done."""
@@ -26,7 +26,7 @@ class Observer(Protocol):
 class Quiet:
     """An observer that shows nothing."""
 
-    def on_start(self, config: RunConfig, steps_per_epoch: int, step: int) -> None:
+    def on_start(self, config: RunConfig, steps_per_epoch: int, epochs: int, step: int) -> None:
         """Nothing."""
 
     def on_step(self, step: int) -> None:

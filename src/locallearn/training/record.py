@@ -102,6 +102,11 @@ class RunFolder:
                 self._tensorboard.add_scalar(name, value, event["step"])
             self._tensorboard.flush()
 
+    def events(self) -> list[dict[str, Any]]:
+        """The events of metrics.jsonl, as :meth:`rewind` left it."""
+        path = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
     def rewind(self, step: int) -> None:
         """Drop events after ``step``, and a line that was cut off, so that a resumed run repeats none."""
         path = self.path / "metrics.jsonl"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from locallearn import plugins
 from locallearn.config import RunConfig
 from locallearn.data.datasets import Dataset, load
+from locallearn.training.asynchronous import AsynchronousTraining
 from locallearn.training.loop import Training
 from locallearn.training.observer import Observer, Quiet
 from locallearn.training.record import RunFolder
+from locallearn.training.sequential import SequentialTraining
 from locallearn.training.setup import resolve, with_changes
 
 
@@ -38,7 +39,8 @@ def train(
     plugins.load(config.plugins)
     dataset = load(config.data)
     resolved = resolve(config, dataset)
-    training = _training(resolved, dataset, folder, observer, lambda: folder.create(resolved, overwrite))
+    training = build(resolved, dataset, folder, observer)
+    folder.create(resolved, overwrite)  # only now, so that what cannot be built leaves no folder behind
     return training.run()
 
 
@@ -56,15 +58,14 @@ def resume(run: str | Path, observer: Observer | None = None, **changes: Any) ->
     if summary is not None:
         return summary
     dataset = load(config.data)
-    training = _training(resolve(config, dataset), dataset, folder, observer, lambda: None)
+    training = build(resolve(config, dataset), dataset, folder, observer)
     training.restore()
     return training.run()
 
 
-def _training(
-    config: RunConfig, dataset: Dataset, folder: RunFolder, observer: Observer | None, create: Callable[[], None]
-) -> Training:
-    """Build everything before the folder is made, so that what cannot be built leaves no folder behind."""
-    training = Training(config, dataset, folder, observer or Quiet())
-    create()
-    return training
+def build(
+    config: RunConfig, dataset: Dataset, folder: RunFolder, observer: Observer | None = None
+) -> Training | AsynchronousTraining:
+    """The training of a resolved configuration, as its runtime has it; nothing is written yet."""
+    kinds = {"inline": Training, "sequential": SequentialTraining, "asynchronous": AsynchronousTraining}
+    return kinds[config.runtime](config, dataset, folder, observer or Quiet())

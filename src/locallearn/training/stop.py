@@ -9,15 +9,20 @@ from typing import Any
 
 
 class StopRequest:
-    """While entered, the first Ctrl-C (or SIGTERM) sets ``requested``; the second ends the process as usual."""
+    """While entered, the first Ctrl-C (or SIGTERM) sets ``requested``; the second ends the process as usual.
 
-    def __init__(self) -> None:
+    Args:
+        signals: the signals that do so.
+    """
+
+    def __init__(self, *signals: int) -> None:
         self.requested = False
+        self._signals = signals or (signal.SIGINT, signal.SIGTERM)
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # only there may handlers be set
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in self._signals:
                 self._previous[number] = signal.signal(number, self._request)
         return self
 

@@ -10,6 +10,7 @@ from locallearn.config import RunConfig, digest
 from locallearn.core.network import LocalNetwork
 from locallearn.data.datasets import Dataset
 from locallearn.training import record
+from locallearn.training.evaluate import CLASSIFIER
 
 
 def summarise(
@@ -33,6 +34,7 @@ def summarise(
         "accuracy": {
             "last_layer": last["last_layer"],
             "ensemble": last["ensemble"],
+            "protocol": last.get("protocol", CLASSIFIER),
             "best_last_layer": best["last_layer"],
             "best_epoch": best["epoch"],
         },
@@ -44,6 +46,7 @@ def summarise(
         "hardware": record.hardware(str(config.train.device)),
         "versions": record.versions(),
         "commit": ", then ".join(commits) if all(commits) else None,
+        **({"scorer": progress["scorer"]} if "scorer" in progress else {}),
     }
 
 

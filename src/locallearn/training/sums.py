@@ -29,7 +29,7 @@ class Sums:
 
     def add(self, losses: list[LocalLoss], labels_B: Tensor) -> None:
         """Add one batch."""
-        size = len(labels_B)
+        size = len(labels_B) // self.network.views  # images
         for module, loss in zip(self.network, losses, strict=True):
             values = {"loss": loss.total, **{f"terms/{name}": term for name, term in loss.terms.items()}}
             if loss.logits is not None:

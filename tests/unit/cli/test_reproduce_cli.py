@@ -147,7 +147,7 @@ def test_wrong_calls(arguments, message, tmp_path, monkeypatch, capsys):
 
 def test_report_of_results(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    strange = Study("quick", epochs=2)
+    strange = Study("quick", epochs=4)
     for cell, accuracy in (("cifar10-resnet32-e2e", 91.0), ("cifar10-resnet32-dgl-k4", 87.0)):
         record = small_results.record(cell, last_layer=accuracy)
         write_record(record_path(Path("results"), Study("quick"), cell, 0), record)

@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+from torch import nn
 
 from locallearn.config import ObjectiveConfig, RunConfig
 from locallearn.core.methods import methods
@@ -87,7 +88,7 @@ def test_k1_baseline_has_local_heads_and_a_decoupled_classifier():
 def test_single_thread_splits_every_convolution_but_the_one_that_sees_the_image():
     network = build("single-thread", 1, (4,))
     assert network.nodes == [("1", 1)]
-    groups = {name: m.groups for name, m in network.named_modules() if type(m).__name__ == "Conv2d"}
+    groups = {name: m.groups for name, m in network.named_modules() if isinstance(m, nn.Conv2d)}
     assert groups.pop("stages.0.blocks.stem.conv") == 1
     assert set(groups.values()) == {4}
     backbone = build("gn-dgl", 1, (4,)).stages[0].blocks.state_dict()

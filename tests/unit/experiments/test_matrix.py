@@ -109,24 +109,24 @@ def test_protocols():
     assert (paper.train.epochs, paper.train.batch_size, paper.optimizer.learning_rate) == (160, 1024, 0.8)
     assert (paper.seed, paper.train.precision, paper.augment.padding_mode) == (3, "fp32", "reflect")
     quick = QUICK.config("cifar10-resnet32-dgl-k4", 0)
-    assert (quick.train.epochs, quick.train.batch_size, quick.train.precision) == (5, 128, "bf16")
+    assert (quick.train.epochs, quick.train.batch_size, quick.train.precision) == (2, 128, "bf16")
     assert (quick.optimizer.learning_rate, quick.optimizer.weight_decay, quick.optimizer.nesterov) == (
-        0.1,
+        0.2,
         5e-4,
         True,
     )
     assert (quick.schedule.name, quick.schedule.unit, quick.schedule.warmup_epochs) == ("cosine", "step", 1)
     vgg = QUICK.config("cifar10-vgg6a-dgl", 0)
     assert (vgg.optimizer.name, vgg.optimizer.learning_rate, vgg.schedule.name) == ("adam", 1e-3, "cosine")
-    assert (vgg.train.epochs, vgg.dropout) == (5, 0.01)
+    assert (vgg.train.epochs, vgg.dropout) == (2, 0.01)
 
 
 def test_digests_tell_cells_and_studies_apart_and_not_seeds():
-    studies = [QUICK, PAPER, Study("quick", epochs=2), Study("quick", train_limit=1000), Study("quick", 2, 1000)]
+    studies = [QUICK, PAPER, Study("quick", epochs=3), Study("quick", train_limit=1000), Study("quick", 3, 1000)]
     digests = [study.digest(cell) for study in studies for cell in cells()]
     assert len(set(digests)) == len(digests)
     assert [study.name for study in studies] == [
-        "quick", "paper", "quick-epochs2", "quick-train1000", "quick-epochs2-train1000",
+        "quick", "paper", "quick-epochs3", "quick-train1000", "quick-epochs3-train1000",
     ]  # fmt: skip
     short = Study("paper", epochs=2, train_limit=64).config("cifar10-resnet32-e2e", 0)
     assert (short.train.epochs, short.schedule.warmup_epochs, short.data.train_limit) == (2, 2, 64)

@@ -2,7 +2,17 @@ import pytest
 
 from locallearn.config import from_toml, to_toml
 from locallearn.errors import LocalLearnError
-from locallearn.experiments.recipes import digits, recipe, recipe_names, resnet, vgg
+from locallearn.experiments.recipes import (
+    digits,
+    recipe,
+    recipe_names,
+    resnet,
+    self_supervised,
+    self_supervised_digits,
+    vgg,
+)
+
+VGGS = ("vgg6a", "vgg16a", "vgg19a")
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -17,6 +27,40 @@ def test_names_find_their_recipe(method):
     assert recipe(method) == digits(method)
     assert recipe(f"resnet32-{method}") == resnet("resnet32", method)
     assert recipe(f"vgg6ax3-{method}") == vgg("vgg6ax3", method)
+
+
+@pytest.mark.parametrize("method", ["simclr", "dgssl", "dgssl-llm"])
+def test_names_find_their_self_supervised_recipe(method):
+    assert recipe(method) == digits(method) == self_supervised_digits(method)
+    assert recipe(f"resnet18x0.25-{method}") == self_supervised("resnet18x0.25", method)
+    assert recipe(f"tiny-resnet-{method}").model == "tiny-resnet"
+
+
+def test_self_supervised_recipe_is_that_of_chapter_4():
+    config = recipe("resnet50-dgssl-llm")
+    assert (config.method, config.depth, config.objective.head, config.objective.projection) == (
+        "dgssl-llm", 4, "1c2f", 128,
+    )  # fmt: skip
+    assert (config.optimizer.name, config.optimizer.learning_rate, config.optimizer.weight_decay) == (
+        "adam",
+        1e-3,
+        1e-6,
+    )
+    assert (config.train.batch_size, config.objective.temperature, config.schedule.name) == (256, 0.5, "constant")
+    augment = config.augment
+    assert (augment.resized_crop, augment.flip, augment.jitter, augment.grey) == ((0.08, 1.0), 0.5, 0.8, 0.2)
+    assert (augment.brightness, augment.contrast, augment.saturation, augment.hue) == (0.4, 0.4, 0.4, 0.1)
+    assert (config.data.mean, config.data.std) == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    assert (config.objective.modification.scorer, config.objective.modification.positive_ratio) == (
+        "pretrained",
+        0.95,
+    )
+
+
+def test_self_supervised_vggs_are_cut_after_every_block():
+    found = [(recipe(f"{model}-dgssl").depth, recipe(f"{model}-dgssl").objective.head) for model in VGGS]
+    assert found == [(5, "0c2f"), (14, "0c2f"), (17, "0c2f")]
+    assert recipe("vgg16a-simclr").depth == 1
 
 
 @pytest.mark.parametrize("name", ["", "gn_dgl", "vgg6a", "resnet9-dgl", "resnet32-6group-gn-dgl", "vgg6a-6group-dgl"])

@@ -41,6 +41,8 @@ def test_known_totals():
     [
         ("vgg6a", [128, 256, 512, 512, 1024]),
         ("vgg6ax2", [256, 512, 1024, 1024, 2048]),
+        ("vgg6ax0.5", [64, 128, 256, 256, 512]),
+        ("resnet18x0.25", [16, 16, 16, 32, 32, 64, 64, 128, 128]),
         ("vgg8b", [128, 256, 256, 512, 512, 512, 1024]),
         ("vgg11b", [128, 128, 128, 256, 256, 512, 512, 512, 512, 1024]),
         ("resnet18", [64, 64, 64, 128, 128, 256, 256, 512, 512]),
@@ -84,6 +86,9 @@ def test_forward_is_the_last_layers_scores():
         ("resnet33", "model: 'resnet33' is not valid; expected did you mean"),
         ("resnet32x0", "model: 'resnet32x0'"),
         ("x2", "model: 'x2'"),
+        ("resnet18x0.3", "model: 'resnet18x0.3' is not valid; expected a width factor that makes whole numbers"),
+        ("resnet18x0.0", "model: 'resnet18x0.0' is not valid; expected a width factor"),
+        ("resnet18x1.5", "model: 'resnet18x1.5'"),
     ],
 )
 def test_unknown_models_are_one_line(name, message):

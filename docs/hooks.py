@@ -1,0 +1,45 @@
+"""Put the real ``--help`` of every command, and every public name, into the reference when the site is built."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+from typing import Any
+from unittest.mock import patch
+
+import locallearn
+from locallearn import _PLACES
+from locallearn.cli.main import COMMANDS, main
+
+PLACE, NAMES = "<!-- commands -->", "<!-- names -->"
+_FIRST = {"train": "train gn-dgl", "bench": "bench"}
+"""What some commands need before ``--help`` tells everything."""
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Replace the place for commands by a section for each, with what its ``--help`` prints; likewise for names."""
+    if NAMES in markdown:
+        return markdown.replace(NAMES, "\n".join(f"::: {_PLACES[name]}.{name}" for name in locallearn.__all__))
+    if PLACE not in markdown:
+        return markdown
+    sections = [f"## {name}\n\n{what[0].upper()}{what[1:]}.\n\n{help_block(name)}" for name, what in COMMANDS.items()]
+    return markdown.replace(PLACE, "\n\n".join(sections))
+
+
+def help_block(command: str) -> str:
+    """What ``locallearn COMMAND --help`` prints, and for ``bench`` that of each of its kinds."""
+    shown = help_text(_FIRST.get(command, command))
+    kinds = re.findall(r"^ *(?!usage)(\w+)(?:: |  )", shown, re.MULTILINE) if command == "bench" else []
+    return "\n\n".join(f"```text\n{text}\n```" for text in [shown, *(help_text(f"bench {kind}") for kind in kinds)])
+
+
+def help_text(command: str) -> str:
+    """What ``locallearn COMMAND --help`` prints on a terminal of 100 columns, without colour."""
+    printed = io.StringIO()
+    with patch.dict(os.environ, {"COLUMNS": "100", "NO_COLOR": "1"}), contextlib.redirect_stdout(printed):
+        code = main([*command.split(), "--help"])
+    if code:
+        raise RuntimeError(f"locallearn {command} --help ended with {code}")
+    return re.sub(r"\x1b\[[0-9;]*m", "", printed.getvalue()).rstrip()

@@ -1,0 +1,154 @@
+"""Training steps of K x G networks against a loop over groups and against backpropagation, in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from locallearn.bench.loop import LoopNetwork
+from locallearn.bench.timing import Timing, interleaved, ratio
+from locallearn.config import OptimizerConfig, RunConfig
+from locallearn.core.module import LocalStep
+from locallearn.core.network import ImageShape, LocalNetwork, build_network
+from locallearn.costs.memory import ActivationMeter
+from locallearn.costs.nodes import cost
+from locallearn.data.store import Batch
+from locallearn.runtime.inline import InlineRuntime
+from locallearn.training.optim import build_optimizer
+
+HEADLINE = (("gn-dgl", 4, 4), ("gn-dgl", 4, 8), ("gn-dgl", 8, 4), ("gn-dgl", 2, 8), ("gn-dgl", 16, 2))
+"""(method, K, G) of the cells that are timed by default."""
+
+_GN = {2: (1, 2, 4, 8, 16), 4: (1, 2, 4, 8), 8: (1, 2, 4)}
+TABLE_3_4 = (
+    ("e2e", 1, 1),
+    *((method, k, 1) for method in ("infopro", "dgl") for k in (2, 4, 8, 16)),
+    *(("gn-dgl", k, g) for g, ks in _GN.items() for k in ks),
+)
+"""(method, K, G) of the 21 cells of Table 3.4."""
+
+_OPTIMIZER = OptimizerConfig(learning_rate=0.01)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is the same for everything that is timed.
+
+    Attributes:
+        image: channels and side [pixels] of the images, and the number of classes.
+        batch_size: images a step.
+        device: where.
+        precision: ``"fp32"`` or ``"bf16"``.
+        repeats: measurements of each thing.
+        threads: CPU threads; None leaves torch's choice.
+    """
+
+    image: ImageShape
+    batch_size: int
+    device: torch.device
+    precision: str
+    repeats: int
+    threads: int | None = None
+
+    def batch(self, memory_format: torch.memory_format = torch.channels_last) -> Batch:
+        """Random images and labels, the same at every call."""
+        draw = torch.Generator().manual_seed(0)
+        shape = (self.batch_size, self.image.channels, self.image.size, self.image.size)
+        images = torch.rand(shape, generator=draw).to(self.device, memory_format=memory_format)
+        labels = torch.randint(self.image.classes, (self.batch_size,), generator=draw).to(self.device)
+        return Batch(images, labels, images, 0)
+
+    def network(self, config: RunConfig) -> LocalNetwork:
+        """The network of a configuration, on the device, channels-last."""
+        network = build_network(config, self.image).to(self.device)
+        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to train: a step to be called again and again, and the parameters that it trains."""
+
+    step: Callable[[], object]
+    parameters: Sequence[torch.nn.Parameter]
+
+    def peak_bytes(self) -> int:
+        """Peak of what autograd keeps for the backward pass during one step."""
+        with ActivationMeter(self.parameters) as meter:
+            self.step()
+        return meter.peak_bytes
+
+
+def local(config: RunConfig, setting: Setting) -> Contender:
+    """The package's own step, as ``train`` runs it."""
+    network, batch = setting.network(config), setting.batch()
+    steps = [LocalStep(m, build_optimizer(config.optimizer, m.parameters()), setting.precision) for m in network]
+    runtime = InlineRuntime(steps)
+    return Contender(lambda: runtime.step(batch, 0), list(network.parameters()))
+
+
+def loop(config: RunConfig, setting: Setting, precision: str) -> Contender:
+    """A Python loop over groups (:mod:`locallearn.bench.loop`), in torch's default memory format."""
+    batch = setting.batch(torch.contiguous_format)
+    network = LoopNetwork(build_network(config, setting.image), config.objective, config.optimizer, precision)
+    network.to(setting.device)
+    return Contender(lambda: network.step(batch), network.parameters())
+
+
+def step_config(model: str, method: str, depth: int, width: int) -> RunConfig:
+    """The network of a cell."""
+    return RunConfig(method=method, model=model, depth=depth, width=(width,), optimizer=_OPTIMIZER)
+
+
+def bench_step(
+    model: str, method: str, depth: int, width: int, baselines: Sequence[str], setting: Setting
+) -> dict[str, Any]:
+    """Time one cell's step in turns with its baselines.
+
+    Args:
+        model: backbone.
+        method: method of the cell.
+        depth: K.
+        width: G.
+        baselines: of ``"loop"`` (at the same precision), ``"loop-fp32"`` and ``"e2e"``; a loop is left out where it
+            is the same network (e2e) or not written (other losses than cross entropy).
+        setting: batch, device, precision and repeats.
+
+    Returns:
+        The cell; ``images_per_second`` (median), ``spread`` (quartile distance over median), ``activation_bytes``
+        (peak of a step), ``predicted`` (multiply-accumulates of the e2e network over the cell's, heads included);
+        and ``baselines``: by name the same figures and ``ratio``, how many times faster the cell is (median over
+        turns).
+    """
+    config = step_config(model, method, depth, width)
+    contenders = {"own": local(config, setting)}
+    for name in baselines:
+        if name == "e2e":
+            contenders[name] = local(step_config(model, "e2e", 1, 1), setting)
+        elif method in ("dgl", "gn-dgl"):
+            contenders[name] = loop(config, setting, "fp32" if name == "loop-fp32" else setting.precision)
+    times = interleaved({name: one.step for name, one in contenders.items()}, setting.repeats, setting.device)
+    counted = cost(config, setting.image, batch_size=setting.batch_size)
+    rows = {name: _figures(one, times[name], setting.batch_size) for name, one in contenders.items()}
+    own = rows.pop("own")
+    for name, row in rows.items():
+        row["ratio"] = ratio(times[name], times["own"])
+    return {
+        "model": model,
+        "method": method,
+        "depth": depth,
+        "width": width,
+        **own,
+        "predicted": counted.e2e_macs / sum(node.macs for node in counted.nodes),
+        "baselines": rows,
+    }
+
+
+def _figures(contender: Contender, timing: Timing, batch_size: int) -> dict[str, Any]:
+    return {
+        "images_per_second": batch_size / timing.median,
+        "spread": timing.spread,
+        "activation_bytes": contender.peak_bytes(),
+    }

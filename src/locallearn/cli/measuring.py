@@ -1,0 +1,85 @@
+"""What the commands of ``bench`` have in common: options, facts about the machine, and the line under a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from locallearn.errors import ConfigError
+from locallearn.training import record
+from locallearn.training.setup import check_device, default_precision
+
+
+@dataclass(frozen=True)
+class MeasuringOptions:
+    """Where and how often to measure."""
+
+    image_size: int = 32
+    """Side of an image [pixels]."""
+    repeats: int = 30
+    """Measurements of each network; medians are printed."""
+    device: str | None = None
+    """cpu or cuda[:N]; by default the GPU where there is one."""
+    precision: str | None = None
+    """fp32 or bf16; by default bf16 where the device computes it natively."""
+    threads: int | None = None
+    """CPU threads; by default as many as torch chooses."""
+    json: bool = False
+    """Print JSON."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in (None, "fp32", "bf16"):
+            raise ConfigError("--precision", self.precision, "fp32 or bf16")
+        least = {"repeats": 1, "image_size": 4, "threads": 1}
+        for name, value in least.items():
+            if getattr(self, name) is not None and getattr(self, name) < value:
+                flag = f"--{name.replace('_', '-')}"
+                raise ConfigError(flag, getattr(self, name), f"a whole number of at least {value}")
+
+    def prepare(self) -> tuple[torch.device, str]:
+        """Set the threads; the device, and the precision on it."""
+        device = check_device(self.device)
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        return device, self.precision or default_precision(device)
+
+
+def check_positive(options: object, *names: str) -> None:
+    """Refuse numbers below 1 in options that are tuples of numbers."""
+    for name in names:
+        for value in getattr(options, name):
+            if value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')}", value, "whole numbers of at least 1")
+
+
+def facts(device: torch.device, precision: str, repeats: int) -> dict[str, Any]:
+    """What a quoted figure must say besides itself."""
+    return {
+        "precision": precision,
+        "repeats": repeats,
+        "hardware": record.hardware(str(device)),
+        "versions": record.versions(),
+        "commit": record.commit(),
+    }
+
+
+def show(options: MeasuringOptions, found: dict[str, Any], tables: Sequence[Table]) -> None:
+    """Print ``found`` as JSON, or the tables and what they were measured with."""
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return
+    console = Console()
+    for table in tables:
+        console.print(table)
+    hardware = found["hardware"]
+    console.print(
+        f"{hardware.get('gpu', hardware['cpu'])}, {hardware['threads']} threads, torch {found['versions']['torch']}, "
+        f"{found['precision']}, median of {found['repeats']} turns; spread is the quartile distance over the median",
+        highlight=False,
+    )

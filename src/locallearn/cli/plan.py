@@ -1,0 +1,173 @@
+"""``locallearn plan``: which K, G, cuts and head fit some devices, and what would serve better."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+
+from locallearn.bench.planned import measure
+from locallearn.cli import plan_tables
+from locallearn.cli.options import parse
+from locallearn.config import ObjectiveConfig, OptimizerConfig, RunConfig, TrainConfig
+from locallearn.core.network import ImageShape
+from locallearn.costs.alternatives import advice, alternatives
+from locallearn.costs.planner import DEPTHS, WIDTHS, choose, enumerate_candidates
+from locallearn.costs.timeline import Machine
+from locallearn.errors import ConfigError, UsageError
+from locallearn.training import record
+from locallearn.training.setup import check_device
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Options of ``plan``."""
+
+    memory: str
+    """Memory of each device, with a unit: 512MiB, 2GiB, 8GB."""
+    devices: int = 1
+    """How many devices there are."""
+    model: str = "resnet32"
+    """Backbone, for example resnet32, resnet32x2, vgg6a."""
+    method: str = "gn-dgl"
+    """How the network is trained, for example dgl or gn-dgl."""
+    depths: tuple[int, ...] = DEPTHS
+    """K to try."""
+    widths: tuple[int, ...] = WIDTHS
+    """G to try, the same in all modules."""
+    heads: tuple[str, ...] = ("1c2f",)
+    """Auxiliary heads to try; smaller heads are faster and less accurate."""
+    cuts: tuple[str, ...] = ("auto",)
+    """Where modules end: auto (the thesis's table, else balanced), or balanced."""
+    objective: Annotated[ObjectiveConfig, tyro.conf.arg(name="")] = field(default_factory=ObjectiveConfig)
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """SGD with momentum, or Adam, which remembers twice as much."""
+    image_size: int = 32
+    """Side of an image [pixels]."""
+    channels: int = 3
+    """Channels of an image."""
+    classes: int = 10
+    """Number of classes."""
+    batch_size: int = 128
+    """Images a step [images]."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """fp32, or bf16 autocast."""
+    device_flops: float | None = None
+    """Operations a second that one device reaches (a multiply-accumulate is two); without it, times are relative."""
+    bandwidth: float | None = None
+    """What one device sends, with --device-flops [bytes/s]; no limit by default."""
+    latency: float | None = None
+    """From the last byte sent to its arrival, with --device-flops [s]; 0 by default."""
+    batches: int = 8
+    """Batches of the predicted run."""
+    in_flight: int = 2
+    """Batches that a module may have begun and the next one not yet taken forward [batches]."""
+    show: int = 5
+    """How many plans to show."""
+    measure: bool = False
+    """Also run the proposed step on this machine, and show prediction and measurement side by side."""
+    repeats: int = 10
+    """Measurements of each module, with --measure; medians are shown."""
+    device: str | None = None
+    """Where to measure, cpu or cuda[:N]; by default the GPU where there is one."""
+    json: bool = False
+    """Print JSON."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("devices", 1), ("image_size", 4), ("channels", 1), ("classes", 2), ("batch_size", 2)):
+            _at_least(name, getattr(self, name), least)
+        for name in ("show", "repeats", "batches", "in_flight"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("bandwidth", "latency"):
+            if self.device_flops is None and getattr(self, name) is not None:
+                raise UsageError(f"--{name} needs --device-flops, the operations a second of one device")
+        if set(self.cuts) - {"auto", "balanced"} or len(self.cuts) != 1:
+            raise ConfigError("--cuts", self.cuts, "auto or balanced")
+        parse_bytes("--memory", self.memory)
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"--{name.replace('_', '-')}", value, f"a whole number of at least {least}")
+
+
+def parse_bytes(name: str, text: str) -> int:
+    """``2GiB`` as a number of bytes.
+
+    Raises:
+        ConfigError: it is not a number above 0 with a known unit.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([KMG]i?B)?", text.strip(), re.IGNORECASE)
+    size = int(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match else 0
+    if size < 1:
+        raise ConfigError(name, text, "a size such as 512MiB, 2GiB or 8GB")
+    return size
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    description = "Propose K, G, cuts and head that fit some devices, by predicted time (docs/guides/plan.md)."
+    arguments = [argument.replace("--objective.", "--", 1) for argument in arguments]
+    options = parse(PlanOptions, arguments, "plan", description)
+    # without a rate of the device every time is a multiple of the end-to-end step, and links cost nothing
+    machine = Machine(options.device_flops or 1e12, options.bandwidth, options.latency or 0.0)
+    values = _plan(options, machine)
+    if options.json:
+        print(json.dumps(values))
+    else:
+        plan_tables.show(values, options.show, timed=options.device_flops is not None)
+    return 0
+
+
+def _config(options: PlanOptions) -> RunConfig:
+    return RunConfig(
+        method=options.method,
+        model=options.model,
+        cuts=options.cuts,
+        objective=options.objective,
+        optimizer=OptimizerConfig(name=options.optimizer),
+        train=TrainConfig(batch_size=options.batch_size, precision=options.precision),
+    )
+
+
+def _plan(options: PlanOptions, machine: Machine) -> dict[str, Any]:
+    config, memory = _config(options), parse_bytes("--memory", options.memory)
+    image = ImageShape(options.channels, options.image_size, options.classes)
+    with Console(stderr=True).status("counting") as status:
+        candidates, refused = enumerate_candidates(
+            config,
+            image,
+            machine=machine,
+            depths=options.depths,
+            widths=options.widths,
+            heads=options.heads,
+            batches=options.batches,
+            in_flight=options.in_flight,
+            on_step=lambda what: status.update(f"counting {what}"),
+        )
+        plan = choose(candidates, refused, devices=options.devices, memory=memory)
+        status.update("counting the usual ways")
+        others = alternatives(
+            config,
+            image,
+            machine=machine,
+            devices=options.devices,
+            depths=options.depths,
+            batches=options.batches,
+        )
+    found = plan_tables.to_json(plan, others, memory)
+    found["advice"] = advice(plan.proposal.makespan, others, memory)
+    found |= {"devices": options.devices, "batch_size": options.batch_size, "batches": options.batches}
+    found |= {"device_flops": machine.device_flops, "precision": options.precision}
+    if options.measure:
+        device, proposal = check_device(options.device), plan.proposal
+        found["measured"] = measure(proposal.config, proposal.cost, image, device, options.repeats)
+        found["measured"] |= {"hardware": record.hardware(str(device)), "versions": record.versions()}
+    return found

@@ -1,0 +1,156 @@
+"""What ``locallearn plan`` prints."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from locallearn.costs.alternatives import Alternative
+from locallearn.costs.footprint import bytes_text
+from locallearn.costs.planner import Candidate, Plan
+from locallearn.experiments.published import published_accuracy
+from locallearn.report.units import time_text
+
+
+def to_json(plan: Plan, others: Sequence[Alternative], memory: int) -> dict[str, Any]:
+    """Plain values, as ``--json`` prints them."""
+    return {
+        "memory": memory,
+        "proposal": {**_row(plan.proposal), "nodes": _nodes(plan.proposal)},
+        "fits": [_row(one) for one in plan.fits],
+        "refused": [dataclasses.asdict(one) for one in plan.refused],
+        "alternatives": [{**dataclasses.asdict(one), "fits": one.memory <= memory} for one in others],
+    }
+
+
+def _row(one: Candidate) -> dict[str, Any]:
+    return {
+        "depth": one.config.depth,
+        "width": one.config.width[0],
+        "head": one.config.objective.head,
+        "cuts": list(one.ends),
+        "devices": one.devices,
+        "memory": one.memory,
+        "makespan": one.makespan,
+        "wire_bytes": one.wire_bytes,
+        "published_accuracy": published_accuracy(one.config),
+    }
+
+
+def _nodes(one: Candidate) -> list[dict[str, Any]]:
+    """A row a module: what each of its nodes holds and sends; one row where all share a device."""
+    if one.devices == 1:
+        return [{"module": None, **_footprint(one, 0), "sent_bytes": 0}]
+    return [
+        {"module": k + 1, **_footprint(one, k), "sent_bytes": one.sent_bytes(k)} for k in range(len(one.footprints))
+    ]
+
+
+def _footprint(one: Candidate, k: int) -> dict[str, int]:
+    return {**dataclasses.asdict(one.footprints[k]), "memory": one.footprints[k].total}
+
+
+def show(values: dict[str, Any], n: int, timed: bool) -> None:
+    """Print the plans, the proposal's nodes, the usual ways and the command to train it."""
+    console = Console()
+    one_device = next(a["makespan"] for a in values["alternatives"] if a["name"] == "backpropagation")
+
+    def text(makespan: float) -> str:
+        step = makespan / values["batches"]
+        return time_text(step) if timed else f"{makespan / one_device:.3f}"
+
+    unit = "time a step" if timed else "time (e2e = 1)"
+    console.print(_plans(values, n, unit, text))
+    if len(values["fits"]) > n:
+        console.print(f"{len(values['fits']) - n} more fit; --show {len(values['fits'])} shows them")
+    console.print(_node_table(values["proposal"]))
+    console.print(_others(values, unit, text))
+    for line in values["advice"]:
+        console.print(line, highlight=False)
+    _refused(console, values["refused"])
+    if "measured" in values:
+        _measured(console, values)
+
+
+def _table(title: str, columns: Sequence[str], caption: str | None = None) -> Table:
+    table = Table(title=title, caption=caption)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _plans(values: dict[str, Any], n: int, unit: str, text: Any) -> Table:
+    columns = ["K", "G", "head", "cuts after", "devices", "memory", unit, "thesis [%]"]
+    title = f"Plans for {values['devices']} devices of {bytes_text(values['memory'])}, best first"
+    caption = "Ranked by time, then by K x G: accuracy falls as K and G grow (Table 3.4: end to end 93.01 %)"
+    table = _table(title, columns, caption)
+    for row in values["fits"][:n]:
+        accuracy = row["published_accuracy"]
+        table.add_row(
+            str(row["depth"]),
+            str(row["width"]),
+            row["head"],
+            " ".join(row["cuts"]) if row["depth"] <= 4 else "...",
+            str(row["devices"]),
+            bytes_text(row["memory"]),
+            text(row["makespan"]),
+            "" if accuracy is None else f"{accuracy:.2f}",
+        )
+    return table
+
+
+def _node_table(proposal: dict[str, Any]) -> Table:
+    kinds = ("state", "activations", "working", "waiting")
+    title = f"The proposal: K = {proposal['depth']}, G = {proposal['width']}; bytes of one device"
+    table = _table(title, ["module", *kinds, "memory", "sent a step"])
+    for node in proposal["nodes"]:
+        sizes = (bytes_text(node[kind]) for kind in (*kinds, "memory", "sent_bytes"))
+        table.add_row("all" if node["module"] is None else str(node["module"]), *sizes)
+    return table
+
+
+def _others(values: dict[str, Any], unit: str, text: Any) -> Table:
+    table = _table("The usual ways, with end-to-end accuracy", ["", "parts", "devices", "memory", "fits", unit])
+    for row in values["alternatives"]:
+        fits = "yes" if row["fits"] else "no"
+        cells = (str(row["parts"]), str(row["devices"]), bytes_text(row["memory"]), fits, text(row["makespan"]))
+        table.add_row(row["name"], *cells)
+    return table
+
+
+def _refused(console: Console, refused: Sequence[dict[str, Any]]) -> None:
+    """What was not proposed: one line for each reason, with every K x G that it holds for."""
+    reasons: dict[str, list[str]] = {}
+    for row in refused:
+        what = f"{row['depth']}x{row['width']} on {row['devices']}"
+        what += f" ({bytes_text(row['memory'])})" if row["memory"] and "memory" in row["reason"] else ""
+        reasons.setdefault(row["reason"], []).append(what)
+    for reason, which in reasons.items():
+        console.print(f"not proposed, {reason}: KxG {', '.join(which)}", highlight=False)
+
+
+def _measured(console: Console, values: dict[str, Any]) -> None:
+    measured = values["measured"]
+    title = f"One step here, {values['precision']}, all groups of a module in one process"
+    table = _table(title, ["module", "predicted time", "time", "spread", "predicted memory", "memory"])
+    for row in measured["modules"]:
+        table.add_row(
+            row["module"],
+            time_text(row["predicted_seconds"]),
+            time_text(row["seconds"]),
+            f"{row['spread']:.0%}",
+            bytes_text(row["predicted_bytes"]),
+            bytes_text(row["bytes"]),
+        )
+    console.print(table)
+    hardware = measured["hardware"]
+    console.print(
+        f"{hardware.get('gpu', hardware['cpu'])}, {hardware['threads']} threads, "
+        f"torch {measured['versions']['torch']}; rate from the end-to-end step: "
+        f"{measured['device_flops']:.3g} operations/s ({time_text(measured['e2e_seconds'])})",
+        highlight=False,
+    )

@@ -1,0 +1,69 @@
+"""``locallearn verify RECIPE [--option value ...]``: checks of a configuration on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from locallearn.cli.options import parse
+from locallearn.config import RunConfig
+from locallearn.errors import UsageError
+from locallearn.experiments.recipes import recipe
+from locallearn.training import verify
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """Options of ``verify``: the configuration of the run that you mean to start."""
+
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+    synthetic: bool = False
+    """Use random pixels in the shape of the data set even where it is there, and do not read it."""
+    json: bool = False
+    """Print what was checked as JSON."""
+
+
+USAGE = """Check a recipe on this machine: locallearn verify RECIPE [--option value ...].
+
+In a few steps on a few images: no gradient crosses a boundary between nodes, training is repeatable, and a saved run
+resumes exactly. Takes the options of `locallearn train`. Where the data set is not there, random pixels of its shape
+take its place. Exit code 1 when a check fails."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    if name is None and not {"-h", "--help"} & set(arguments):
+        raise UsageError("verify: RECIPE is missing; for example: locallearn verify gn-dgl")
+    default = VerifyOptions(recipe(name or "gn-dgl"))
+    options = parse(VerifyOptions, arguments[1:] if name else arguments, f"verify {name or 'RECIPE'}", USAGE, default)
+    data = options.config.data
+    dataset, synthetic = (verify.synthetic(data), True) if options.synthetic else verify.images_of(data)
+    checks = verify.verify(options.config, dataset)
+    if options.json:
+        values = {"data": dataset.source, "synthetic": synthetic, "checks": [dataclasses.asdict(c) for c in checks]}
+        print(json.dumps(values, indent=2))
+    else:
+        _show(dataset.source, checks)
+        if options.config.runtime == "asynchronous":
+            print("Asynchronous training is not repeatable, so neither that nor an exact resume is checked.")
+    return 0 if all(check.passed for check in checks) else 1
+
+
+def _show(source: str, checks: Sequence[verify.Check]) -> None:
+    table = Table(title=f"Checks on {source}", box=box.SIMPLE_HEAD)
+    for column in ("check", "result", "largest difference", "what was compared"):
+        table.add_column(column)
+    for check in checks:
+        difference = "not finite" if check.difference is None else f"{check.difference:.3g}"
+        result = "[green]pass[/green]" if check.passed else "[red]FAIL[/red]"
+        table.add_row(check.name, result, difference, check.detail)
+    Console().print(table)

@@ -1,0 +1,225 @@
+"""Proposes depth, width, cuts and head for some devices and a memory limit, and says what else would serve.
+
+Candidates are enumerated, their memory and time predicted (:mod:`locallearn.costs.footprint`,
+:mod:`locallearn.costs.timeline`), those that fit are ranked, and the others keep the reason why not. Which
+candidates there are does not depend on the limits: more memory or more devices never make the proposal slower.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from locallearn.config import RunConfig
+from locallearn.core.network import ImageShape, block_costs
+from locallearn.costs.footprint import Footprint, bytes_text, of_node, of_one_device
+from locallearn.costs.nodes import CIFAR10, Cost, cost
+from locallearn.costs.timeline import Machine, run_local
+from locallearn.errors import ConfigError, UsageError
+from locallearn.nn.backbones import build_backbone
+from locallearn.plan import cuts as cutting
+
+DEPTHS = (1, 2, 4, 8, 16)
+WIDTHS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A K x G network on one device, or on a device a node.
+
+    Attributes:
+        config: what ``locallearn train`` would be given.
+        ends: names of the blocks that cuts follow, K - 1.
+        cost: what its nodes cost.
+        devices: 1 (module after module), or K times G.
+        footprints: of the nodes of each module, or of the one device.
+        makespan: of ``batches`` batches [s].
+        wire_bytes: sent by all devices in that time.
+        batches: batches that it is predicted for.
+    """
+
+    config: RunConfig
+    ends: tuple[str, ...]
+    cost: Cost
+    devices: int
+    footprints: tuple[Footprint, ...]
+    makespan: float
+    wire_bytes: int
+    batches: int
+
+    @property
+    def memory(self) -> int:
+        """What the fullest device needs [bytes]."""
+        return max(footprint.total for footprint in self.footprints)
+
+    @property
+    def nodes(self) -> int:
+        """K times G."""
+        return len(self.cost.nodes)
+
+    def sent_bytes(self, k: int) -> int:
+        """What a node of module k (from 0) sends for one batch [bytes]; 0 where all nodes share a device."""
+        module = self.cost.modules[k]
+        if self.devices == 1:
+            return 0
+        receivers = self.cost.modules[k + 1].groups if k + 1 < len(self.cost.modules) else 0
+        receivers += (module.groups - 1) * module.shares_features
+        return receivers * module.output_bytes + (module.groups - 1) * module.score_bytes
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A candidate that is not proposed, and why. ``memory`` [bytes] is known where it could be built."""
+
+    depth: int
+    width: int
+    head: str
+    devices: int
+    reason: str
+    memory: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What fits, best first, and what was refused. The first one is the proposal."""
+
+    fits: tuple[Candidate, ...]
+    refused: tuple[Refusal, ...]
+
+    @property
+    def proposal(self) -> Candidate:
+        """The fastest; of equally fast ones the one with the fewest nodes, as accuracy falls with K and G."""
+        return self.fits[0]
+
+
+def enumerate_candidates(
+    config: RunConfig,
+    image: ImageShape = CIFAR10,
+    *,
+    machine: Machine,
+    depths: Sequence[int] = DEPTHS,
+    widths: Sequence[int] = WIDTHS,
+    heads: Sequence[str] = (),
+    batches: int = 8,
+    in_flight: int = 2,
+    on_step: Callable[[str], None] | None = None,
+) -> tuple[list[Candidate], list[Refusal]]:
+    """Predict every candidate, each on one device and on a device a node.
+
+    Args:
+        config: model, method, cuts, objective, optimizer, batch size and precision; its depth and width are not used.
+        image: what the network is built for.
+        machine: the devices.
+        depths: K to try.
+        widths: G to try; all modules have the same.
+        heads: auxiliary heads to try; by default the configuration's.
+        batches: of the predicted run, from an empty pipeline to the last update.
+        in_flight: batches that a module may have begun and the next one not yet taken forward.
+        on_step: is told what is looked at next.
+
+    Returns:
+        The candidates, and those that cannot be built.
+
+    Raises:
+        ConfigError: the model is not known, or a number is too small.
+    """
+    for name, values in (("depths", depths), ("widths", widths), ("batches", [batches]), ("in_flight", [in_flight])):
+        if not values or min(values) < 1:
+            raise ConfigError(name, tuple(values), "whole numbers of at least 1")
+    found, refused = [], []
+    backbone = build_backbone(config.model, image.channels, image.size, config.dropout)
+    names, costs = [block.name for block in backbone.blocks], block_costs(backbone, image)
+    for head, depth, width in itertools.product(heads or (config.objective.head,), sorted(depths), sorted(widths)):
+        if on_step:
+            on_step(f"K = {depth}, G = {width}, head {head}")
+        objective = dataclasses.replace(config.objective, head=head)
+        one = dataclasses.replace(config, depth=depth, width=(width,), objective=objective)
+        try:
+            counted = cost(one, image)
+            cuts = cutting.choose(backbone.family, names, costs, depth, config.cuts)
+        except ConfigError as error:
+            refused.append(Refusal(depth, width, head, depth * width, str(error)))
+            continue
+        ends = tuple(names[cut] for cut in cuts)
+        found += _placements(one, ends, counted, image, machine, batches, in_flight)
+    return found, refused
+
+
+def _placements(
+    config: RunConfig,
+    ends: tuple[str, ...],
+    counted: Cost,
+    image: ImageShape,
+    machine: Machine,
+    batches: int,
+    in_flight: int,
+) -> list[Candidate]:
+    """On one device, and on a device a node."""
+    image_bytes = 4 * counted.batch_size * image.channels * image.size**2
+    macs = sum(module.groups * module.macs for module in counted.modules)
+    alone = Candidate(
+        config=config,
+        ends=ends,
+        cost=counted,
+        devices=1,
+        footprints=(of_one_device(counted, config.optimizer, image_bytes),),
+        makespan=batches * machine.seconds(3 * macs * counted.batch_size),
+        wire_bytes=0,
+        batches=batches,
+    )
+    if len(counted.nodes) == 1:
+        return [alone]
+    run = run_local(counted, machine, batches, in_flight)
+    each = [of_node(counted, k, config.optimizer, image_bytes, in_flight) for k in range(len(counted.modules))]
+    spread = dataclasses.replace(
+        alone,
+        devices=len(counted.nodes),
+        footprints=tuple(each),
+        makespan=run.makespan,
+        wire_bytes=round(run.wire_bytes),
+    )
+    return [alone, spread]
+
+
+def choose(candidates: Sequence[Candidate], refused: Sequence[Refusal] = (), *, devices: int, memory: int) -> Plan:
+    """Rank the candidates that fit: by makespan, then by K times G, then by K.
+
+    Args:
+        candidates: from :func:`enumerate_candidates`.
+        refused: those that could not be built.
+        devices: how many there are.
+        memory: of each device [bytes].
+
+    Raises:
+        UsageError: none fits; the message tells the least memory that one would need.
+    """
+    fits, out = [], list(refused)
+    for one in candidates:
+        reason = None
+        if one.devices > devices:
+            reason = "more devices than there are"
+        elif one.memory > memory:
+            reason = "more memory than there is"
+        if reason is None:
+            fits.append(one)
+        else:
+            width, head = one.config.width[0], one.config.objective.head
+            out.append(Refusal(one.config.depth, width, head, one.devices, reason, one.memory))
+    if not fits:
+        raise UsageError(_nothing_fits(candidates, devices, memory))
+    fits.sort(key=lambda one: (one.makespan, one.nodes, one.config.depth, one.memory))
+    return Plan(tuple(fits), tuple(out))
+
+
+def _nothing_fits(candidates: Sequence[Candidate], devices: int, memory: int) -> str:
+    few = [one for one in candidates if one.devices <= devices]
+    if not few:
+        return "no plan can be built with these depths and widths"
+    least = min(few, key=lambda one: one.memory)
+    return (
+        f"no plan fits {bytes_text(memory)} a device: the smallest (K = {least.config.depth}, "
+        f"G = {least.config.width[0]} on {least.devices} of {devices} devices) needs {bytes_text(least.memory)}; "
+        "give more memory, more devices or a smaller batch"
+    )

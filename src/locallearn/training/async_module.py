@@ -1,0 +1,303 @@
+"""One module's process in asynchronous training: it trains at its own pace, then serves until it is told to end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from locallearn.config import RunConfig, digest
+from locallearn.core.module import LocalStep, autocast
+from locallearn.core.network import LocalNetwork, build_network
+from locallearn.costs.memory import ActivationMeter
+from locallearn.data.datasets import Dataset
+from locallearn.data.store import Batch, ImageStore
+from locallearn.errors import CheckpointError, DivergedError
+from locallearn.nn.macs import dry_run
+from locallearn.runtime.boundary import BoundaryError, Message, Receiver, Sender
+from locallearn.runtime.replay import ReplayBuffer, Sample
+from locallearn.training import checkpoint as checkpoints
+from locallearn.training import record
+from locallearn.training.guard import FiniteGuard
+from locallearn.training.optim import build_optimizer, learning_rate
+from locallearn.training.setup import image_shape
+from locallearn.training.stop import StopRequest
+from locallearn.training.sums import Sums
+
+Report = Callable[[dict[str, Any]], None]
+"""Tells the launcher something, in plain JSON values; ``kind`` says what."""
+
+_WAIT_SECONDS = 0.2
+"""A process that waits for features looks up this often [s]."""
+
+_TELL_SECONDS = 0.1
+"""A process tells its step this often at most, so that the launcher need not be quick to read [s]."""
+
+_CHECK_STEPS = 50
+"""On a GPU losses are looked at this often: a look makes the host wait for the device."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a module's process is given.
+
+    Attributes:
+        config: the run's resolved configuration.
+        dataset: its images, in shared memory.
+        run: the run's folder.
+        sockets: the folder of the boundaries' sockets.
+        index: the module, counted from 0.
+    """
+
+    config: RunConfig
+    dataset: Dataset
+    run: Path
+    sockets: Path
+    index: int
+
+
+def module_folder(run: Path, name: str) -> Path:
+    """Where the process of a module keeps its checkpoints."""
+    return run / "modules" / name
+
+
+class ModuleTraining:
+    """One module, its checkpoints and its two boundaries.
+
+    Args:
+        job: what to train.
+        report: tells the launcher.
+        stop: asks for an end.
+    """
+
+    def __init__(self, job: Job, report: Report, stop: StopRequest) -> None:
+        self.config, self.report, self.stop = job.config, report, stop
+        train = job.config.train
+        assert train.device is not None
+        assert train.precision is not None
+        self.device = torch.device(train.device)
+        network = build_network(job.config, image_shape(job.dataset))
+        names = [module.name for module in network]
+        image = image_shape(job.dataset)
+        shape = _input_shape(network, job.index, (image.channels, image.size, image.size))
+        self.index, self.module = job.index, list(network)[job.index].to(self.device)
+        if train.channels_last:
+            self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = build_optimizer(job.config.optimizer, self.module.parameters())
+        self.local = LocalStep(
+            self.module, optimizer, train.precision, job.config.optimizer.clip_norm, job.config.seed
+        )
+        only = LocalNetwork([self.module])
+        self.sums, self.guard = Sums(only, self.device), FiniteGuard(only, self.device)
+        self.store = ImageStore(
+            job.dataset.train,
+            job.dataset,
+            job.config.augment,
+            self.device,
+            job.config.seed,
+            bool(train.channels_last),
+        )
+        self.steps_per_epoch = self.store.steps(train.batch_size)
+        folder = module_folder(job.run, self.module.name)
+        self.kept = checkpoints.CheckpointFolder(folder, job.config.checkpoint.keep_last)
+        self.step = 0
+        self._told = -math.inf
+        self.progress: dict[str, Any] = {"epochs": [], "pace": _new_pace()}
+        self.buffer: ReplayBuffer[Message] = ReplayBuffer(
+            job.config.asynchronous.buffer_size, job.config.asynchronous.max_reuse
+        )
+        self.receiver: Receiver | None = None
+        self.sender: Sender | None = None
+        self.link = f"modules {names[max(job.index - 1, 0)]} and {self.module.name}"
+        if job.index:
+            path = job.sockets / self.module.name
+            self.receiver = Receiver(path, self.buffer, shape, f"between {self.link}")
+        if job.index + 1 < len(names):
+            self.sender = Sender(job.sockets / names[job.index + 1])
+
+    # --- checkpoints -------------------------------------------------------------------------------------------
+
+    def write_checkpoint(self) -> None:
+        """Write where this module stands."""
+        self._check(self.guard.bad_loss() or self.guard.bad_weight(self.step))
+        tensors = {f"network/{key}": value for key, value in self.module.state_dict().items()}
+        tensors |= {f"sums/{key}": value for key, value in self.sums.tensors.items()}
+        tensors |= checkpoints.optimizer_tensors(self.module.name, self.module, self.local.optimizer)
+        progress = {**self.progress, "step": self.step, "digest": digest(self.config)}
+        self.kept.write(checkpoints.Checkpoint(tensors, progress), self.step)
+
+    def restore(self) -> None:
+        """Go back to the newest whole checkpoint, if there is one, and tell again which epochs are done."""
+        path, found, problems = self.kept.newest()
+        for problem in problems:
+            self.report({"kind": "warning", "text": f"{problem}; using the one before it"})
+        if found is None or path is None:
+            return
+        if found.progress["digest"] != digest(self.config):
+            raise CheckpointError(f"checkpoint {path} belongs to another configuration than the run's config.toml")
+        checkpoints.load_network(self.module, found.tensors, path)
+        checkpoints.load_optimizer(self.module.name, self.module, self.local.optimizer, found.tensors)
+        self.sums.tensors = {
+            key.removeprefix("sums/"): value if key == "sums/images" else value.to(self.device)
+            for key, value in found.tensors.items()
+            if key.startswith("sums/")
+        }
+        self.step = found.progress["step"]
+        self.progress = {key: value for key, value in found.progress.items() if key not in ("step", "digest")}
+        for epoch in self.progress["epochs"]:
+            self.report(epoch)
+
+    # --- training ----------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train to the end, then serve the next module until the launcher ends the process."""
+        batches = self._batches()
+        while self.step < self.steps_per_epoch * self.config.train.epochs:
+            begin = time.perf_counter()
+            found = next(batches)
+            if found is None:
+                self.write_checkpoint()
+                return
+            self._step(*found)
+            self.progress["pace"]["seconds"] += time.perf_counter() - begin
+            self._after_step()
+        self.report({"kind": "finished", "peak_rss_bytes": record.peak_rss_bytes()})
+        self._serve()
+
+    def _batches(self, fresh: bool = False) -> Iterator[tuple[Tensor, Batch, int, Sample[Message] | None] | None]:
+        """Features, their batch and its epoch, without end; None once the launcher asks for an end.
+
+        Args:
+            fresh: every batch once at most.
+        """
+        if self.receiver is None:
+            epoch, start = divmod(self.step, self.steps_per_epoch)
+            while True:
+                for batch in self.store.epoch(epoch, self.config.train.batch_size, start):
+                    yield None if self.stop.requested else (batch.images, batch, epoch, None)
+                epoch, start = epoch + 1, 0
+        while True:
+            begin = time.perf_counter()
+            sample = None
+            while sample is None and not self.stop.requested:
+                sample = self.receiver.take(_WAIT_SECONDS, fresh)
+            self.progress["pace"]["waited"] += time.perf_counter() - begin
+            yield None if sample is None else self._received(sample)
+
+    def _received(self, sample: Sample[Message]) -> tuple[Tensor, Batch, int, Sample[Message]]:
+        """The batch that received features are of, made again from its number."""
+        message = sample.item
+        batch = next(self.store.epoch(message.epoch, self.config.train.batch_size, message.step))
+        if len(batch.labels) != len(message.features):
+            counts = f"{len(message.features)} images' features came for a batch of {len(batch.labels)}"
+            raise BoundaryError(f"between {self.link}: {counts}")
+        features = message.features.to(self.device)
+        if features.dim() == 4 and self.config.train.channels_last:
+            features = features.contiguous(memory_format=torch.channels_last)
+        return features, batch, message.epoch, sample
+
+    def _step(self, features: Tensor, batch: Batch, epoch: int, sample: Sample[Message] | None) -> None:
+        begin = time.perf_counter()
+        rate = learning_rate(self.config, self.step, self.steps_per_epoch)
+        for group in self.local.optimizer.param_groups:
+            group["lr"] = rate
+        if self.step:
+            out, loss = self.local(features, batch, self.step)
+        else:
+            with ActivationMeter(self.module.parameters()) as meter:
+                out, loss = self.local(features, batch, self.step)
+            self.progress["activation_bytes"] = meter.peak_bytes
+        if self.sender is not None:
+            self.sender.put(Message(out, epoch, batch.step, final=False))
+        self.sums.add([loss], batch.labels)
+        self.step += 1
+        self.guard.note([loss], self.step)
+        if self.device.type == "cpu" or self.step % _CHECK_STEPS == 0:
+            self._check(self.guard.bad_loss())
+        _note(self.progress["pace"], sample)
+        settings = self.config.asynchronous
+        if settings.slow_module == self.index + 1:
+            time.sleep((settings.slow_factor - 1) * (time.perf_counter() - begin))
+
+    def _after_step(self) -> None:
+        if time.monotonic() - self._told > _TELL_SECONDS:
+            self._told = time.monotonic()
+            self.report({"kind": "step", "step": self.step})
+        epoch, within = divmod(self.step, self.steps_per_epoch)
+        every = self.config.checkpoint.every_steps
+        if within == 0:
+            self.progress["epochs"].append(self._epoch_report(epoch))
+            self.progress["pace"] = _new_pace()
+            self.sums.reset()
+            self.write_checkpoint()
+            self.report(self.progress["epochs"][-1])
+        elif every and self.step % every == 0:
+            self.write_checkpoint()
+
+    def _epoch_report(self, epoch: int) -> dict[str, Any]:
+        pace = self.progress["pace"]
+        steps = self.steps_per_epoch
+        told = {
+            "seconds": pace["seconds"],
+            "waited_seconds": pace["waited"],
+            "staleness": pace["staleness"] / steps,
+            "largest_staleness": pace["largest_staleness"],
+            "reuse": pace["uses"] / steps,
+            "dropped": self.buffer.dropped,
+        }
+        self.buffer.dropped = 0
+        return {
+            "kind": "epoch",
+            "epoch": epoch,
+            "learning_rate": float(self.local.optimizer.param_groups[0]["lr"]),
+            "images": self.sums.tensors["images"].item(),
+            "activation_bytes": self.progress["activation_bytes"],
+            "nodes": [{**node, **told} for node in self.sums.nodes()],
+        }
+
+    def _check(self, problem: str | None) -> None:
+        if problem is not None:
+            raise DivergedError(f"{problem} (epoch {1 + (self.step - 1) // self.steps_per_epoch})")
+
+    @torch.no_grad()
+    def _serve(self) -> None:
+        """Give the next module features in eval mode, of each batch once, as fast as it uses them."""
+        self.module.eval()
+        for found in self._batches(fresh=True):
+            if found is None:
+                return
+            if self.sender is None:
+                continue
+            features, batch, epoch, _ = found
+            with autocast(self.device, self.local.precision):
+                out = self.module(features)
+            while not self.sender.wait_for_room(_WAIT_SECONDS):
+                if self.stop.requested:
+                    return
+            self.sender.put(Message(out, epoch, batch.step, final=True))
+
+
+def _new_pace() -> dict[str, float]:
+    """Sums over the steps of an epoch."""
+    return {"seconds": 0.0, "waited": 0.0, "staleness": 0, "largest_staleness": 0, "uses": 0}
+
+
+def _note(pace: dict[str, float], sample: Sample[Message] | None) -> None:
+    """Add how old a batch's features are [batches], and how often they were used before."""
+    if sample is not None:
+        pace["staleness"] += sample.staleness
+        pace["largest_staleness"] = max(pace["largest_staleness"], sample.staleness)
+        pace["uses"] += sample.uses
+
+
+def _input_shape(network: LocalNetwork, index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of what a module sees of one image."""
+    for module in list(network)[:index]:
+        shape = dry_run(module.blocks, shape).shape
+    return shape

@@ -1,0 +1,251 @@
+"""Asynchronous training: starts a process for every module, and again when one dies, and keeps the run's record."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+import tempfile
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from locallearn.config import RunConfig, digest
+from locallearn.core.network import build_network
+from locallearn.data.datasets import Dataset, ImageSet
+from locallearn.data.store import ImageStore
+from locallearn.errors import CheckpointError, InterruptedRunError, LocalLearnError
+from locallearn.training import checkpoint as checkpoints
+from locallearn.training import record
+from locallearn.training.async_module import Job, module_folder
+from locallearn.training.async_process import ModuleProcess
+from locallearn.training.evaluate import evaluate, module_label
+from locallearn.training.observer import Observer
+from locallearn.training.record import RunFolder
+from locallearn.training.setup import image_shape
+from locallearn.training.stop import StopRequest
+from locallearn.training.summary import summarise
+
+_LOOK_SECONDS = 0.2
+"""The launcher looks for a request to stop this often [s]."""
+
+
+class AsynchronousTraining:
+    """One training with ``runtime = "asynchronous"``; the processes do the work.
+
+    Args:
+        config: a resolved configuration.
+        dataset: its data.
+        folder: the run's folder.
+        observer: is told how it goes.
+    """
+
+    def __init__(self, config: RunConfig, dataset: Dataset, folder: RunFolder, observer: Observer) -> None:
+        self.config, self.folder, self.observer = config, folder, observer
+        self.dataset = dataclasses.replace(dataset, train=_shared(dataset.train), test=_shared(dataset.test))
+        assert config.train.device is not None
+        assert config.train.precision is not None
+        self.device, self.precision = torch.device(config.train.device), config.train.precision
+        if config.train.threads:
+            torch.set_num_threads(config.train.threads)
+        self.network = build_network(config, image_shape(dataset)).to(self.device)
+        if config.train.channels_last:
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.names = [module.name for module in self.network]
+        self.store = self._store(self.dataset.train)
+        self.steps_per_epoch = self.store.steps(config.train.batch_size)
+        self.kept = checkpoints.CheckpointFolder(folder.checkpoints, config.checkpoint.keep_last)
+        self.stop = StopRequest()
+        self.processes: list[ModuleProcess] = []
+        self.steps = [0] * len(self.names)
+        self.finished: set[int] = set()
+        self.away: set[int] = set()
+        self.restarts = [0] * len(self.names)
+        self.epoch = 0
+        """Epochs that all modules have done and the record holds."""
+        self._epochs: dict[tuple[int, int], dict[str, Any]] = {}
+        self._peaks = [0] * len(self.names)
+        self.progress: dict[str, Any] = {"images": 0.0, "train_seconds": 0.0, "best": None, "last": None}
+        self.progress["commits"] = []
+
+    def _store(self, images: ImageSet) -> ImageStore:
+        train = self.config.train
+        return ImageStore(images, self.dataset, None, self.device, self.config.seed, bool(train.channels_last))
+
+    def restore(self) -> None:
+        """Read from the record what was done; every module's process goes on from its own newest checkpoint."""
+        self.folder.rewind(sys.maxsize)  # drops a line that was cut off
+        for event in self.folder.events():
+            if event["event"] == "train":
+                self._count(event)
+            elif event["event"] == "evaluate":
+                self._remember(event)
+            elif event["event"] in ("start", "resume"):
+                self._note_commit(event["commit"])
+
+    # --- the run -----------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end and return the summary."""
+        total = self.config.train.epochs
+        self.observer.on_start(self.config, self.steps_per_epoch, total, self.epoch * self.steps_per_epoch)
+        nodes = [{"module": module_label(name), "group": group} for name, group in self.network.nodes]
+        kind = {"event": "resume"} if self._started() else {"event": "start", "nodes": nodes}
+        self._record({**kind, "time": record.now(), "commit": record.commit()})
+        self._note_commit(record.commit())
+        self._sockets = Path(tempfile.mkdtemp(prefix="locallearn-"))  # for this user's eyes only
+        try:
+            with self.stop:
+                self.processes = [self._start(index) for index in range(len(self.names))]
+                while len(self.finished) < len(self.names) or self.epoch < total:
+                    self._watch()
+        finally:
+            for process in self.processes:
+                process.end()
+            for process in self.processes:
+                process.join()
+            shutil.rmtree(self._sockets, ignore_errors=True)
+        self._evaluate()
+        summary = summarise(self.config, self.dataset, self.network, self.progress, self.epoch * self.steps_per_epoch)
+        summary["memory"]["peak_rss_bytes"] = max(self._peaks)
+        self.folder.write_summary(summary)
+        return summary
+
+    def _note_commit(self, commit: str | None) -> None:
+        if commit not in self.progress["commits"]:
+            self.progress["commits"].append(commit)
+
+    def _started(self) -> bool:
+        return bool(self.epoch) or any(module_folder(self.folder.path, name).exists() for name in self.names)
+
+    def _start(self, index: int) -> ModuleProcess:
+        return ModuleProcess(Job(self.config, self.dataset, self.folder.path, self._sockets, index))
+
+    def _watch(self) -> None:
+        """Hear what the processes tell, start again those that died, and stop where that was asked for."""
+        wait([process.pipe for process in self.processes] + [p.sentinel for p in self.processes], _LOOK_SECONDS)
+        if self.stop.requested:
+            raise InterruptedRunError(
+                f"interrupted in epoch {self.epoch + 1}; continue with: locallearn train --resume {self.folder.path}"
+            )
+        for index, process in enumerate(self.processes):
+            alive = process.alive  # asked before its last words are heard
+            for message in process.messages():
+                self._hear(index, message)
+            if not alive and not self.stop.requested:
+                self._restart(index)
+        while all((index, self.epoch + 1) in self._epochs for index in range(len(self.names))):
+            self._finish_epoch()
+
+    def _restart(self, index: int) -> None:
+        self.processes[index].join()
+        self.restarts[index] += 1
+        if self.restarts[index] > self.config.asynchronous.restarts:
+            times = f"{self.restarts[index]} times; asynchronous.restarts is {self.config.asynchronous.restarts}"
+            raise LocalLearnError(f"the process of module {self.names[index]} died {times}")
+        self._tell("lost", index)
+        self.away.add(index)
+        self.finished.discard(index)
+        self.processes[index] = self._start(index)
+
+    def _hear(self, index: int, message: dict[str, Any]) -> None:
+        kind = message["kind"]
+        if kind == "step":
+            self.steps[index] = message["step"]
+            if index in self.away:
+                self.away.remove(index)
+                self._tell("returned", index)
+            self.observer.on_step(min(self.steps))
+        elif kind == "epoch" and message["epoch"] > self.epoch:
+            self._epochs[index, message["epoch"]] = message
+        elif kind == "finished":
+            self.finished.add(index)
+            self._peaks[index] = message["peak_rss_bytes"]
+        elif kind == "warning":
+            self.observer.on_warning(message["text"])
+
+    def _tell(self, event: str, index: int) -> None:
+        """Record that a module's process died or is back, and how far every module was."""
+        steps = dict(zip(self.names, self.steps, strict=True))
+        self._record({"event": event, "time": record.now(), "module": self.names[index], "steps": steps})
+
+    # --- the record --------------------------------------------------------------------------------------------
+
+    def _finish_epoch(self) -> None:
+        """Record an epoch that all modules have done, as slow as the slowest of them was."""
+        told = [self._epochs.pop((index, self.epoch + 1)) for index in range(len(self.names))]
+        nodes = [node for report in told for node in report["nodes"]]
+        seconds = max(node["seconds"] for node in nodes)
+        event = {
+            "event": "train",
+            "epoch": self.epoch + 1,
+            "learning_rate": told[0]["learning_rate"],
+            "seconds": seconds,
+            "images": told[0]["images"],
+            "images_per_second": told[0]["images"] / seconds,
+            "activation_bytes": max(report["activation_bytes"] for report in told),
+            "nodes": nodes,
+        }
+        self._count(event)
+        self._record(event)
+        every = self.config.train.evaluate_every
+        if every and self.epoch % every == 0 and self.epoch < self.config.train.epochs:
+            self._evaluate()
+
+    def _count(self, event: dict[str, Any]) -> None:
+        self.epoch = event["epoch"]
+        self.progress["images"] += event["images"]
+        self.progress["train_seconds"] += event["seconds"]
+        self.progress["activation_bytes"] = event["activation_bytes"]
+
+    def _evaluate(self) -> None:
+        """Evaluate the modules as they were saved last, and keep them as one checkpoint of the whole network."""
+        tensors: dict[str, Tensor] = {}
+        for index, name in enumerate(self.names):
+            for key, value in self._saved(name).tensors.items():
+                if key.startswith("network/"):
+                    tensors[f"network/stages.{index}.{key.removeprefix('network/')}"] = value
+        step = self.epoch * self.steps_per_epoch
+        path = self.kept.write(checkpoints.Checkpoint(tensors, {"step": step, "digest": digest(self.config)}), step)
+        checkpoints.load_network(self.network, tensors, path)
+        batches = self._store(self.dataset.test).ordered(self.config.train.evaluate_batch_size)
+        found = evaluate(self.network, batches, self.precision)
+        event = {
+            "epoch": self.epoch,
+            "last_layer": found.last_layer,
+            "ensemble": found.ensemble,
+            "nodes": found.nodes,
+        }
+        self._record({"event": "evaluate", **event})
+        if self._remember(event) and self.config.checkpoint.keep_best:
+            self.kept.mark_best(path)
+
+    def _saved(self, name: str) -> checkpoints.Checkpoint:
+        """The newest checkpoint of a module, whose process may be writing the next one."""
+        folder = module_folder(self.folder.path, name)
+        _, found, _ = checkpoints.CheckpointFolder(folder, self.config.checkpoint.keep_last).newest()
+        if found is None:
+            raise CheckpointError(f"no checkpoint in {folder}")
+        return found
+
+    def _remember(self, event: dict[str, Any]) -> bool:
+        """Note an evaluation, and tell whether the last layer was never better."""
+        found = {key: event[key] for key in ("epoch", "last_layer", "ensemble", "nodes")}
+        best = self.progress["best"]
+        better = best is None or found["last_layer"] > best["last_layer"]
+        self.progress["last"], self.progress["best"] = found, found if better else best
+        return better
+
+    def _record(self, event: dict[str, Any]) -> None:
+        event = {**event, "step": self.epoch * self.steps_per_epoch}
+        self.folder.append(event)
+        self.observer.on_event(event)
+
+
+def _shared(images: ImageSet) -> ImageSet:
+    """The images in memory that all processes see."""
+    pixels = images.images.contiguous(memory_format=torch.channels_last)  # as a store keeps them, without a copy
+    return ImageSet(pixels.share_memory_(), images.labels.share_memory_())

@@ -1,0 +1,103 @@
+"""Pooled features of a frozen network, read at some of its depths in one forward pass."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from locallearn.core.module import autocast
+from locallearn.core.network import LocalNetwork
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in a network: the end of one of its blocks.
+
+    Attributes:
+        module: the module, 1..K.
+        block: name of the block.
+        depth: the block's number in the network, from 1.
+        ends_module: whether it is the module's last block.
+    """
+
+    module: int
+    block: str
+    depth: int
+    ends_module: bool
+
+
+def places(network: LocalNetwork, depth: str = "all") -> list[Place]:
+    """Where features are read.
+
+    Args:
+        network: the network; a decoupled classifier has no blocks, so no place.
+        depth: ``"all"`` blocks, the ends of ``"modules"``, or the ``"last"`` one.
+    """
+    found: list[Place] = []
+    for module in network:
+        names = [re.sub(r"(?<=\d)_(?=\d)", ".", name) for name, _ in module.blocks.named_children()]
+        for i, name in enumerate(names, start=1):
+            found.append(Place(int(module.name), name, len(found) + 1, i == len(names)))
+    chosen = {"all": found, "modules": [place for place in found if place.ends_module], "last": found[-1:]}
+    return chosen[depth]
+
+
+@contextlib.contextmanager
+def frozen(network: LocalNetwork) -> Iterator[None]:
+    """Eval mode (running statistics of batch norm) and no gradient; the network's mode comes back as it was."""
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        network.train(was_training)
+
+
+class Reader:
+    """Reads features of a frozen network: one forward pass a batch, however many places there are.
+
+    Args:
+        network: the network; its weights and statistics are never changed.
+        where: places in the order of the network.
+        precision: ``"fp32"`` or ``"bf16"`` (autocast).
+        pool: side that feature maps are averaged to [positions]; smaller maps stay as they are.
+
+    Attributes:
+        passes: forward passes so far.
+    """
+
+    def __init__(self, network: LocalNetwork, where: Sequence[Place], precision: str, pool: int = 1) -> None:
+        self.network, self.precision, self.pool = network, precision, pool
+        self.passes = 0
+        self._depths = {place.depth for place in where}
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """Features [B, D] of every place, fp32, for normalised images [B, C, H, W].
+
+        The features of group g of G are the g-th of G equal parts of the D.
+        """
+        self.passes += 1
+        found, features, depth, last = [], images, 0, max(self._depths)
+        with frozen(self.network), autocast(images.device, self.precision):
+            for block in (block for module in self.network for block in module.blocks):
+                features, depth = block(features), depth + 1
+                if depth in self._depths:
+                    found.append(pooled(features, self.pool))
+                if depth == last:
+                    break
+        return found
+
+
+def pooled(features: Tensor, size: int = 1) -> Tensor:
+    """Feature maps [B, C, H, W] averaged to ``size`` x ``size`` and flattened; vectors [B, D] as they are; fp32."""
+    if features.dim() == 4:
+        height, width = features.shape[2:]
+        features = adaptive_avg_pool2d(features.float(), (min(size, height), min(size, width))).flatten(1)
+    return features.float()

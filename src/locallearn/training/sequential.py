@@ -1,0 +1,95 @@
+"""Sequential training: one module after the other, each for all its epochs, on a device that holds one module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from locallearn.config import RunConfig
+from locallearn.core.network import LocalNetwork
+from locallearn.data.datasets import Dataset
+from locallearn.data.store import Batch
+from locallearn.runtime.cache import FeatureCache
+from locallearn.runtime.sequential import SequentialRuntime
+from locallearn.training.checkpoint import Checkpoint
+from locallearn.training.evaluate import evaluate, module_label
+from locallearn.training.guard import FiniteGuard
+from locallearn.training.loop import Training
+from locallearn.training.observer import Observer
+from locallearn.training.record import RunFolder
+from locallearn.training.sums import Sums
+
+
+class SequentialTraining(Training):
+    """One training with ``runtime = "sequential"``: a phase for every module, the decoupled classifier last.
+
+    Gradients, optimizer state and activations are those of one module. Steps and epochs of the record count through
+    all phases; learning rate, order of images and dropout start again with each.
+    """
+
+    def __init__(self, config: RunConfig, dataset: Dataset, folder: RunFolder, observer: Observer) -> None:
+        super().__init__(config, dataset, folder, observer)
+        self.modules = list(self.network)
+        self.phases = len(self.modules)
+        self._all_steps = self.steps
+        settings = config.sequential
+        kept = folder.path / "features" if settings.cache == "disk" else None
+        self.cache = None if settings.cache == "none" else FeatureCache(int(settings.cache_gib * 2**30), kept)
+        self._enter(0)
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end and return the summary. Kept features do not outlive the call."""
+        try:
+            self._clear_cache()  # what a kill left behind
+            return super().run()
+        finally:
+            self._clear_cache()
+
+    def _clear_cache(self) -> None:
+        if self.cache is not None:
+            self.cache.clear()
+
+    def _enter(self, index: int) -> None:
+        """Train this module (counted from 0) from now on; the one before it lets go of what only training needs."""
+        self.index = index
+        for step in self.steps:
+            step.optimizer.state.clear()
+            step.optimizer.zero_grad(set_to_none=True)
+        self.steps = [self._all_steps[index]]
+        only = LocalNetwork([self.modules[index]])
+        self.sums, self.guard = Sums(only, self.device), FiniteGuard(only, self.device)
+        frozen = self.modules[:index]
+        self.runtime = SequentialRuntime(
+            self.steps[0], frozen, self.config.sequential, self.steps_per_epoch, self.cache
+        )
+
+    def _put_back(self, path: Path, found: Checkpoint) -> None:
+        phase = found.progress["step"] // (self.steps_per_epoch * self.config.train.epochs)
+        self._enter(min(phase, self.phases - 1))
+        super()._put_back(path, found)
+
+    def _epoch(self, epoch: int, start: int) -> None:
+        index = epoch // self.config.train.epochs
+        if index != self.index:
+            self._enter(index)
+        super()._epoch(epoch, start)
+
+    def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        if self.cache is not None and self.index:
+            epoch %= self.config.sequential.cache_epochs
+        return super()._batches(epoch, start)
+
+    def _evaluate(self, epoch: int) -> bool:
+        """Evaluate the modules so far; there is no last layer before the last one trains."""
+        if self.index == self.phases - 1:
+            return super()._evaluate(epoch)
+        network = LocalNetwork(self.modules[: self.index + 1])
+        found = evaluate(network, self.test_store.ordered(self.config.train.evaluate_batch_size), self.precision)
+        self._record({"event": "evaluate", "epoch": epoch, "nodes": found.nodes})
+        return False
+
+    def _record(self, event: dict[str, Any]) -> None:
+        if event["event"] in ("train", "evaluate"):
+            event = {**event, "module": module_label(self.modules[self.index].name)}
+        super()._record(event)

@@ -1,0 +1,146 @@
+"""Each check passes on what is right, and fails on a planted fault."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import small
+from locallearn.config import DataConfig, OptimizerConfig, ScheduleConfig, SequentialConfig
+from locallearn.core.module import LocalStep
+from locallearn.data.datasets import load
+from locallearn.losses import objectives
+from locallearn.nn import heads
+from locallearn.training import loop, runs
+from locallearn.training.observer import Quiet
+from locallearn.training.verify import BATCH, gradients_stay, images_of, shortened, synthetic, verify
+
+GRADIENTS, REPEATABLE, RESUME = range(3)
+
+
+def checks_of(config=None):
+    config = config or small.config()
+    return verify(config, load(config.data))
+
+
+def gradient_check(tmp_path, config=None):
+    config = config or small.config()
+    short, dataset = shortened(config, load(config.data))
+    return gradients_stay(loop.Training(short, dataset, runs.RunFolder(tmp_path / "run"), Quiet()))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"method": "e2e", "depth": 1, "width": (1,)},
+        {"runtime": "sequential", "sequential": SequentialConfig(cache="memory", cache_dtype="uint8")},
+        {"optimizer": OptimizerConfig(name="adam", learning_rate=1e-3, clip_norm=1.0)},
+        {"train": dataclasses.replace(small.TRAIN, precision="bf16"), "schedule": ScheduleConfig(warmup_epochs=2)},
+    ],
+    ids=["gn-dgl", "e2e", "sequential", "adam", "bf16"],
+)
+def test_all_is_well(changes):
+    checks = checks_of(small.config(**changes))
+    assert [check.passed for check in checks] == [True] * 3
+    assert [check.difference for check in checks] == [0.0] * 3
+
+
+def test_nothing_is_left_behind_and_the_machine_is_as_before(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    checks_of()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_detach_between_modules_fails(tmp_path, monkeypatch):
+    call = LocalStep.__call__
+
+    def leaking(self, features, batch, index=0):
+        _, loss = call(self, features, batch, index)
+        return self.module(features), loss  # with its graph
+
+    monkeypatch.setattr(LocalStep, "__call__", leaking)
+    check = gradient_check(tmp_path)
+    assert not check.passed
+    assert check.difference is None or check.difference > 0
+
+
+def test_a_leak_between_groups_fails_and_is_measured(tmp_path, monkeypatch):
+    config = small.config(objective=dataclasses.replace(small.config().objective, head="0c2f"))
+    assert gradient_check(tmp_path, config).passed
+    monkeypatch.setattr(heads, "stop_gradient_vectors", lambda x, g: x[None].expand(g, *x.shape))
+    check = gradient_check(tmp_path, config)
+    assert not check.passed
+    assert check.difference > 0
+
+
+def test_a_diversity_penalty_that_does_not_detach_fails(tmp_path, monkeypatch):
+    def leaking(logits, labels, temperature):
+        return (logits * logits.flip(0)).mean((1, 2))
+
+    monkeypatch.setattr(objectives, "diversity", leaking)
+    check = gradient_check(tmp_path)
+    assert not check.passed
+    assert check.difference > 0
+
+
+def test_a_loss_without_gradient_fails(tmp_path, monkeypatch):
+    """Zero everywhere would else pass for "no leak"."""
+    cross_entropy = objectives.cross_entropy
+    monkeypatch.setattr(objectives, "cross_entropy", lambda *a: cross_entropy(*a) * 0)
+    config = small.config(objective=dataclasses.replace(small.config().objective, diversity_weight=0.0))
+    check = gradient_check(tmp_path, config)
+    assert not check.passed
+    assert "no gradient at all in module 1, group 1" in check.detail
+
+
+def test_a_draw_from_the_clock_fails_repeatability(monkeypatch):
+    step = loop.InlineRuntime.step
+
+    def random(self, batch, index):
+        noise = torch.randn(batch.images.shape, generator=torch.Generator().manual_seed(random.calls))
+        random.calls += 1
+        return step(self, dataclasses.replace(batch, images=batch.images + 1e-3 * noise), index)
+
+    random.calls = 0
+    monkeypatch.setattr(loop.InlineRuntime, "step", random)
+    checks = checks_of()
+    assert [check.passed for check in checks] == [True, False, False]
+    assert 0 < checks[REPEATABLE].difference < 1
+
+
+@pytest.mark.parametrize("lost", ["optimizer", "weights", "step"])
+@pytest.mark.parametrize("runtime", ["inline", "sequential"])
+def test_a_resume_that_forgets_fails(monkeypatch, lost, runtime):
+    if lost == "optimizer":
+        monkeypatch.setattr(loop.checkpoints, "load_optimizer", lambda *_: None)
+    elif lost == "weights":
+        monkeypatch.setattr(loop.checkpoints, "load_network", lambda *_: None)
+    else:
+        put_back = loop.Training._put_back
+
+        def forget(self, path, found):
+            put_back(self, path, found)
+            self.step -= 1
+
+        monkeypatch.setattr(loop.Training, "_put_back", forget)
+    checks = checks_of(small.config(runtime=runtime))
+    assert [check.passed for check in checks] == [True, True, False]
+    assert checks[RESUME].difference is None or checks[RESUME].difference > 0
+
+
+def test_data_that_is_not_there_is_replaced_by_pixels_of_its_shape(tmp_path):
+    dataset, is_synthetic = images_of(DataConfig("cifar100", root=str(tmp_path)))
+    assert is_synthetic
+    assert (dataset.channels, dataset.image_size, len(dataset.classes)) == (3, 32, 100)
+    assert images_of(DataConfig("digits"))[1] is False
+    config = small.config(data=DataConfig("cifar100", root=str(tmp_path)))
+    assert all(check.passed for check in verify(config, dataset))
+
+
+def test_the_short_run_keeps_the_network_and_the_share_of_the_rate():
+    config = small.config(schedule=ScheduleConfig(warmup_epochs=2), optimizer=OptimizerConfig(learning_rate=0.2))
+    short, dataset = shortened(config, synthetic(DataConfig("cifar10")))
+    assert (short.method, short.depth, short.groups, short.objective) == ("gn-dgl", 2, (2, 2), config.objective)
+    assert short.optimizer.learning_rate == 0.1
+    assert (short.train.batch_size, len(dataset.train.labels)) == (BATCH, 4 * BATCH)

@@ -13,7 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import locallearn as ll
 
-STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 60
 CONTEXT = 48
 
 with contextlib.redirect_stdout(io.StringIO()):  # importing it prints it
@@ -72,7 +72,7 @@ network.train()
 print(f"{len(text)} letters; the last module reads {network.pieces[-1].reads[0]}, which the first one trains")
 for step in range(1, STEPS + 1):
     metrics = network.step(batch(16))
-    if step % 100 == 0 or step == STEPS:
+    if step % 30 == 0 or step == STEPS:
         losses = " ".join(f"{metrics[f'loss/{k}']:.3f}" for k in (1, 2, 3))
         print(f"step {step}: losses of the modules {losses} [nats a letter]")
 print(write(network.merge(), "Beautiful is", 60))

@@ -97,6 +97,8 @@ def split(
     config = dataclasses.replace(settings or ObjectiveConfig(), head=head, loss=None)
     scorer = copied.get_submodule(found.scorer) if found.scorer else None
     images = call.first
+    if objective == "infopro" and (images.amin() < 0 or images.amax() > 1):
+        raise ConfigError("objective", objective, "another loss for images with pixels outside [0, 1]")
     given = ObjectiveInput(
         config=config,
         shape=(),
@@ -152,6 +154,8 @@ def _objective(
         else:
             head = build_token_head(given) if len(given.shape) == 2 else given.head(given.classes)
             made = UserLoss(head, objective)
+    if made.views != 1:
+        raise ConfigError("objective", objective, "a loss on one view of every example (a method like dgssl has two)")
     initialise(made, given.groups, seed, str(k), "head")
     made.start()
     return made

@@ -38,14 +38,12 @@ class Objective(nn.Module):
     """Base of local objectives. Its child modules are its auxiliary networks; each takes the module's features.
 
     Every parameter and buffer is stacked by group on dimension 0, as those of the blocks are.
-
-    Attributes:
-        needs_labels: whether a batch without labels is refused.
-        views: views of every image that a batch must hold: 1, or 2 for losses that compare them.
     """
 
-    needs_labels: bool = True
-    views: int = 1
+    views = 1
+    """Views of every image that a batch must hold: 1, or 2 for losses that compare them."""
+    needs_labels = True
+    """Whether a batch without labels is refused; only batches of a user's own model may have none."""
 
     def forward(self, features: Tensor, batch: Batch) -> LocalLoss:
         """Losses of the nodes whose features on ``batch`` are ``features``, [B, C, H, W] or [B, C]."""

@@ -34,7 +34,8 @@ def pack(weight: Tensor, groups: int, together: int) -> Tensor:
     _blocks(packed, groups, together).copy_(
         weight.view(groups // together, together, rows // groups, channels, height, width)
     )
-    return packed
+    last = weight.is_contiguous(memory_format=torch.channels_last)  # in another layout than its input it is reordered
+    return packed.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def _blocks(packed: Tensor, groups: int, together: int) -> Tensor:

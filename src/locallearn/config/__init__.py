@@ -7,6 +7,7 @@ holds what was decided.
 
 from locallearn.config.data import AugmentConfig, DataConfig
 from locallearn.config.files import digest, from_dict, from_toml, to_dict, to_toml
+from locallearn.config.mesh import MeshConfig
 from locallearn.config.objective import ObjectiveConfig
 from locallearn.config.run import RunConfig
 from locallearn.config.training import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
@@ -15,6 +16,7 @@ __all__ = [
     "AugmentConfig",
     "CheckpointConfig",
     "DataConfig",
+    "MeshConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
     "RunConfig",

@@ -65,12 +65,15 @@ def from_toml(text: str) -> RunConfig:
 def digest(config: RunConfig) -> str:
     """Sixteen hexadecimal digits that name what is computed.
 
-    Runs with equal digests and seeds train the same thing; where data lies, which device computes, how often
-    checkpoints are written and the seed itself are left out.
+    Runs with equal digests and seeds train the same thing; where data lies, which devices and processes compute,
+    how often checkpoints are written and the seed itself are left out.
     """
     values = to_dict(config)
-    for key in ("seed", "checkpoint"):
+    for key in ("seed", "checkpoint", "runtime"):
         values.pop(key)
+    wire = values.pop("mesh").get("wire")
+    if wire is not None:  # features that are rounded on their way are other features
+        values["mesh"] = {"wire": wire}
     for group, keys in {
         "data": ("root", "download"),
         "train": ("device", "threads", "evaluate_batch_size"),

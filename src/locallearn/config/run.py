@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from locallearn.config.checks import (
     STRICT,
     check,
+    choice,
     fraction,
     is_int,
     positive_int,
 )
 from locallearn.config.data import AugmentConfig, DataConfig
+from locallearn.config.mesh import MeshConfig
 from locallearn.config.objective import ObjectiveConfig
 from locallearn.config.training import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from locallearn.errors import ConfigError
@@ -42,6 +45,8 @@ class RunConfig:
     """Dropout after every block of a VGG."""
     seed: int = 0
     """Seed of everything random in the run."""
+    runtime: Literal["inline", "distributed"] = "inline"
+    """How nodes are executed: inline (one process, module after module), or distributed (the processes of the mesh)."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -49,6 +54,7 @@ class RunConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
         positive_int("depth", self.depth)
@@ -62,6 +68,11 @@ class RunConfig:
             raise ConfigError("cuts", self.cuts, "auto, balanced, layerwise, or the names of blocks")
         fraction("dropout", self.dropout)
         check("seed", self.seed, lambda v: is_int(v) and 0 <= v < 2**63, "a whole number in [0, 2^63)")
+        choice("runtime", self.runtime, "inline", "distributed")
+        if self.mesh.size > 1 and self.runtime == "inline":
+            raise ConfigError("runtime", self.runtime, f"distributed with a mesh of {self.mesh.size} processes")
+        if self.mesh.wire is not None and self.runtime == "inline":
+            raise ConfigError("mesh.wire", self.mesh.wire, "none with runtime inline, where nothing travels")
         if self.schedule.warmup_epochs > self.train.epochs:
             raise ConfigError(
                 "schedule.warmup_epochs",

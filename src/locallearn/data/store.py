@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +31,27 @@ class Batch:
     labels: Tensor
     pixels: Tensor
     step: int
+
+
+class LateBatch(Batch):
+    """A batch whose images are made when they are first asked for, which not every process does.
+
+    Args:
+        labels: int64 [B].
+        step: position in the epoch, from 0.
+        make: makes the batch.
+    """
+
+    def __init__(self, labels: Tensor, step: int, make: Callable[[], Batch]) -> None:
+        self.__dict__.update(labels=labels, step=step, _make=make)
+
+    def __getattr__(self, name: str) -> Any:
+        """Only called for what is not there yet."""
+        if "_make" not in self.__dict__:
+            raise AttributeError(name)
+        made = self.__dict__.pop("_make")()
+        self.__dict__.update(vars(made) | {"labels": self.labels})
+        return getattr(self, name)
 
 
 class ImageStore:
@@ -84,10 +107,13 @@ class ImageStore:
         order = order.to(self._labels.device)
         for step in range(start, self.steps(batch_size)):
             chosen = order[step * batch_size : (step + 1) * batch_size]
-            images = self._images.index_select(0, chosen)
-            if self._augment is not None:
-                images = change(images, self._augment, seeding.derive(self._seed, "augment", epoch, step))
-            yield self._batch(images, self._labels[chosen], step)
+            yield LateBatch(self._labels[chosen], step, partial(self._make, chosen, epoch, step))
+
+    def _make(self, chosen: Tensor, epoch: int, step: int) -> Batch:
+        images = self._images.index_select(0, chosen)
+        if self._augment is not None:
+            images = change(images, self._augment, seeding.derive(self._seed, "augment", epoch, step))
+        return self._batch(images, self._labels[chosen], step)
 
     def ordered(self, batch_size: int) -> Iterator[Batch]:
         """All images in their own order and unchanged, for evaluation; a single last image is kept."""

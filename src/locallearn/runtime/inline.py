@@ -14,17 +14,31 @@ class InlineRuntime:
 
     Args:
         steps: the local steps of the modules, in order.
+
+    Attributes:
+        stopping: whether training stops after the last batch.
     """
 
     def __init__(self, steps: Sequence[LocalStep]) -> None:
         self.steps = steps
+        self.stopping = False
 
-    def step(self, batch: Batch, index: int) -> list[LocalLoss]:
+    def __enter__(self) -> InlineRuntime:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Nothing to close."""
+
+    def open(self, start: int, end: int) -> None:
+        """Nothing to connect."""
+
+    def step(self, batch: Batch, index: int, stop: bool = False) -> list[LocalLoss]:
         """Train every module on one batch (Algorithms 1 and 2).
 
         Args:
             batch: the batch.
             index: number of the step in the run.
+            stop: whether the process was asked to stop.
 
         Returns:
             Each module's losses, in order.
@@ -33,4 +47,5 @@ class InlineRuntime:
         for step in self.steps:
             features, loss = step(features, batch, index)
             losses.append(loss)
+        self.stopping = stop
         return losses

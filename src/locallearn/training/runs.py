@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from locallearn.config import RunConfig
+from locallearn.config import RunConfig, from_toml, to_toml
 from locallearn.data.datasets import Dataset, load
+from locallearn.runtime.world import Alone, ProcessWorld, local_device, process_world
 from locallearn.training.loop import Training
 from locallearn.training.observer import Observer, Quiet
 from locallearn.training.record import RunFolder
@@ -26,18 +28,24 @@ def train(
         overwrite: replace the run in that folder, once it is sure that the new one can start.
 
     Returns:
-        The summary, as in ``summary.json``.
+        The summary, as in ``summary.json``; with the distributed runtime an empty one on other processes than the
+        first.
 
     Raises:
         UsageError: the configuration cannot be trained, the data are not there, or the folder is taken.
         DivergedError: a loss became NaN or infinite; the last good checkpoint is kept.
     """
     folder = RunFolder(Path(run))
-    folder.check_free(overwrite)
-    dataset = load(config.data)
-    resolved = resolve(config, dataset)
-    training = _training(resolved, dataset, folder, observer, lambda: folder.create(resolved, overwrite))
-    return training.run()
+    with _world(config) as world:
+        if world.leader:
+            folder.check_free(overwrite)
+        dataset = _load(config, world)
+        resolved = from_toml(world.share(to_toml(resolve(config, dataset))))
+        training = Training(resolved, dataset, folder, _observer(observer, world), world)
+        if world.leader:  # only now, so that what cannot be built leaves no folder behind
+            folder.create(resolved, overwrite)
+        world.sync()
+        return training.run()
 
 
 def resume(run: str | Path, observer: Observer | None = None, **changes: Any) -> dict[str, Any]:
@@ -46,23 +54,39 @@ def resume(run: str | Path, observer: Observer | None = None, **changes: Any) ->
     Args:
         run: the run's folder.
         observer: is told how it goes.
-        changes: fields of ``train`` and ``data`` that may differ on this machine: ``device``, ``threads``, ``root``.
+        changes: what may differ on this machine: ``device`` and ``threads`` of ``train``, ``root`` of ``data``,
+            ``runtime`` and ``mesh``.
     """
     folder = RunFolder(Path(run))
     config = with_changes(folder.config(), **changes)
     summary = folder.summary()
     if summary is not None:
         return summary
+    with _world(config) as world:
+        dataset = _load(config, world)
+        training = Training(resolve(config, dataset), dataset, folder, _observer(observer, world), world)
+        training.restore()
+        return training.run()
+
+
+@contextlib.contextmanager
+def _world(config: RunConfig) -> Iterator[Alone | ProcessWorld]:
+    if config.runtime == "inline":
+        yield Alone()
+    else:
+        with process_world(config, local_device(config)) as world:
+            yield world
+
+
+def _load(config: RunConfig, world: Alone | ProcessWorld) -> Dataset:
+    """The data; where they may have to be fetched first, the leader does that alone."""
+    if config.data.download and not world.leader:
+        world.sync()
     dataset = load(config.data)
-    training = _training(resolve(config, dataset), dataset, folder, observer, lambda: None)
-    training.restore()
-    return training.run()
+    if config.data.download and world.leader:
+        world.sync()
+    return dataset
 
 
-def _training(
-    config: RunConfig, dataset: Dataset, folder: RunFolder, observer: Observer | None, create: Callable[[], None]
-) -> Training:
-    """Build everything before the folder is made, so that what cannot be built leaves no folder behind."""
-    training = Training(config, dataset, folder, observer or Quiet())
-    create()
-    return training
+def _observer(observer: Observer | None, world: Alone | ProcessWorld) -> Observer:
+    return observer if observer is not None and world.leader else Quiet()

@@ -1,0 +1,210 @@
+"""The processes of a run: who they are, and what they say to each other besides features."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+
+from locallearn.config import RunConfig
+from locallearn.core.shard import join
+from locallearn.errors import ConfigError, LocalLearnError
+from locallearn.plan.mesh import Mesh
+
+
+class PeerLostError(LocalLearnError):
+    """A process that this one works with died, or said nothing for ``mesh.timeout``."""
+
+
+class Alone:
+    """The world of one process.
+
+    Attributes:
+        leader: whether this process writes the record and evaluates.
+    """
+
+    leader = True
+
+    def sync(self) -> None:
+        """Nobody to wait for."""
+
+    def share(self, text: str) -> str:
+        """The text."""
+        return text
+
+    def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors."""
+        return dict(tensors)
+
+    def largest(self, value: int) -> int:
+        """The value."""
+        return value
+
+
+class ProcessWorld:
+    """The processes of a mesh.
+
+    Args:
+        mesh: their arrangement.
+        device: where this one computes.
+        timeout: how long to wait for a silent process [s].
+
+    Attributes:
+        rank: this process.
+        leader: whether this process writes the record and evaluates.
+        parts: how many processes write a checkpoint together.
+        part: which of them this is; None for the other replicas, which have the same.
+        features: the group that features travel in.
+        entrance: the group of the ranks of the first modules that this one belongs to; None where it does not, or
+            is alone there.
+    """
+
+    def __init__(self, mesh: Mesh, device: torch.device, timeout: float) -> None:
+        self.mesh, self.device = mesh, device
+        self.rank = dist.get_rank()
+        self.place = mesh.place(self.rank)
+        self.leader = self.rank == 0
+        self.parts = mesh.depth * mesh.width
+        self.part = self.rank // mesh.data if self.place.data == 0 else None
+        limit = datetime.timedelta(seconds=timeout)
+        sizes, names = (mesh.depth, mesh.width, mesh.data), ("depth", "width", "data")
+        self._axes = init_device_mesh(device.type, sizes, mesh_dim_names=names)
+        self.features = dist.new_group(timeout=limit)
+        self._control = dist.new_group(backend="gloo", timeout=limit)
+        first = list(range(mesh.width * mesh.data))
+        entrance = dist.new_group(first, backend="gloo", timeout=limit) if len(first) > 1 else None
+        self.entrance = entrance if self.place.depth == 0 else None
+
+    def axis(self, name: str) -> dist.ProcessGroup:
+        """The group of the ranks that differ from this one on one axis only: ``width`` or ``data``."""
+        return self._axes.get_group(name)
+
+    def sync(self) -> None:
+        """Wait until every process is here."""
+        with naming("a process of the mesh"):
+            dist.barrier(self._control)
+
+    def share(self, text: str) -> str:
+        """The leader's text."""
+        data = text.encode() if self.leader else b""
+        return _exchange(self._control, self.rank, 0, None, data).decode()
+
+    def agree(self, wanted: bool) -> bool:
+        """Whether any of the ranks of the first modules wants it; only they may ask."""
+        if self.entrance is None:
+            return wanted
+        flag = torch.tensor([int(wanted)])
+        with naming("a process of module 1"):
+            dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.entrance)
+        return bool(flag)
+
+    def largest(self, value: int) -> int:
+        """The largest value of all processes."""
+        found = torch.tensor([value])
+        with naming("a process of the mesh"):
+            dist.all_reduce(found, dist.ReduceOp.MAX, group=self._control)
+        return int(found)
+
+    def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """On the leader, the tensors of every process with their rows put together; elsewhere nothing."""
+        own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        writers = [rank for rank in range(self.mesh.size) if self.mesh.place(rank).data == 0]
+        parts: list[Mapping[str, Tensor]] = [own]
+        for rank in writers[1:]:
+            if self.leader:
+                parts.append(from_bytes(_exchange(self._control, 0, rank, 0, b"")))
+            elif rank == self.rank:
+                _exchange(self._control, rank, rank, 0, to_bytes(own))
+        return join(parts) if self.leader else {}
+
+
+def _exchange(group: dist.ProcessGroup, rank: int, source: int, target: int | None, data: bytes) -> bytes:
+    """Send bytes from ``source`` to ``target``, or to all; returns them where they arrive."""
+    size = torch.tensor([len(data)])
+    with naming("a process of the mesh"):
+        _move(size, group, rank, source, target)
+        buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(int(size)).byte()
+        _move(buffer, group, rank, source, target)
+    return buffer.numpy().tobytes()
+
+
+def _move(tensor: Tensor, group: dist.ProcessGroup, rank: int, source: int, target: int | None) -> None:
+    if target is None:
+        dist.broadcast(tensor, source, group=group)
+    elif rank == source:
+        dist.send(tensor, target, group=group)
+    else:
+        dist.recv(tensor, source, group=group)
+
+
+@contextlib.contextmanager
+def naming(who: str) -> Iterator[None]:
+    """Say in one line which peer was lost.
+
+    Raises:
+        PeerLostError: the communication inside failed.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # torch.distributed has no error of its own for a closed connection
+        reason = str(error).splitlines()[0].split("This is typically")[0].split("] ", 1)[-1].strip(" .")
+        raise PeerLostError(f"{who} is lost: {reason or 'no answer'}") from None
+
+
+def local_device(config: RunConfig) -> torch.device:
+    """The device of this process: the one in the configuration, or of several GPUs its own."""
+    device = torch.device(config.train.device or "cpu")
+    if device.type == "cuda" and config.runtime == "distributed":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    return device
+
+
+@contextlib.contextmanager
+def process_world(config: RunConfig, device: torch.device) -> Iterator[ProcessWorld]:
+    """Join the processes of the mesh, as torchrun's environment says, and leave them at the end.
+
+    A process group that is there already is used and kept.
+
+    Raises:
+        ConfigError: there are not as many processes as the mesh has places.
+        PeerLostError: they do not find each other.
+    """
+    mesh = Mesh(config.mesh.depth, config.mesh.width, config.mesh.data)
+    count = dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+    if count != mesh.size:
+        sizes = f"mesh of depth {mesh.depth} x width {mesh.width} x data {mesh.data}"
+        expected = f"{mesh.size} processes for a {sizes} (use torchrun --nproc-per-node, or --processes)"
+        raise ConfigError("runtime", f"distributed on {count} processes", expected)
+    own = not dist.is_initialized()
+    if own:
+        _join(device, config.mesh.timeout)
+    try:
+        yield ProcessWorld(mesh, device, config.mesh.timeout)
+    finally:
+        if own:
+            dist.destroy_process_group()
+
+
+def _join(device: torch.device, timeout: float) -> None:
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0")):
+        os.environ.setdefault(name, value)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    with naming("a process of the mesh"):
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+
+
+def names_of(nodes: Sequence[tuple[str, int]], rank: int) -> str:
+    """How a message names the nodes of a rank: ``module 2, groups 1-2 (rank 3)``."""
+    modules = list(dict.fromkeys(name for name, _ in nodes))
+    groups = sorted({group for _, group in nodes})
+    span = f"group {groups[0]}" if len(groups) == 1 else f"groups {groups[0]}-{groups[-1]}"
+    return f"module{'s' if len(modules) > 1 else ''} {', '.join(modules)}, {span} (rank {rank})"

@@ -34,6 +34,8 @@ PREDSIM = small.config("predsim", 2, (2,), optimizer=GENTLE)
 INFOPRO = small.config("infopro", 2, (1,), optimizer=GENTLE)
 VGG = small.config("gn-dgl", 2, (2,), model="tiny-vgg", optimizer=GENTLE)
 MLP = small.config("gn-dgl", 2, (2,), objective=ObjectiveConfig(head="mlp-sr"), optimizer=GENTLE)
+SPLIT = small.config("gn-dgl", 2, (2,), objective=ObjectiveConfig(stop_gradient=False), optimizer=GENTLE)
+GN3 = small.config("gn-dgl", 2, (3,), model="tiny-vgg", optimizer=GENTLE)
 ADAM = small.config("dgl", 2, (1,), optimizer=OptimizerConfig(name="adam", learning_rate=1e-3, clip_norm=1.0))
 
 EXACT = {
@@ -47,7 +49,32 @@ EXACT = {
         "vgg": on(dataclasses.replace(VGG, dropout=0.2), 2),
     },
     4: {"deep": on(small.config("dgl", 4, (1,)), 4)},
-    6: {},
+}
+ROUNDED = {
+    2: {
+        "width": on(GN1, 1, 2),
+        "width4": on(GN4, 1, 2),
+        "width_deep": on(GN, 1, 2),
+        "width_predsim": on(PREDSIM, 1, 2),
+        "width_vgg": on(VGG, 1, 2),
+        "width_mlp": on(MLP, 1, 2),
+        "width_split": on(SPLIT, 1, 2),
+        "data": on(DGL, 1, 1, 2),
+        "data_gn": on(GN, 1, 1, 2),
+        "data_predsim": on(PREDSIM, 1, 1, 2),
+        "data_infopro": on(INFOPRO, 1, 1, 2),
+        "data_vgg": on(VGG, 1, 1, 2),
+        "data_mlp": on(MLP, 1, 1, 2),
+        "data_adam": on(ADAM, 1, 1, 2),
+        "halved_gradient": on(GN1, 1, 2),
+        "lost_batch": on(DGL, 2),
+        "stale_features": on(GN1, 1, 2),
+        "own_statistics": on(DGL, 1, 1, 2),
+        "own_gradient": on(DGL, 1, 1, 2),
+        "wrong_labels": on(DGL, 2),
+    },
+    4: {"both": on(GN, 2, 2), "width_data": on(GN, 1, 2, 2), "depth_data": on(DGL, 2, 1, 2)},
+    6: {"uneven": on(GN3, 2, 3), "three": on(DGL, 2, 1, 3)},
 }
 
 

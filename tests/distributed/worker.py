@@ -14,7 +14,6 @@ import torch.distributed as dist
 from locallearn.config import from_toml
 from locallearn.core import module as core
 from locallearn.data.store import Batch, ImageStore
-from locallearn.nn.replicas import ReplicaBatchNorm
 from locallearn.runtime.peers import ProcessPeers
 from locallearn.training import runs
 
@@ -56,13 +55,25 @@ def lost_batch():
 
 
 def own_statistics():
-    """Batch norm looks at its own part of the batch only."""
-    return patched(ReplicaBatchNorm, "_normalise", torch.nn.BatchNorm2d.forward)
+    """Batch norm looks at its own part of the batch only; gradients are added up as they should be."""
+    exchange = ProcessPeers.batch_sums
+
+    def local(self, sums):
+        own = sums * self.replicas
+        found = exchange(self, sums)
+        return found if torch.is_grad_enabled() else own
+
+    return patched(ProcessPeers, "batch_sums", local)
 
 
 def own_gradient():
     """Replicas do not add up their gradients."""
-    return patched(ProcessPeers, "sum_gradients", lambda self, parameters: None)
+
+
+    def lost(self, parameters):
+        self.batch_sums(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
+
+    return patched(ProcessPeers, "sum_gradients", lost)
 
 
 def stale_features():

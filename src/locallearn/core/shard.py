@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.core.module import LocalModule
+from locallearn.nn.blocks import Residual
 from locallearn.nn.groups import GroupLinear
 from locallearn.nn.replicas import replicate
 
@@ -53,6 +54,9 @@ def shard(module: LocalModule, groups: range, replicas: int = 1) -> LocalModule:
                 for name, tensor in held.items():
                     if tensor is not None:
                         held[name] = _own(tensor, groups, module.groups)
+        for layer in part.modules():
+            if isinstance(layer, Residual):
+                layer.shortcut_of(groups, module.groups)
         part.groups, part.first = len(groups), groups.start
     return replicate(part) if replicas > 1 else part
 

@@ -44,6 +44,24 @@ class GroupLinear(nn.Module):
         return torch.baddbmm(self.bias.view(self.groups, 1, self.outputs), x_GBI, weight_GIO)
 
 
+class OwnChannels(nn.Module):
+    """The channels of some groups, [B, C, ...] -> [B, C n / G, ...].
+
+    Args:
+        groups: n contiguous ones, counted from 0.
+        total: G.
+    """
+
+    def __init__(self, groups: range, total: int) -> None:
+        super().__init__()
+        self.own, self.total = groups, total
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take them."""
+        n = x.shape[1] // self.total
+        return x[:, self.own.start * n : self.own.stop * n]
+
+
 class _StopGradientConv(torch.autograd.Function):
     """Every group convolves all channels, but only its own channels receive a gradient from it.
 

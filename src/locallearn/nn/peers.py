@@ -40,7 +40,7 @@ class Peers:
         return mean
 
     def batch_sums(self, sums: Tensor) -> Tensor:
-        """From sums over this rank's images the sums over the batch, without gradient."""
+        """From sums over this rank's images the sums over the batch, perhaps in place; without gradient."""
         return sums
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:

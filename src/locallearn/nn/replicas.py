@@ -33,7 +33,7 @@ class _Normalise(torch.autograd.Function):
         grad = grads[0].float()
         unit = (x.float() - _c(mean)) * _c(inv_std)
         own = torch.stack([_sum(grad), _sum(grad * unit)])
-        sums = ctx.peers.batch_sums(own) / ctx.n
+        sums = ctx.peers.batch_sums(own.clone()) / ctx.n
         grad_x = (grad - _c(sums[0]) - unit * _c(sums[1])) * _c(inv_std * weight)
         return grad_x.to(x.dtype), None, None, own[1], own[0], None
 

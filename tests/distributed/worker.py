@@ -69,7 +69,6 @@ def own_statistics():
 def own_gradient():
     """Replicas do not add up their gradients."""
 
-
     def lost(self, parameters):
         self.batch_sums(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -28,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except LocalLearnError as error:
-        print("locallearn: " + " ".join(str(error).split()), file=sys.stderr)
+        if _is_first_to_fail():
+            print("locallearn: " + " ".join(str(error).split()), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("locallearn: interrupted", file=sys.stderr)
@@ -36,6 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as in `locallearn recipes | head`
         sys.stderr.close()
         return 1
+
+
+def _is_first_to_fail() -> bool:
+    """Whether this process reports an error: of the processes of a run only one does."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    from locallearn.runtime.world import first_to_fail
+
+    return first_to_fail()
 
 
 def _run(arguments: list[str]) -> int:
@@ -62,5 +73,14 @@ def _usage() -> str:
     return "\n".join([*lines, "", "locallearn COMMAND --help tells a command's options, with units and defaults."])
 
 
+def end(code: int) -> None:
+    """Leave the program. A process of a run that failed may have a thread that waits for a peer that is gone."""
+    if code and os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

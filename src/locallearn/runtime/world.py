@@ -172,7 +172,7 @@ def local_device(config: RunConfig) -> torch.device:
 def process_world(config: RunConfig, device: torch.device) -> Iterator[ProcessWorld]:
     """Join the processes of the mesh, as torchrun's environment says, and leave them at the end.
 
-    A process group that is there already is used and kept.
+    A process group that is there already is used and kept. One that failed is left to the end of the process.
 
     Raises:
         ConfigError: there are not as many processes as the mesh has places.
@@ -182,16 +182,14 @@ def process_world(config: RunConfig, device: torch.device) -> Iterator[ProcessWo
     count = dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
     if count != mesh.size:
         sizes = f"mesh of depth {mesh.depth} x width {mesh.width} x data {mesh.data}"
-        expected = f"{mesh.size} processes for a {sizes} (use torchrun --nproc-per-node, or --processes)"
+        expected = f"{mesh.size} processes for a {sizes} (torchrun --nproc-per-node, or --processes)"
         raise ConfigError("runtime", f"distributed on {count} processes", expected)
-    own = not dist.is_initialized()
-    if own:
-        _join(device, config.mesh.timeout)
-    try:
+    if dist.is_initialized():
         yield ProcessWorld(mesh, device, config.mesh.timeout)
-    finally:
-        if own:
-            dist.destroy_process_group()
+        return
+    _join(device, config.mesh.timeout)
+    yield ProcessWorld(mesh, device, config.mesh.timeout)
+    dist.destroy_process_group()  # not after an error: a thread may still wait for a peer that is gone
 
 
 def _join(device: torch.device, timeout: float) -> None:
@@ -208,3 +206,16 @@ def names_of(nodes: Sequence[tuple[str, int]], rank: int) -> str:
     groups = sorted({group for _, group in nodes})
     span = f"group {groups[0]}" if len(groups) == 1 else f"groups {groups[0]}-{groups[-1]}"
     return f"module{'s' if len(modules) > 1 else ''} {', '.join(modules)}, {span} (rank {rank})"
+
+
+def first_to_fail() -> bool:
+    """Whether no other process of this run has reported a failure; one that loses a peer is rarely the cause."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_PORT" not in os.environ:
+        return True
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        limit = datetime.timedelta(seconds=2)
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=limit)
+        return store.add(f"locallearn/failures/{attempt}", 1) == 1
+    except RuntimeError:  # the process that has the store is gone
+        return True

@@ -73,7 +73,7 @@ class Training:
         self.steps_per_epoch = self.train_store.steps(train.batch_size)
         self.kept = checkpoints.CheckpointFolder(folder.checkpoints, config.checkpoint.keep_last)
         self.sums = Sums(self.nodes.network, self.device)
-        self.stop = StopRequest()
+        self.stop = StopRequest(patient=isinstance(self.world, ProcessWorld))
         self.step = 0
         self.guard = FiniteGuard(self.nodes.network, self.device)
         self.progress: dict[str, Any] = {"images": 0.0, "train_seconds": 0.0, "best": None, "last": None}

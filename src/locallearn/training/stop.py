@@ -9,9 +9,14 @@ from typing import Any
 
 
 class StopRequest:
-    """While entered, the first Ctrl-C (or SIGTERM) sets ``requested``; the second ends the process as usual."""
+    """While entered, the first Ctrl-C (or SIGTERM) sets ``requested``; the second ends the process as usual.
 
-    def __init__(self) -> None:
+    Args:
+        patient: ignore all but the first. A launcher passes on what the terminal has sent already.
+    """
+
+    def __init__(self, patient: bool = False) -> None:
+        self.patient = patient
         self.requested = False
         self._previous: dict[int, Any] = {}
 
@@ -28,4 +33,5 @@ class StopRequest:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        signal.signal(number, self._previous[number])
+        if not self.patient:
+            signal.signal(number, self._previous[number])

@@ -1,5 +1,5 @@
 """``python -m locallearn`` is the command line."""
 
-from locallearn.cli.main import end, main
+from locallearn.cli.main import program
 
-end(main())
+program()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from locallearn.errors import LocalLearnError, UsageError
@@ -73,14 +74,20 @@ def _usage() -> str:
     return "\n".join([*lines, "", "locallearn COMMAND --help tells a command's options, with units and defaults."])
 
 
-def end(code: int) -> None:
-    """Leave the program. A process of a run that failed may have a thread that waits for a peer that is gone."""
-    if code and os.environ.get("WORLD_SIZE", "1") != "1":
-        sys.stdout.flush()
-        sys.stderr.flush()
+def program() -> None:
+    """Run the command and leave the program."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        sys.exit(main())
+    try:
+        code = main()
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code:  # a thread may wait for a peer that is gone, and would hold up the ordinary end
         os._exit(code)
-    sys.exit(code)
 
 
 if __name__ == "__main__":
-    end(main())
+    program()

@@ -47,7 +47,8 @@ class Peers:
         """Add up the gradients of all replicas; each has its own images' part of the batch's gradient."""
 
 
-_current: ContextVar[Peers] = ContextVar("peers", default=Peers())
+_ALONE = Peers()
+_current: ContextVar[Peers] = ContextVar("peers", default=_ALONE)
 
 
 def current() -> Peers:

@@ -50,6 +50,7 @@ class DistributedRuntime:
         self.world, self.placement, self.config = world, placement, config
         self.steps, self.shapes, self.names = steps, shapes, names
         self.actions = placement.actions(world.rank)
+        world.names = [self._name(rank) for rank in range(placement.mesh.size)]
         self.stopping = False
         self._gathers = ProcessPeers(world, "its module", shared=True)
         self._senders: list[Sender] = []
@@ -70,9 +71,9 @@ class DistributedRuntime:
             start: the first step.
             end: the step after the last one.
         """
-        world, here = self.world, self._name(self.world.rank)
+        world, here = self.world, self.world.names[self.world.rank]
         for action in self.actions:
-            links = [Link(rank, self._name(rank)) for rank in action.ranks]
+            links = [Link(rank, world.names[rank]) for rank in action.ranks]
             if action.kind == "send":
                 wire = _WIRE[self.config.wire]
                 self._senders.append(

@@ -30,9 +30,12 @@ def launch(command: Sequence[str], processes: int, restarts: int, say: Callable[
     Returns:
         The exit code: 0, or the first one that was not.
     """
-    # the store lives here, so that it outlives any of them
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    code = 0
     for attempt in range(restarts + 1):
+        # the store lives here, so that it outlives any of them; a new one, since the old one's entries are stale
+        store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+            "127.0.0.1", 0, is_master=True, wait_for_workers=False
+        )
         crew = _Crew([_start(command, rank, processes, attempt, store.port) for rank in range(processes)])
         code = crew.wait()
         if code in (0, 2) or crew.interrupted or attempt == restarts:
@@ -65,6 +68,7 @@ class _Crew:
         self.crew = crew
         self.interrupted = False
         self.first_failure = ""
+        self._code = 0
 
     def wait(self) -> int:
         """Wait for all, and end the others once one has failed."""
@@ -79,16 +83,22 @@ class _Crew:
                 signal.signal(number, handler)
 
     def _wait(self) -> int:
-        code, end = 0, float("inf")
+        end = float("inf")
         while any(process.poll() is None for process in self.crew) and time.monotonic() < end:
             time.sleep(0.05)
-            failed = [(rank, p.returncode) for rank, p in enumerate(self.crew) if p.returncode]
-            if failed and not code:
-                rank, code = min(failed, key=lambda item: item[1])  # one that was killed is the cause
-                how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-                self.first_failure = f"process {rank} was {how}" if code < 0 else f"process {rank} {how}"
-                end = time.monotonic() + _GRACE_SECONDS
-        return code or max((p.returncode or 0 for p in self.crew), key=abs)
+            if not self.first_failure:
+                self._look()
+                end = time.monotonic() + _GRACE_SECONDS if self.first_failure else end
+        self._look()
+        return self._code
+
+    def _look(self) -> None:
+        """Note who failed first; of several, one that was killed is the cause."""
+        failed = [(process.returncode, rank) for rank, process in enumerate(self.crew) if process.returncode]
+        if failed and not self.first_failure:
+            self._code, rank = min(failed)
+            how = f"was killed by signal {-self._code}" if self._code < 0 else f"ended with exit code {self._code}"
+            self.first_failure = f"process {rank} {how}"
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         for process in self.crew:

@@ -62,6 +62,7 @@ class ProcessWorld:
         leader: whether this process writes the record and evaluates.
         parts: how many processes write a checkpoint together.
         part: which of them this is; None for the other replicas, which have the same.
+        names: how messages name the other processes; their nodes, once these are placed.
         features: the group that features travel in.
         entrance: the group of the ranks of the first modules that this one belongs to; None where it does not, or
             is alone there.
@@ -72,15 +73,20 @@ class ProcessWorld:
         self.rank = dist.get_rank()
         self.place = mesh.place(self.rank)
         self.leader = self.rank == 0
+        self.names = [f"rank {rank}" for rank in range(mesh.size)]
         self.parts = mesh.depth * mesh.width
         self.part = self.rank // mesh.data if self.place.data == 0 else None
-        limit = datetime.timedelta(seconds=timeout)
+        with naming("a process of the mesh"):
+            self._connect(device, datetime.timedelta(seconds=timeout))
+
+    def _connect(self, device: torch.device, limit: datetime.timedelta) -> None:
+        mesh = self.mesh
         sizes, names = (mesh.depth, mesh.width, mesh.data), ("depth", "width", "data")
         self._axes = init_device_mesh(device.type, sizes, mesh_dim_names=names)
-        self.features = dist.new_group(timeout=limit)
-        self._control = dist.new_group(backend="gloo", timeout=limit)
+        self.features = _group(None, None, limit)
+        self._control = _group(None, "gloo", limit)
         first = list(range(mesh.width * mesh.data))
-        entrance = dist.new_group(first, backend="gloo", timeout=limit) if len(first) > 1 else None
+        entrance = _group(first, "gloo", limit) if len(first) > 1 else None
         self.entrance = entrance if self.place.depth == 0 else None
 
     def axis(self, name: str) -> dist.ProcessGroup:
@@ -89,13 +95,18 @@ class ProcessWorld:
 
     def sync(self) -> None:
         """Wait until every process is here."""
-        with naming("a process of the mesh"):
-            dist.barrier(self._control)
+        others = range(1, self.mesh.size)
+        for turn in ("arrive", "leave"):  # by hand, for a barrier does not say who is missing
+            for rank in others if self.leader else (self.rank,):
+                source, target = (rank, 0) if turn == "arrive" else (0, rank)
+                self._move(torch.zeros(1), source, target)
 
     def share(self, text: str) -> str:
         """The leader's text."""
-        data = text.encode() if self.leader else b""
-        return _exchange(self._control, self.rank, 0, None, data).decode()
+        data = text.encode()
+        for rank in range(1, self.mesh.size) if self.leader else (self.rank,):
+            data = self._exchange(0, rank, data)
+        return data.decode()
 
     def agree(self, wanted: bool) -> bool:
         """Whether any of the ranks of the first modules wants it; only they may ask."""
@@ -108,10 +119,13 @@ class ProcessWorld:
 
     def largest(self, value: int) -> int:
         """The largest value of all processes."""
-        found = torch.tensor([value])
-        with naming("a process of the mesh"):
-            dist.all_reduce(found, dist.ReduceOp.MAX, group=self._control)
-        return int(found)
+        if not self.leader:
+            self._move(torch.tensor([value]), self.rank, 0)
+        for rank in range(1, self.mesh.size) if self.leader else ():
+            other = torch.zeros(1, dtype=torch.int64)
+            self._move(other, rank, 0)
+            value = max(value, int(other))
+        return int(self.share(str(value)))
 
     def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """On the leader, the tensors of every process with their rows put together; elsewhere nothing."""
@@ -120,29 +134,35 @@ class ProcessWorld:
         parts: list[Mapping[str, Tensor]] = [own]
         for rank in writers[1:]:
             if self.leader:
-                parts.append(from_bytes(_exchange(self._control, 0, rank, 0, b"")))
+                parts.append(from_bytes(self._exchange(rank, 0)))
             elif rank == self.rank:
-                _exchange(self._control, rank, rank, 0, to_bytes(own))
+                self._exchange(rank, 0, to_bytes(own))
         return join(parts) if self.leader else {}
 
+    def _exchange(self, source: int, target: int, data: bytes = b"") -> bytes:
+        """Move bytes between the leader and another; returns them at both ends."""
+        size = torch.tensor([len(data)])
+        self._move(size, source, target)
+        if self.rank == source:
+            buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0).byte()
+        else:
+            buffer = torch.empty(int(size), dtype=torch.uint8)
+        self._move(buffer, source, target)
+        return buffer.numpy().tobytes()
 
-def _exchange(group: dist.ProcessGroup, rank: int, source: int, target: int | None, data: bytes) -> bytes:
-    """Send bytes from ``source`` to ``target``, or to all; returns them where they arrive."""
-    size = torch.tensor([len(data)])
-    with naming("a process of the mesh"):
-        _move(size, group, rank, source, target)
-        buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(int(size)).byte()
-        _move(buffer, group, rank, source, target)
-    return buffer.numpy().tobytes()
+    def _move(self, tensor: Tensor, source: int, target: int) -> None:
+        if self.rank == source:
+            with naming(self.names[target]):
+                dist.send(tensor, target, group=self._control)
+        else:
+            with naming(self.names[source]):
+                dist.recv(tensor, source, group=self._control)
 
 
-def _move(tensor: Tensor, group: dist.ProcessGroup, rank: int, source: int, target: int | None) -> None:
-    if target is None:
-        dist.broadcast(tensor, source, group=group)
-    elif rank == source:
-        dist.send(tensor, target, group=group)
-    else:
-        dist.recv(tensor, source, group=group)
+def _group(ranks: list[int] | None, backend: str | None, limit: datetime.timedelta) -> dist.ProcessGroup:
+    found = dist.new_group(ranks, timeout=limit, backend=backend)
+    assert isinstance(found, dist.ProcessGroup) or found is dist.GroupMember.NON_GROUP_MEMBER
+    return found  # type: ignore[return-value]
 
 
 @contextlib.contextmanager
@@ -156,7 +176,7 @@ def naming(who: str) -> Iterator[None]:
         yield
     except RuntimeError as error:  # torch.distributed has no error of its own for a closed connection
         reason = str(error).splitlines()[0].split("This is typically")[0].split("] ", 1)[-1].strip(" .")
-        raise PeerLostError(f"{who} is lost: {reason or 'no answer'}") from None
+        raise PeerLostError(f"{who} is lost ({reason or 'no answer'})") from None
 
 
 def local_device(config: RunConfig) -> torch.device:
@@ -215,7 +235,9 @@ def first_to_fail() -> bool:
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
         limit = datetime.timedelta(seconds=2)
-        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=limit)
+        store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=limit
+        )
         return store.add(f"locallearn/failures/{attempt}", 1) == 1
     except RuntimeError:  # the process that has the store is gone
         return True

@@ -91,7 +91,7 @@ class Nodes:
             checkpoints.load_optimizer(step.module.name, step.module, step.optimizer, own)
 
     def own(self, i: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """This process's rows of the tensors that belong to module ``i``."""
+        """The rows that this process has of the tensors that belong to module ``i``."""
         module = self.steps[i].module
         groups = range(module.first, module.first + module.groups)
         prefixes = (f"network/stages.{i}.", f"optimizer/{module.name}/", f"sums/{module.name}/")

@@ -1,22 +1,28 @@
 """Distributed training gives the weights of the inline runtime.
 
-Bit for bit along depth. Along width and data sums are taken in another order: weights agree within ``CLOSE`` of
-their size after ten steps, and every planted error is further away than that.
+Bit for bit along depth. Along width and data sums are taken in another order: after ten steps every weight and
+statistic agrees within ``CLOSE`` of the largest one of its tensor (or of ``SMALL``, since a bias before a batch norm
+is rounding and nothing else), and every planted error is a thousand times further away.
 """
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
 
 import small
 from distributed.processes import train_all
+from distributed.worker import FAULTS
 from locallearn.config import MeshConfig, ObjectiveConfig, OptimizerConfig
 from locallearn.training import runs
-from locallearn.training.checkpoint import load
+from locallearn.training.checkpoint import CheckpointFolder, load
+from locallearn.training.export import export
+from locallearn.training.finished import open_run
 
-CLOSE = 2e-5
+CLOSE = 5e-5
+SMALL = 1e-3
 
 
 def on(config, depth=1, width=1, data=1, **changes):
@@ -31,7 +37,7 @@ GN = small.config("gn-dgl", 2, (2,), optimizer=GENTLE)
 GN1 = small.config("gn-dgl", 1, (2,), optimizer=GENTLE)
 GN4 = small.config("gn-dgl", 1, (4,), optimizer=GENTLE)
 PREDSIM = small.config("predsim", 2, (2,), optimizer=GENTLE)
-INFOPRO = small.config("infopro", 2, (1,), optimizer=GENTLE)
+INFOPRO = small.config("infopro", 2, (1,), seed=1, optimizer=GENTLE)
 VGG = small.config("gn-dgl", 2, (2,), model="tiny-vgg", optimizer=GENTLE)
 MLP = small.config("gn-dgl", 2, (2,), objective=ObjectiveConfig(head="mlp-sr"), optimizer=GENTLE)
 SPLIT = small.config("gn-dgl", 2, (2,), objective=ObjectiveConfig(stop_gradient=False), optimizer=GENTLE)
@@ -82,10 +88,9 @@ ROUNDED = {
 def trained(tmp_path_factory):
     """Runs of all cases, by number of processes."""
     folders = {}
-    for count, cases in EXACT.items():
+    for count, cases in ROUNDED.items():
         folders[count] = tmp_path_factory.mktemp(f"on{count}")
-        if cases:
-            train_all(cases, folders[count], count)
+        train_all(EXACT.get(count, {}) | cases, folders[count], count)
     return folders
 
 
@@ -99,13 +104,81 @@ def last_checkpoint(run):
     return load(sorted((run / "checkpoints").glob("step-*"))[-1])
 
 
-@pytest.mark.parametrize(("count", "name"), [(count, name) for count, cases in EXACT.items() for name in cases])
+def names(table, faults=False):
+    listed = [(count, name) for count, cases in table.items() for name in cases]
+    return [(count, name) for count, name in listed if (name in FAULTS) == faults]
+
+
+def distance(found, expected):
+    """How far apart the networks are, as the largest difference relative to the largest value of its tensor."""
+    assert found.tensors.keys() == expected.tensors.keys()
+    differences = [
+        (found.tensors[key].double() - value.double()).abs().max() / value.double().abs().max().clamp(min=SMALL)
+        for key, value in expected.tensors.items()
+        if key.startswith("network/")
+    ]
+    return max(difference.item() for difference in differences)
+
+
+@pytest.mark.parametrize(("count", "name"), names(EXACT))
 def test_depth_is_exact(trained, tmp_path, count, name):
     expected = inline(EXACT[count][name], tmp_path / "inline")
     found = last_checkpoint(trained[count] / name)
     assert found.tensors.keys() == expected.tensors.keys()
     assert [key for key in found.tensors if not torch.equal(found.tensors[key], expected.tensors[key])] == []
     assert _figures(trained[count] / name) == _figures(tmp_path / "inline")
+
+
+@pytest.mark.parametrize(("count", "name"), names(ROUNDED))
+def test_width_and_data_are_close(trained, tmp_path, count, name):
+    expected = inline(ROUNDED[count][name], tmp_path / "inline")
+    assert distance(last_checkpoint(trained[count] / name), expected) < CLOSE
+
+
+@pytest.mark.parametrize(("count", "name"), names(ROUNDED, faults=True))
+def test_planted_errors_are_seen(trained, tmp_path, count, name):
+    expected = inline(ROUNDED[count][name], tmp_path / "inline")
+    assert distance(last_checkpoint(trained[count] / name), expected) > 1000 * CLOSE
+
+
+@pytest.mark.parametrize(("count", "name"), [(2, "width"), (4, "both"), (4, "depth_data")])
+def test_a_resume_inline_ends_like_the_run_on_its_mesh(trained, tmp_path, count, name):
+    """Checkpoints do not depend on the mesh: the last epoch is trained again, inline."""
+    run = tmp_path / "run"
+    shutil.copytree(trained[count] / name, run)
+    (run / "summary.json").unlink()
+    for path in sorted((run / "checkpoints").glob("step-*"))[1:]:
+        shutil.rmtree(path)
+    summary = runs.resume(run, runtime="inline", mesh=MeshConfig())
+    assert summary["steps"] == 10
+    assert distance(last_checkpoint(run), last_checkpoint(trained[count] / name)) < CLOSE
+    assert isinstance(json.loads((run / "summary.json").read_text())["accuracy"]["last_layer"], float)
+
+
+def test_a_run_on_a_mesh_is_evaluated_and_exported_as_any_other(trained, tmp_path):
+    opened = open_run(trained[4] / "both")
+    summary = json.loads((trained[4] / "both" / "summary.json").read_text())
+    assert opened.evaluate().last_layer == summary["accuracy"]["last_layer"]
+    assert [path.name for path in export(opened, tmp_path, ["safetensors"])] == ["network.safetensors"]
+    assert open_run(trained[4] / "both", "best").step in (5, 10)
+
+
+def test_a_set_that_is_not_complete_is_no_checkpoint(trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained[2] / "width", run)
+    older, newest = sorted((run / "checkpoints").glob("step-*"))
+    kept = CheckpointFolder(run / "checkpoints", 2)
+    (newest / "manifest.json").rename(tmp_path / "manifest.json")  # all parts, but nobody said so
+    assert kept.newest()[0] == older
+    (tmp_path / "manifest.json").rename(newest / "manifest.json")
+    assert kept.newest()[0] == newest
+    shutil.copyfile(older / "part-0001.safetensors", newest / "part-0001.safetensors")  # whole, but of another step
+    path, _, problems = kept.newest()
+    assert path == older
+    assert len(problems) == 1
+    assert "part-0001.safetensors is of another checkpoint" in problems[0]
+    (newest / "part-0001.safetensors").unlink()
+    assert kept.newest()[0] == older
 
 
 def _figures(run):

@@ -1,7 +1,7 @@
 """One process of a test: trains one case after the other with the processes beside it.
 
 Called with a folder that holds ``NAME.toml`` for every case; writes the run ``NAME`` beside it. A case whose name
-begins with the name of a fault in ``FAULTS`` is trained with it, on the last rank.
+is that of a fault in ``FAULTS`` is trained with it, on the last rank.
 """
 
 import contextlib
@@ -107,7 +107,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     for path in sorted(folder.glob("*.toml")):
-        found = [fault for name, fault in FAULTS.items() if path.stem.startswith(name)]
+        found = [FAULTS[path.stem]] if path.stem in FAULTS else []
         last = dist.get_rank() == dist.get_world_size() - 1
         with found[0]() if found and last else contextlib.nullcontext():
             runs.train(from_toml(path.read_text()), folder / path.stem)

@@ -46,7 +46,7 @@ class RunConfig:
     seed: int = 0
     """Seed of everything random in the run."""
     runtime: Literal["inline", "distributed"] = "inline"
-    """How nodes are executed: inline (one process, module after module), or distributed (the processes of the mesh)."""
+    """How nodes are executed: inline (one process, module after module) or distributed (a mesh of processes)."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

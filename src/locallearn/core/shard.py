@@ -61,7 +61,7 @@ def shard(module: LocalModule, groups: range, replicas: int = 1) -> LocalModule:
     return replicate(part) if replicas > 1 else part
 
 
-def _own(tensor: Tensor, groups: range, total: int) -> Tensor:
+def _own(tensor: Tensor, groups: range, total: int) -> Any:
     own = rows(tensor.detach(), groups, total).clone()
     return nn.Parameter(own) if isinstance(tensor, nn.Parameter) else own
 
@@ -80,8 +80,8 @@ def _narrow(layer: Any, total: int, n: int) -> None:
             setattr(layer, name, getattr(layer, name) // total * n)
     split = getattr(layer, "groups", None) == total
     if split:
-        layer.groups = n
+        setattr(layer, "groups", n)  # noqa: B010 (of any layer)
     if isinstance(layer, nn.Conv2d) and split:  # a dense one sees all channels
         layer.in_channels = layer.in_channels // total * n
-    if isinstance(layer, GroupLinear) and not split:
+    if not split and isinstance(layer, GroupLinear):
         layer.outputs = layer.outputs // total * n

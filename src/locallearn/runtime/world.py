@@ -13,6 +13,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.rendezvous import rendezvous
 
 from locallearn.config import RunConfig
 from locallearn.core.shard import join
@@ -216,8 +217,17 @@ def _join(device: torch.device, timeout: float) -> None:
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0")):
         os.environ.setdefault(name, value)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    limit = datetime.timedelta(seconds=timeout)
     with naming("a process of the mesh"):
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+        store, rank, size = next(rendezvous("env://", timeout=limit))
+        # torchrun may keep its store when it starts processes again, and with it the addresses of dead ones
+        store = dist.PrefixStore(f"attempt/{_attempt()}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+
+
+def _attempt() -> str:
+    """How often torchrun (or our own launcher) has started this run's processes again."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
 def names_of(nodes: Sequence[tuple[str, int]], rank: int) -> str:
@@ -232,12 +242,11 @@ def first_to_fail() -> bool:
     """Whether no other process of this run has reported a failure; one that loses a peer is rarely the cause."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_PORT" not in os.environ:
         return True
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
         limit = datetime.timedelta(seconds=2)
         store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
             os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=limit
         )
-        return store.add(f"locallearn/failures/{attempt}", 1) == 1
+        return store.add(f"locallearn/failures/{_attempt()}", 1) == 1
     except RuntimeError:  # the process that has the store is gone
         return True

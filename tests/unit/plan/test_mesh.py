@@ -50,8 +50,14 @@ def test_depth_and_width():
     assert actions(Mesh(2, 2), (2, 2, 2), decoupled=True) == [
         [("images", 0, ()), ("step", 0, ()), ("send", 0, (2, 3))],
         [("images", 0, ()), ("step", 0, ()), ("send", 0, (2, 3))],
-        [("receive", 0, (0, 1)), ("step", 1, ()), ("gather", 1, (2, 3)), ("step", 2, ())]
-        + [("gather", 2, (2, 3)), ("step", 3, ())],
+        [
+            ("receive", 0, (0, 1)),
+            ("step", 1, ()),
+            ("gather", 1, (2, 3)),
+            ("step", 2, ()),
+            ("gather", 2, (2, 3)),
+            ("step", 3, ()),
+        ],
         [("receive", 0, (0, 1)), ("step", 1, ()), ("gather", 1, (2, 3)), ("step", 2, ()), ("gather", 2, (2, 3))],
     ]
 

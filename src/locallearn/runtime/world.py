@@ -221,7 +221,7 @@ def _join(device: torch.device, timeout: float) -> None:
     with naming("a process of the mesh"):
         store, rank, size = next(rendezvous("env://", timeout=limit))
         # torchrun may keep its store when it starts processes again, and with it the addresses of dead ones
-        store = dist.PrefixStore(f"attempt/{_attempt()}", store)
+        store = dist.PrefixStore(f"attempt/{_attempt()}", store)  # pyright: ignore[reportPrivateImportUsage]
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
 
 

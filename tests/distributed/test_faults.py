@@ -17,7 +17,7 @@ from locallearn.config import CheckpointConfig, MeshConfig, to_toml
 from locallearn.training import runs
 from locallearn.training.checkpoint import load
 
-STEPS = 200
+STEPS = 80
 OPTIONS = [
     "dgl",
     "--depth",
@@ -37,7 +37,7 @@ OPTIONS = [
     "--train.batch-size",
     "32",
     "--train.epochs",
-    "40",
+    "16",
     "--train.evaluate-every",
     "0",
     "--train.precision",

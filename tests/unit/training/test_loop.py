@@ -11,6 +11,7 @@ from locallearn.errors import ConfigError, DivergedError, InterruptedRunError, U
 from locallearn.training import runs
 from locallearn.training.checkpoint import BEST, load
 from locallearn.training.finished import open_run
+from locallearn.training.loop import Training
 from locallearn.training.observer import Quiet
 from locallearn.training.record import RunFolder
 from locallearn.training.setup import resolve
@@ -25,7 +26,8 @@ def training_of(config, run, observer):
     """A training before its first step, for observers that reach into it."""
     dataset, folder = load_data(config.data), RunFolder(run)
     resolved = resolve(config, dataset)
-    observer.training = runs._training(resolved, dataset, folder, observer, lambda: folder.create(resolved))
+    observer.training = Training(resolved, dataset, folder, observer)
+    folder.create(resolved)
     return observer.training
 
 

@@ -1,7 +1,5 @@
 """``python -m locallearn`` is the command line."""
 
-import sys
+from locallearn.cli.main import program
 
-from locallearn.cli.main import main
-
-sys.exit(main())
+program()

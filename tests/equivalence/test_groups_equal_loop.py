@@ -93,7 +93,7 @@ def test_every_head_equals_loop(head, stop_gradient):
 
 
 def test_a_lost_stop_gradient_is_caught(monkeypatch):
-    def dense(x, weight, stride, groups):
+    def dense(x, seen, weight, stride, groups, first):
         return torch.nn.functional.conv2d(x, weight, stride=stride, padding=1)
 
     monkeypatch.setattr(grouped_layers._StopGradientConv, "apply", dense)
@@ -103,7 +103,7 @@ def test_a_lost_stop_gradient_is_caught(monkeypatch):
 
 def test_a_gradient_of_the_wrong_channels_is_caught(monkeypatch):
     own = grouped_layers.own_channels
-    monkeypatch.setattr(grouped_layers, "own_channels", lambda weight, groups: own(weight, groups).flip(1))
+    monkeypatch.setattr(grouped_layers, "own_channels", lambda *given: own(*given).flip(1))
     with pytest.raises(AssertionError, match="gradient of blocks"):
         compare(2, 2)
 

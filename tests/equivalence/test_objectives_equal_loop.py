@@ -123,7 +123,7 @@ def test_grouped_mlp_sr_equals_loop(shape, groups, stop_gradient):
 
 
 def test_a_leak_between_groups_in_the_similarity_layer_is_caught(monkeypatch):
-    def dense(x, weight, stride, groups):
+    def dense(x, seen, weight, stride, groups, first):
         return F.conv2d(x, weight, stride=stride, padding=1)
 
     monkeypatch.setattr(grouped_layers._StopGradientConv, "apply", dense)

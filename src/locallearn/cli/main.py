@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from locallearn import plugins
@@ -33,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except LocalLearnError as error:
-        print("locallearn: " + " ".join(str(error).split()), file=sys.stderr)
+        if _is_first_to_fail():
+            print("locallearn: " + " ".join(str(error).split()), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("locallearn: interrupted", file=sys.stderr)
@@ -41,6 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as in `locallearn recipes | head`
         sys.stderr.close()
         return 1
+
+
+def _is_first_to_fail() -> bool:
+    """Whether this process reports an error: of the processes of a run only one does."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    from locallearn.runtime.world import first_to_fail
+
+    return first_to_fail()
 
 
 def _run(arguments: list[str]) -> int:
@@ -91,5 +103,20 @@ def _usage() -> str:
     return "\n".join(lines)
 
 
+def program() -> None:
+    """Run the command and leave the program."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        sys.exit(main())
+    try:
+        code = main()
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code:  # a thread may wait for a peer that is gone, and would hold up the ordinary end
+        os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +18,13 @@ from locallearn import plugins
 from locallearn.cli.options import parse
 from locallearn.cli.progress import LiveProgress
 from locallearn.cli.tables import node_table, node_title, summary_table
-from locallearn.config import RunConfig
+from locallearn.config import MeshConfig, RunConfig, RuntimeName
 from locallearn.errors import UsageError
 from locallearn.experiments.recipes import recipe
 from locallearn.report.html import write_report
+from locallearn.runtime.launch import launch
 from locallearn.training import runs
+from locallearn.training.record import RunFolder
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,10 @@ class TrainOptions:
     """Replace the run in that folder."""
     json: bool = False
     """Print the summary as JSON and no progress."""
+    processes: int = 1
+    """Start so many processes on this machine for the distributed runtime; without a mesh they share the depth."""
+    restarts: int = 0
+    """How often these processes are started again, from the last checkpoint, after one of them died."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,10 @@ class ResumeOptions:
 
     resume: str
     """Folder of the run to continue."""
+    runtime: RuntimeName
+    """Continue with another runtime; by default the run's own."""
+    mesh: MeshConfig
+    """Continue on other processes; by default as many as before."""
     device: str | None = None
     """Continue on another device, cpu or cuda[:N]."""
     threads: int | None = None
@@ -50,6 +62,10 @@ class ResumeOptions:
     """Folder that holds the data, where it has moved."""
     json: bool = False
     """Print the summary as JSON and no progress."""
+    processes: int = 1
+    """Start so many processes on this machine for the distributed runtime."""
+    restarts: int = 0
+    """How often these processes are started again, from the last checkpoint, after one of them died."""
 
 
 USAGE = """Train a recipe as K x G nodes: locallearn train RECIPE [--option value ...] --run DIR.
@@ -61,25 +77,93 @@ resnet32-gn-dgl; `locallearn recipes` lists them. Continue a run with: locallear
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     if any(argument.split("=")[0] == "--resume" for argument in arguments):
-        options = parse(ResumeOptions, arguments, "train", "Continue a run.")
-        folder = Path(options.resume)
-        with LiveProgress(quiet=options.json) as progress:
-            summary = runs.resume(
-                folder, progress, device=options.device, threads=options.threads, root=options.data_root
-            )
-        return _finish(folder, summary, options.json)
+        return _resume(arguments)
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None
     if name is None and not {"-h", "--help"} & set(arguments):
         raise UsageError("train: RECIPE is missing; for example: locallearn train gn-dgl --run runs/first")
     default = TrainOptions(dataclasses.replace(recipe(name or "gn-dgl"), plugins=plugins.loaded()))
     options = parse(TrainOptions, arguments[1:] if name else arguments, f"train {name or 'RECIPE'}", USAGE, default)
     folder = Path(options.run or f"runs/{name}-seed{options.config.seed}")
+    if _launches(options.processes):
+        _check_runtime(options.config.runtime)
+        RunFolder(folder).check_free(options.overwrite)
+        return _launch(arguments, options.processes, options.restarts)
+    config = _on_processes(options.config, options.processes)
     with LiveProgress(quiet=options.json) as progress:
-        summary = runs.train(options.config, folder, progress, options.overwrite)
+        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and (folder / "config.toml").is_file():
+            summary = runs.resume(folder, progress)  # started again after a process died
+        else:
+            summary = runs.train(config, folder, progress, options.overwrite)
     return _finish(folder, summary, options.json)
 
 
+def _resume(arguments: Sequence[str]) -> int:
+    folder = _resumed(arguments)
+    config = RunFolder(folder).config() if folder is not None else recipe("gn-dgl")
+    default = ResumeOptions(str(folder or ""), config.runtime, config.mesh)
+    options = parse(ResumeOptions, arguments, "train", "Continue a run.", default)
+    if _launches(options.processes):
+        _check_runtime(options.runtime)
+        return _launch(arguments, options.processes, options.restarts)
+    changed = dataclasses.replace(config, runtime=options.runtime, mesh=_mesh_of(config, options))
+    changed = _on_processes(changed, options.processes)
+    with LiveProgress(quiet=options.json) as progress:
+        summary = runs.resume(
+            Path(options.resume),
+            progress,
+            device=options.device,
+            threads=options.threads,
+            root=options.data_root,
+            runtime=changed.runtime,
+            mesh=changed.mesh,
+        )
+    return _finish(Path(options.resume), summary, options.json)
+
+
+def _mesh_of(config: RunConfig, options: ResumeOptions) -> MeshConfig:
+    """The mesh that was asked for; inline has none, whatever the run had before."""
+    if options.runtime == "inline" and options.mesh == config.mesh:
+        return MeshConfig(wire=config.mesh.wire)
+    return options.mesh
+
+
+def _resumed(arguments: Sequence[str]) -> Path | None:
+    """The folder after ``--resume``, which says what the other options default to."""
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        if argument.startswith("--resume="):
+            return Path(argument.removeprefix("--resume="))
+        if argument == "--resume" and not following.startswith("-"):
+            return Path(following)
+    return None
+
+
+def _launches(processes: int) -> bool:
+    """Whether this process starts the others; one that was started has a rank."""
+    return processes > 1 and "RANK" not in os.environ
+
+
+def _check_runtime(runtime: str) -> None:
+    if runtime != "distributed":
+        raise UsageError("--processes: only with --runtime distributed")
+
+
+def _launch(arguments: Sequence[str], processes: int, restarts: int) -> int:
+    def say(message: str) -> None:
+        print(f"locallearn: {message}", file=sys.stderr)
+
+    return launch(["train", *arguments], processes, restarts, say)
+
+
+def _on_processes(config: RunConfig, processes: int) -> RunConfig:
+    """Without a mesh, ``--processes`` share the depth."""
+    if processes > 1 and config.mesh.size == 1:
+        return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, depth=processes))
+    return config
+
+
 def _finish(folder: Path, summary: dict[str, Any], as_json: bool) -> int:
+    if not summary:  # one of the other processes
+        return 0
     report = write_report([folder], folder / "report.html")
     if as_json:
         print(json.dumps(summary, indent=2))

@@ -7,10 +7,11 @@ holds what was decided.
 
 from locallearn.config.data import AugmentConfig, DataConfig
 from locallearn.config.files import digest, from_dict, from_toml, to_dict, to_toml
+from locallearn.config.mesh import MeshConfig
 from locallearn.config.modification import ModificationConfig
 from locallearn.config.objective import ObjectiveConfig
 from locallearn.config.probe import ProbeConfig
-from locallearn.config.run import RunConfig
+from locallearn.config.run import RunConfig, RuntimeName
 from locallearn.config.runtime import AsynchronousConfig, SequentialConfig
 from locallearn.config.training import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
@@ -19,11 +20,13 @@ __all__ = [
     "AugmentConfig",
     "CheckpointConfig",
     "DataConfig",
+    "MeshConfig",
     "ModificationConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
     "ProbeConfig",
     "RunConfig",
+    "RuntimeName",
     "ScheduleConfig",
     "SequentialConfig",
     "TrainConfig",

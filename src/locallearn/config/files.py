@@ -65,14 +65,19 @@ def from_toml(text: str) -> RunConfig:
 def digest(config: RunConfig) -> str:
     """Sixteen hexadecimal digits that name what is computed.
 
-    Runs with equal digests and seeds train the same thing; where data and plugins lie, which device computes, how
-    neighbours are looked for in evaluation, how often checkpoints are written, settings of runtimes that are not used
-    and the seed itself are left out. So is every setting at its default: a setting that a later version adds leaves
-    the digests of earlier runs as they were. (Whoever changes a default must therefore rename its field.)
+    Runs with equal digests and seeds train the same thing; where data and plugins lie, which devices and processes
+    compute, how neighbours are looked for in evaluation, how often checkpoints are written, settings of runtimes that
+    are not used and the seed itself are left out. So is every setting at its default: a setting that a later version
+    adds leaves the digests of earlier runs as they were. (Whoever changes a default must therefore rename its field.)
     """
     values = _changed(config)
     for key in ("seed", "checkpoint", "plugins", *({"asynchronous", "sequential"} - {config.runtime})):
         values.pop(key, None)
+    if config.runtime == "distributed":  # trains what the inline runtime trains
+        values.pop("runtime")
+    wire = values.pop("mesh", {}).get("wire")
+    if wire is not None:  # features that are rounded on their way are other features
+        values["mesh"] = {"wire": wire}
     for group, keys in {
         "data": ("root", "download"),
         "train": ("device", "threads", "evaluate_batch_size", "knn_neighbours", "knn_temperature", "knn_bank"),

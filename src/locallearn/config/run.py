@@ -16,10 +16,13 @@ from locallearn.config.checks import (
     positive_int,
 )
 from locallearn.config.data import AugmentConfig, DataConfig
+from locallearn.config.mesh import MeshConfig
 from locallearn.config.objective import ObjectiveConfig
 from locallearn.config.runtime import AsynchronousConfig, SequentialConfig
 from locallearn.config.training import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from locallearn.errors import ConfigError
+
+RuntimeName = Literal["inline", "distributed", "sequential", "asynchronous"]
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,11 @@ class RunConfig:
     """Dropout after every block of a VGG."""
     seed: int = 0
     """Seed of everything random in the run."""
-    runtime: Literal["inline", "sequential", "asynchronous"] = "inline"
-    """How nodes are executed: inline (all modules on every batch, in one process), sequential (one module after the
-    other, each for all its epochs, for a device that holds one module only), or asynchronous (a process for every
-    module, which trains at its own pace from a buffer of the newest features)."""
+    runtime: RuntimeName = "inline"
+    """How nodes are executed: inline (all modules on every batch, in one process), distributed (the same on a mesh of
+    processes), sequential (one module after the other, each for all its epochs, for a device that holds one module
+    only), or asynchronous (a process for every module, which trains at its own pace from a buffer of the newest
+    features)."""
     plugins: Annotated[tuple[str, ...], Suppress] = ()
     """Files of the user's own that were loaded with --plugin; a resume loads them again."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -61,6 +65,7 @@ class RunConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     asynchronous: AsynchronousConfig = field(default_factory=AsynchronousConfig)
     sequential: SequentialConfig = field(default_factory=SequentialConfig)
 
@@ -75,10 +80,14 @@ class RunConfig:
         if not self.cuts:
             raise ConfigError("cuts", self.cuts, "auto, balanced, layerwise, or the names of blocks")
         fraction("dropout", self.dropout)
-        choice("runtime", self.runtime, "inline", "sequential", "asynchronous")
         slow = self.asynchronous.slow_module
         check("asynchronous.slow_module", slow, lambda v: v <= self.depth, f"at most depth ({self.depth})")
         check("seed", self.seed, lambda v: is_int(v) and 0 <= v < 2**63, "a whole number in [0, 2^63)")
+        choice("runtime", self.runtime, "inline", "distributed", "sequential", "asynchronous")
+        if self.mesh.size > 1 and self.runtime == "inline":
+            raise ConfigError("runtime", self.runtime, f"distributed with a mesh of {self.mesh.size} processes")
+        if self.mesh.wire is not None and self.runtime == "inline":
+            raise ConfigError("mesh.wire", self.mesh.wire, "none with runtime inline, where nothing travels")
         if self.schedule.warmup_epochs > self.train.epochs:
             raise ConfigError(
                 "schedule.warmup_epochs",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from locallearn.data.store import Batch
 from locallearn.losses.objectives import LocalLoss, Objective
+from locallearn.nn.peers import Peers, computing_with
 from locallearn.seeding import derive
 
 
@@ -26,6 +27,10 @@ class LocalModule(nn.Module):
         blocks: features in, features out.
         objective: the nodes' losses on the features.
         groups: G, the number of nodes.
+
+    Attributes:
+        groups: the number of nodes here; all, or those of one rank.
+        first: how many nodes of the module come before those here.
     """
 
     def __init__(self, name: str, blocks: nn.Sequential, objective: Objective, groups: int) -> None:
@@ -34,6 +39,7 @@ class LocalModule(nn.Module):
         self.blocks = blocks
         self.objective = objective
         self.groups = groups
+        self.first = 0
 
     def forward(self, features: Tensor) -> Tensor:
         """The module's features [B, C, H, W] or [B, C], from those of the module before it."""
@@ -74,6 +80,7 @@ class LocalStep:
         precision: ``"fp32"`` or ``"bf16"`` (autocast).
         clip_norm: largest gradient norm of a node; 0 means no clipping.
         seed: the run's seed, for dropout.
+        peers: the other ranks that share the module; none by default.
     """
 
     def __init__(
@@ -83,12 +90,14 @@ class LocalStep:
         precision: str = "fp32",
         clip_norm: float = 0.0,
         seed: int = 0,
+        peers: Peers | None = None,
     ) -> None:
         self.module = module
         self.optimizer = optimizer
         self.precision = precision
         self.clip_norm = clip_norm
         self.seed = seed
+        self.peers = peers or Peers()
         self._random = any(isinstance(layer, nn.Dropout) for layer in module.modules())
 
     def __call__(self, features: Tensor, batch: Batch, index: int = 0) -> tuple[Tensor, LocalLoss]:
@@ -102,11 +111,16 @@ class LocalStep:
         Returns:
             The module's features, detached, computed before the update; and the losses, detached.
         """
-        with self._seeded(index, features.device), autocast(features.device, self.precision):
+        with (
+            computing_with(self.peers),
+            self._seeded(index, features.device),
+            autocast(features.device, self.precision),
+        ):
             out = self.module(features)
             loss = self.module.objective(out, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.sum().backward()  # nodes share no parameters: each gets the gradient of its own loss alone
+        self.peers.sum_gradients(self.module.parameters())
         if self.clip_norm:
             clip_gradients(self.module, self.clip_norm)
         self.optimizer.step()

@@ -48,7 +48,7 @@ class LocalNetwork(nn.Module):
     @property
     def nodes(self) -> list[tuple[str, int]]:
         """(module name, group counted from 1) of every node, the classifier last."""
-        return [(module.name, group) for module in self for group in range(1, module.groups + 1)]
+        return [(module.name, module.first + group) for module in self for group in range(1, module.groups + 1)]
 
     def all_logits(self, images: Tensor) -> list[Tensor]:
         """Scores [G, B, classes] of every module that has a classifier, in order, for images [B, C, H, W]."""

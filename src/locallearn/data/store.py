@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,8 +37,34 @@ class Batch:
     labels: Tensor
     pixels: Tensor
     step: int
-    boxes: Tensor | None = None
-    scores: Tensor | None = None
+    # factories, for a plain default is an attribute of the class, which a late batch would find in place of its own
+    boxes: Tensor | None = field(default_factory=lambda: None)
+    scores: Tensor | None = field(default_factory=lambda: None)
+
+    def with_scores(self, scores: Tensor) -> Batch:
+        """The same with these similarities."""
+        return Batch(self.images, self.labels, self.pixels, self.step, self.boxes, scores)
+
+
+class LateBatch(Batch):
+    """A batch whose images are made when they are first asked for, which not every process does.
+
+    Args:
+        labels: int64 [B].
+        step: position in the epoch, from 0.
+        make: makes the batch.
+    """
+
+    def __init__(self, labels: Tensor, step: int, make: Callable[[], Batch]) -> None:
+        self.__dict__.update(labels=labels, step=step, _make=make)
+
+    def __getattr__(self, name: str) -> Any:
+        """Only called for what is not there yet."""
+        if "_make" not in self.__dict__:
+            raise AttributeError(name)
+        made = self.__dict__.pop("_make")()
+        self.__dict__.update(vars(made) | {"labels": self.labels})
+        return getattr(self, name)
 
 
 class ImageStore:
@@ -92,13 +120,16 @@ class ImageStore:
             start: step to begin at; the batches are those that the whole epoch has from there on.
         """
         for step, chosen in enumerate(self.order(epoch, batch_size)[start:], start):
-            images, labels = self._images.index_select(0, chosen), self._labels[chosen]
-            if self._views == 2:
-                yield self._two_views(images, labels, epoch, step)
-                continue
-            if self._augment is not None:
-                images = change(images, self._augment, seeding.derive(self._seed, "augment", epoch, step))
-            yield self._batch(images, labels, step)
+            labels = self._labels[chosen].repeat(self._views)
+            yield LateBatch(labels, step, partial(self._make, chosen, epoch, step))
+
+    def _make(self, chosen: Tensor, epoch: int, step: int) -> Batch:
+        images, labels = self._images.index_select(0, chosen), self._labels[chosen]
+        if self._views == 2:
+            return self._two_views(images, labels, epoch, step)
+        if self._augment is not None:
+            images = change(images, self._augment, seeding.derive(self._seed, "augment", epoch, step))
+        return self._batch(images, labels, step)
 
     def _two_views(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> Batch:
         assert self._augment is not None

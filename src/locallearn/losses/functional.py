@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from locallearn.nn import peers
+
 
 def _precise(x: Tensor) -> Tensor:
     """At least fp32: losses are never computed in half precision."""
@@ -42,6 +44,11 @@ def cross_entropy(logits_GBC: Tensor, labels_B: Tensor, label_smoothing: float =
     return losses.view(groups, batch).mean(1)
 
 
+def n_groups(logits_GBC: Tensor) -> int:
+    """G of the module whose scores these are, groups on other ranks included."""
+    return len(logits_GBC) * peers.current().ways
+
+
 def diversity(logits_GBC: Tensor, labels_B: Tensor, temperature: float = 3.0) -> Tensor:
     r"""Each group's share of the diversity penalty, [G] (Sec. 3.2.4, Eq. 1).
 
@@ -51,21 +58,21 @@ def diversity(logits_GBC: Tensor, labels_B: Tensor, temperature: float = 3.0) ->
     .. math:: \frac{1}{G(G-1)} \sum_{b \ne a} \cos(\hat p^a, \mathrm{sg}[\hat p^b])
 
     averaged over the batch, so that the sum over groups is the mean over the G(G-1) ordered pairs. It is zero for
-    one group.
+    one group. Where other ranks have groups of the module, their softmax is exchanged.
 
     Args:
         logits_GBC: unnormalised scores [G, B, C] with C >= 2.
         labels_B: class indices [B].
         temperature: softmax temperature.
     """
-    groups, _, classes = logits_GBC.shape
+    classes, groups = logits_GBC.shape[2], n_groups(logits_GBC)
     if groups == 1:
         return _precise(logits_GBC.new_zeros(1))
     target_BC = _is_target(labels_B, classes)
     # a softmax over the other entries alone is the renormalised softmax without its target entry
     rest_GBC = (_precise(logits_GBC) / temperature).masked_fill(target_BC, float("-inf")).softmax(-1)
     unit_GBC = F.normalize(rest_GBC, dim=-1)
-    others_GBC = unit_GBC.detach().sum(0) - unit_GBC.detach()
+    others_GBC = peers.current().gather_groups(unit_GBC.detach(), 0).sum(0) - unit_GBC.detach()
     return (unit_GBC * others_GBC).sum(-1).mean(1) / (groups * (groups - 1))
 
 

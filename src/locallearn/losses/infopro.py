@@ -9,6 +9,7 @@ from locallearn.data.store import Batch
 from locallearn.errors import ConfigError
 from locallearn.losses.functional import cross_entropy, reconstruction, supervised_contrastive
 from locallearn.losses.objectives import LocalLoss, Objective, ObjectiveInput, objectives
+from locallearn.nn import peers
 from locallearn.nn.decoder import Decoder
 
 Weights = tuple[float, float, float, float]
@@ -44,6 +45,8 @@ class InfoPro(Objective):
         config: form and temperature of the supervised loss, label smoothing.
     """
 
+    replicable = True
+
     def __init__(
         self, decoder: nn.Module, head: nn.Module, weights: tuple[float, float], config: ObjectiveConfig
     ) -> None:
@@ -56,8 +59,9 @@ class InfoPro(Objective):
 
     def forward(self, features: Tensor, batch: Batch) -> LocalLoss:
         """Losses [1] of the node whose features on ``batch`` are ``features``, [B, C, H, W]."""
-        rebuilt = reconstruction(self.decoder(features), batch.pixels)[None]
-        out = self.head(features)
+        others = peers.current()
+        rebuilt = others.batch_mean(reconstruction(self.decoder(features), batch.pixels))[None]
+        out = others.whole_batch(self.head(features), 1)
         if self.contrastive:
             supervised = supervised_contrastive(out, batch.labels, self.config.temperature)
         else:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from locallearn.config import ObjectiveConfig
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError
-from locallearn.losses.functional import cross_entropy, diversity
+from locallearn.losses.functional import cross_entropy, diversity, n_groups
+from locallearn.nn import peers
 from locallearn.nn.heads import build_head
 from locallearn.registry import Registry
 
@@ -38,12 +40,18 @@ class Objective(nn.Module):
     """Base of local objectives. Its child modules are its auxiliary networks; each takes the module's features.
 
     Every parameter and buffer is stacked by group on dimension 0, as those of the blocks are.
+
+    With replicas (``mesh.data``) features, images and pixels are those of this rank's part of the batch, and labels
+    those of the whole: an objective that has ``replicable`` set brings its outputs together with
+    :func:`locallearn.nn.peers.current`, so that every replica computes the loss of the whole batch.
     """
 
-    views = 1
+    views: ClassVar[int] = 1
     """Views of every image that a batch must hold: 1, or 2 for losses that compare them."""
-    needs_labels = True
+    needs_labels: ClassVar[bool] = True
     """Whether a batch without labels is refused; only batches of a user's own model may have none."""
+    replicable: ClassVar[bool] = False
+    """Whether replicas of a node can compute it together."""
 
     def forward(self, features: Tensor, batch: Batch) -> LocalLoss:
         """Losses of the nodes whose features on ``batch`` are ``features``, [B, C, H, W] or [B, C]."""
@@ -113,7 +121,7 @@ def with_diversity(
     total: Tensor, logits: Tensor, batch: Batch, config: ObjectiveConfig, terms: dict[str, Tensor]
 ) -> Tensor:
     """Add the diversity penalty to the losses [G] where there are several groups, and note it among the terms."""
-    if not config.diversity_weight or len(logits) == 1:
+    if not config.diversity_weight or n_groups(logits) == 1:
         return total
     penalty = diversity(logits, batch.labels, config.diversity_temperature)
     terms["diversity"] = penalty.detach()
@@ -128,6 +136,8 @@ class Classification(Objective):
         config: label smoothing, and weight and temperature of the penalty.
     """
 
+    replicable = True
+
     def __init__(self, head: nn.Module, config: ObjectiveConfig) -> None:
         super().__init__()
         self.head = head
@@ -135,7 +145,7 @@ class Classification(Objective):
 
     def forward(self, features: Tensor, batch: Batch) -> LocalLoss:
         """Losses of the nodes whose features on ``batch`` are ``features``, [B, C, H, W] or [B, C]."""
-        logits = self.head(features)
+        logits = peers.current().whole_batch(self.head(features), 1)
         total = cross_entropy(logits, batch.labels, self.config.label_smoothing)
         terms = {"cross_entropy": total.detach()}
         total = with_diversity(total, logits, batch, self.config, terms)

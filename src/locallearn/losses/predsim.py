@@ -9,6 +9,7 @@ from locallearn.data.store import Batch
 from locallearn.errors import ConfigError
 from locallearn.losses.functional import cross_entropy, similarity_loss
 from locallearn.losses.objectives import LocalLoss, Objective, ObjectiveInput, objectives, with_diversity
+from locallearn.nn import peers
 from locallearn.nn.groups import GroupLinear
 from locallearn.nn.similarity import PooledClassifier, SimilarityHead
 
@@ -23,6 +24,8 @@ class PredSim(Objective):
         config: w, label smoothing, and weight and temperature of the penalty.
     """
 
+    replicable = True
+
     def __init__(
         self, classifier: nn.Module | None, similarity: nn.Module | None, classes: int, config: ObjectiveConfig
     ) -> None:
@@ -36,12 +39,13 @@ class PredSim(Objective):
         """Losses of the nodes whose features on ``batch`` are ``features``, [B, C, H, W] or [B, C]."""
         weight, parts, logits = self.config.predsim_weight, [], None
         terms: dict[str, Tensor] = {}
+        whole_batch = peers.current().whole_batch
         if self.similarity is not None:
-            unlike = similarity_loss(self.similarity(features), batch.labels, self.classes)
+            unlike = similarity_loss(whole_batch(self.similarity(features), 1), batch.labels, self.classes)
             terms["similarity"] = unlike.detach()
             parts.append(weight * unlike)
         if self.classifier is not None:
-            logits = self.classifier(features)
+            logits = whole_batch(self.classifier(features), 1)
             wrong = cross_entropy(logits, batch.labels, self.config.label_smoothing)
             terms["cross_entropy"] = wrong.detach()
             parts.append(with_diversity((1 - weight) * wrong, logits, batch, self.config, terms))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from locallearn.nn.groups import GroupLinear, conv, split_vectors
+from locallearn.nn.groups import GroupLinear, OwnChannels, conv, split_vectors
 
 
 class ConvBlock(nn.Sequential):
@@ -40,26 +40,33 @@ class ConvBlock(nn.Sequential):
             self.dropout = nn.Dropout(dropout)
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
     """A residual block: ``relu(body(x) + shortcut(x))``; the subclass says what the body is."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, groups: int, dense: bool) -> None:
         super().__init__()
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
+        self.dense = dense
         if stride != 1 or inputs != outputs:
             shortcut = conv(inputs, outputs, 1, stride, groups, dense)
             self.shortcut = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
         self.relu = nn.ReLU(inplace=True)
 
     def body(self, x: Tensor) -> Tensor:
+        """What is added to the shortcut."""
         raise NotImplementedError
+
+    def shortcut_of(self, groups: range, total: int) -> None:
+        """Let a shortcut without layers, of a block that sees all channels, give those of some groups only."""
+        if self.dense and isinstance(self.shortcut, nn.Identity):
+            self.shortcut = OwnChannels(groups, total)
 
     def forward(self, x: Tensor) -> Tensor:
         """Features [B, C, H, W] in and out."""
         return self.relu(self.body(x).add_(self.shortcut(x)))  # a batch norm keeps what came in, not this
 
 
-class BasicBlock(_Residual):
+class BasicBlock(Residual):
     """Two 3x3 convolutions with batch norm, and a shortcut (He et al., 2016a)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1, *, groups: int = 1, dense: bool = True) -> None:
@@ -75,7 +82,7 @@ class BasicBlock(_Residual):
         return self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
 
 
-class Bottleneck(_Residual):
+class Bottleneck(Residual):
     """1x1, 3x3 and 1x1 convolutions with batch norm, and a shortcut; four times as wide outside as inside."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1, *, groups: int = 1, dense: bool = True) -> None:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from locallearn.nn import peers
+
 LANES = 16
 """Channels that a convolution computes at once, a vector of fp32: fewer take as long."""
 
@@ -116,40 +118,61 @@ class GroupLinear(nn.Module):
         return torch.baddbmm(self.bias.view(self.groups, 1, self.outputs), x_GBI, weight_GIO)
 
 
+class OwnChannels(nn.Module):
+    """The channels of some groups, [B, C, ...] -> [B, C n / G, ...].
+
+    Args:
+        groups: n contiguous ones, counted from 0.
+        total: G.
+    """
+
+    def __init__(self, groups: range, total: int) -> None:
+        super().__init__()
+        self.own, self.total = groups, total
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Take them."""
+        n = x.shape[1] // self.total
+        return x[:, self.own.start * n : self.own.stop * n]
+
+
 class _StopGradientConv(torch.autograd.Function):
     """Every group convolves all channels, but only its own channels receive a gradient from it.
 
     Forward is one dense convolution and so is the weight's gradient; the input's gradient is a grouped
-    convolution, 1/G of the work, and the backward pass of the detached channels is never computed.
+    convolution, 1/G of the work, and the backward pass of the detached channels is never computed. ``seen`` are
+    all channels, ``own`` those of the groups on this rank, of which ``first`` is the first.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.groups = stride, groups
-        return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
+    def forward(ctx: Any, own: Tensor, seen: Tensor, weight: Tensor, stride: int, groups: int, first: int) -> Tensor:
+        ctx.save_for_backward(own, seen, weight)
+        ctx.stride, ctx.groups, ctx.first = stride, groups, first
+        return F.conv2d(seen, weight, stride=stride, padding=weight.shape[-1] // 2)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        x, weight = ctx.saved_tensors
-        grad_x = grad_weight = None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None, None, None, None]:
+        own, seen, weight = ctx.saved_tensors
+        grad_own = grad_weight = None
         if ctx.needs_input_grad[0]:
-            own, groups = own_channels(weight, ctx.groups), ctx.groups
-            together = packed_together(x.shape[1], weight.shape[0], groups)
+            columns = own_channels(weight, ctx.groups, own.shape[1] // ctx.groups, ctx.first)
+            groups = ctx.groups
+            together = packed_together(own.shape[1], weight.shape[0], groups)
             if together > 1:
-                own = pack(own, groups, together)
-            grad_x = _conv_backward(grads[0], x, own, ctx.stride, groups // together, (True, False, False))[0]
-        if ctx.needs_input_grad[1]:
-            grad_weight = _conv_backward(grads[0], x, weight, ctx.stride, 1, (False, True, False))[1]
-        return grad_x, grad_weight, None, None
+                columns = pack(columns, groups, together)
+            needed = (True, False, False)
+            grad_own = _conv_backward(grads[0], own, columns, ctx.stride, groups // together, needed)[0]
+        if ctx.needs_input_grad[2]:
+            grad_weight = _conv_backward(grads[0], seen, weight, ctx.stride, 1, (False, True, False))[1]
+        return grad_own, None, grad_weight, None, None, None
 
 
-def own_channels(weight: Tensor, groups: int) -> Tensor:
-    """From the rows of group g, the columns of group g's channels: [G n, C, k, k] -> [G n, C/G, k, k]."""
-    rows, channels, height, width = weight.shape
-    blocks = weight.view(groups, rows // groups, groups, channels // groups, height, width)
-    own = blocks.diagonal(dim1=0, dim2=2).permute(4, 0, 1, 2, 3)
-    return own.reshape(rows, channels // groups, height, width)
+def own_channels(weight: Tensor, groups: int, channels: int, first: int) -> Tensor:
+    """From the rows of n groups, the columns of each group's own c channels: [n r, C, k, k] -> [n r, c, k, k]."""
+    rows, _, height, width = weight.shape
+    blocks = weight.view(groups, rows // groups, -1, channels, height, width)
+    own = blocks.diagonal(offset=first, dim1=0, dim2=2).permute(4, 0, 1, 2, 3)
+    return own.reshape(rows, channels, height, width)
 
 
 def _conv_backward(
@@ -170,7 +193,8 @@ class StopGradientConv2d(nn.Module):
         stride: stride.
         groups: G; C must be a multiple of it.
 
-    Shapes: input [B, C, H, W], output [B, G * outputs, H', W'], weight [G * outputs, C, 3, 3].
+    Shapes: input [B, C, H, W], output [B, G * outputs, H', W'], weight [G * outputs, C, 3, 3]. On a rank that has
+    n of the G groups the input is their channels, and the output and weight are their rows.
     """
 
     def __init__(self, channels: int, outputs: int, stride: int, groups: int) -> None:
@@ -180,16 +204,24 @@ class StopGradientConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve; the values are those of a dense convolution."""
-        out = _StopGradientConv.apply(*_autocast(x, self.weight), self.stride, self.groups)
+        x, weight = _autocast(x, self.weight)
+        others = peers.current()
+        seen = others.gather_groups(x.detach(), 1)
+        out = _StopGradientConv.apply(x, seen, weight, self.stride, self.groups, others.index * self.groups)
         assert isinstance(out, Tensor)
         return out
 
 
 def stop_gradient_vectors(x_BC: Tensor, groups: int) -> Tensor:
-    """What G heads without convolutions see: all C features, their own with gradient, [B, C] -> [G, B, C]."""
-    channels = x_BC.shape[1]
-    owner_C = torch.arange(channels, device=x_BC.device) // (channels // groups)
-    own_G1C = (owner_C[None] == torch.arange(groups, device=x_BC.device)[:, None])[:, None]
+    """What G heads without convolutions see: all C features, their own with gradient, [B, C] -> [G, B, C].
+
+    On a rank that has n of the G groups, [B, C n/G] -> [n, B, C].
+    """
+    others, own_channels = peers.current(), x_BC.shape[1] // groups
+    x_BC = others.gather_groups(x_BC, 1)
+    owner_C = torch.arange(x_BC.shape[1], device=x_BC.device) // own_channels
+    group_G = torch.arange(groups, device=x_BC.device) + others.index * groups
+    own_G1C = (owner_C[None] == group_G[:, None])[:, None]
     return torch.where(own_G1C, x_BC[None], x_BC.detach()[None])
 
 

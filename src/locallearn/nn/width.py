@@ -103,7 +103,7 @@ def _split(layer: nn.Conv2d, path: str, groups: int, inner: bool) -> bool:
         raise ConfigError("width", groups, f"a divisor of the channels of {path} ({channels})")
     if inner:
         layer.groups = groups
-        layer.weight = nn.Parameter(own_channels(layer.weight, groups))
+        layer.weight = nn.Parameter(own_channels(layer.weight, groups, layer.weight.shape[1] // groups, 0))
     return inner
 
 

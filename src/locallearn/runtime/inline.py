@@ -3,22 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Self
 
 from locallearn.core.module import LocalStep
 from locallearn.data.store import Batch
 from locallearn.losses.objectives import LocalLoss
 
 
-class Runtime(Protocol):
-    """Decides where and when the local steps of one batch are called."""
+class Runtime:
+    """Decides where and when the local steps of one batch are called. Entered while it trains.
 
-    def step(self, batch: Batch, index: int) -> list[LocalLoss]:
-        """Train on one batch, step ``index`` of the run, and return the losses of the modules that were trained."""
-        ...
+    Attributes:
+        stopping: whether training stops after the last batch.
+    """
+
+    stopping = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Nothing to close."""
+
+    def open(self, start: int, end: int) -> None:
+        """Get ready for the steps from ``start`` to ``end`` of the run."""
+
+    def step(self, batch: Batch, index: int, stop: bool = False) -> list[LocalLoss]:
+        """Train on one batch.
+
+        Args:
+            batch: the batch.
+            index: number of the step in the run, or in its phase.
+            stop: whether the process was asked to stop.
+
+        Returns:
+            The losses of the modules that were trained here, in order.
+        """
+        raise NotImplementedError
 
 
-class InlineRuntime:
+class InlineRuntime(Runtime):
     """Train all modules on one batch after the other.
 
     Args:
@@ -28,18 +52,11 @@ class InlineRuntime:
     def __init__(self, steps: Sequence[LocalStep]) -> None:
         self.steps = steps
 
-    def step(self, batch: Batch, index: int) -> list[LocalLoss]:
-        """Train every module on one batch (Algorithms 1 and 2).
-
-        Args:
-            batch: the batch.
-            index: number of the step in the run.
-
-        Returns:
-            Each module's losses, in order.
-        """
+    def step(self, batch: Batch, index: int, stop: bool = False) -> list[LocalLoss]:
+        """Train every module on one batch (Algorithms 1 and 2)."""
         features, losses = batch.images, []
         for step in self.steps:
             features, loss = step(features, batch, index)
             losses.append(loss)
+        self.stopping = stop
         return losses

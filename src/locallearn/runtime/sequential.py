@@ -12,9 +12,10 @@ from locallearn.core.module import LocalModule, LocalStep, autocast
 from locallearn.data.store import Batch
 from locallearn.losses.objectives import LocalLoss
 from locallearn.runtime.cache import FeatureCache, Kept, pack, unpack
+from locallearn.runtime.inline import Runtime
 
 
-class SequentialRuntime:
+class SequentialRuntime(Runtime):
     """Train one module on one batch after the other.
 
     Frozen modules run in eval mode (running statistics of batch norm), as they do once training has ended. With a
@@ -43,8 +44,9 @@ class SequentialRuntime:
         self.steps_per_epoch = steps_per_epoch
         self.cache = cache
 
-    def step(self, batch: Batch, index: int) -> list[LocalLoss]:
+    def step(self, batch: Batch, index: int, stop: bool = False) -> list[LocalLoss]:
         """Train the module on one batch; ``index`` counts its own steps from 0."""
+        self.stopping = stop
         return [self.local(self.features(batch, index), batch, index)[1]]
 
     @torch.no_grad()

@@ -1,4 +1,8 @@
-"""Checkpoints: one safetensors file each, written atomically, with a checksum over everything in it."""
+"""Checkpoints: one safetensors file each, written atomically, with a checksum over everything in it.
+
+Where several processes train, a checkpoint is a folder of such files, each with the rows of one process, and a
+manifest that names them; it is written last, and without it the folder is no checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from locallearn.core.shard import join
 from locallearn.errors import CheckpointError
 
 BEST = "best.safetensors"
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -42,11 +48,13 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint and verify its checksum.
+    """Read a checkpoint, a file or a folder of parts, and verify its checksums.
 
     Raises:
         CheckpointError: it is not there, or damaged; the message names the file.
     """
+    if path.is_dir():
+        return _load_parts(path)
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -57,6 +65,27 @@ def load(path: Path) -> Checkpoint:
     if metadata.get("sha256") != _checksum(tensors, progress):
         raise CheckpointError(f"checkpoint {path} is damaged: its checksum does not match its content")
     return Checkpoint(tensors, json.loads(progress))
+
+
+def _load_parts(folder: Path) -> Checkpoint:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {folder} cannot be read: {error}") from None
+    parts = []
+    for name, checksum in manifest["parts"].items():
+        if _noted_checksum(folder / name) != checksum:
+            raise CheckpointError(f"checkpoint {folder} is damaged: {name} is of another checkpoint")
+        parts.append(load(folder / name))
+    return Checkpoint(join([part.tensors for part in parts]), parts[0].progress)
+
+
+def _noted_checksum(path: Path) -> str | None:
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from None
 
 
 def _checksum(tensors: Mapping[str, Tensor], progress: str) -> str:
@@ -82,20 +111,45 @@ class CheckpointFolder:
 
     def paths(self) -> list[Path]:
         """The checkpoints by step, oldest first, without the best one's copy."""
-        return sorted(self.folder.glob("step-*.safetensors"))
+        sets = [manifest.parent for manifest in self.folder.glob(f"step-*/{MANIFEST}")]
+        return sorted([*self.folder.glob("step-*.safetensors"), *sets])
 
     def write(self, checkpoint: Checkpoint, step: int) -> Path:
         """Write the checkpoint of a step; only then remove those that are too old, and left-overs of a kill."""
         path = self.folder / f"step-{step:09d}.safetensors"
         save(path, checkpoint)
-        for old in self.paths()[: -self.keep_last]:
-            old.unlink()
-        for leftover in self.folder.glob(".*.tmp"):
-            leftover.unlink()
+        self._tidy(path)
         return path
 
+    def write_part(self, checkpoint: Checkpoint, step: int, part: int) -> None:
+        """Write one process's part of the checkpoint of a step."""
+        save(self.folder / f"step-{step:09d}" / f"part-{part:04d}.safetensors", checkpoint)
+
+    def complete(self, step: int, parts: int) -> Path:
+        """Make a checkpoint of the parts of a step, once all are written; only then remove what is too old."""
+        path = self.folder / f"step-{step:09d}"
+        names = [f"part-{part:04d}.safetensors" for part in range(parts)]
+        manifest = {"parts": {name: _noted_checksum(path / name) for name in names}}
+        temporary = path / f".{MANIFEST}.{os.getpid()}.tmp"
+        temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path / MANIFEST)
+        self._tidy(path)
+        return path
+
+    def _tidy(self, newest: Path) -> None:
+        """Remove checkpoints that are too old, sets that were never completed, and left-overs of a kill."""
+        paths = self.paths()
+        unfinished = [p for p in self.folder.glob("step-*/") if p not in paths and p != newest]
+        for old in [*paths[: -self.keep_last], *unfinished]:
+            _remove(old)
+        for leftover in [*self.folder.glob(".*.tmp"), *(newest.glob(".*.tmp") if newest.is_dir() else ())]:
+            leftover.unlink()
+
     def mark_best(self, path: Path) -> None:
-        """Keep a copy of ``path`` as the best checkpoint."""
+        """Keep a copy of ``path`` as the best checkpoint, in one file."""
+        if path.is_dir():
+            save(self.folder / BEST, load(path))
+            return
         temporary = self.folder / f".{BEST}.{os.getpid()}.tmp"
         shutil.copyfile(path, temporary)
         os.replace(temporary, self.folder / BEST)
@@ -115,6 +169,14 @@ class CheckpointFolder:
         if problems:
             raise CheckpointError(f"no checkpoint in {self.folder} is usable; {problems[0]}")
         return None, None, problems
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        (path / MANIFEST).unlink(missing_ok=True)  # first, so that what a kill leaves is no checkpoint
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def optimizer_tensors(name: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

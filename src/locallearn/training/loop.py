@@ -10,20 +10,21 @@ from typing import Any
 import torch
 
 from locallearn.config import AugmentConfig, RunConfig, digest
-from locallearn.core.module import LocalStep
 from locallearn.core.network import build_network
 from locallearn.costs.memory import ActivationMeter
 from locallearn.data.datasets import Dataset, ImageSet
 from locallearn.data.store import Batch, ImageStore
 from locallearn.errors import CheckpointError, DivergedError, InterruptedRunError
-from locallearn.runtime.inline import InlineRuntime, Runtime
+from locallearn.runtime.inline import Runtime
+from locallearn.runtime.world import Alone, ProcessWorld
 from locallearn.training import checkpoint as checkpoints
 from locallearn.training import record
 from locallearn.training.allocator import keep_freed_memory
 from locallearn.training.evaluate import Evaluation, evaluate_run, module_label
 from locallearn.training.guard import FiniteGuard
+from locallearn.training.nodes import Nodes
 from locallearn.training.observer import Observer
-from locallearn.training.optim import build_optimizer, learning_rate
+from locallearn.training.optim import learning_rate
 from locallearn.training.record import RunFolder
 from locallearn.training.scorers import build_scorer
 from locallearn.training.setup import image_shape
@@ -43,44 +44,49 @@ class Training:
         dataset: its data.
         folder: the run's folder.
         observer: is told how it goes.
+        world: the processes; by default this one alone. All run the same loop, each on its own nodes; the leader
+            also evaluates, on the whole network, and writes the record.
     """
 
-    def __init__(self, config: RunConfig, dataset: Dataset, folder: RunFolder, observer: Observer) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        folder: RunFolder,
+        observer: Observer,
+        world: Alone | ProcessWorld | None = None,
+    ) -> None:
         self.config, self.dataset, self.folder, self.observer = config, dataset, folder, observer
+        self.world = world or Alone()
         train = config.train
         assert train.device is not None
         assert train.precision is not None
         self.precision = train.precision
-        self.device = torch.device(train.device)
+        self.device = self.world.device if isinstance(self.world, ProcessWorld) else torch.device(train.device)
         if train.threads:
             torch.set_num_threads(train.threads)
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.network = build_network(config, image_shape(dataset)).to(self.device)
+        image = image_shape(dataset)
+        network = build_network(config, image).to(self.device)
         if train.channels_last:
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.steps = [
-            LocalStep(
-                module,
-                build_optimizer(config.optimizer, module.parameters()),
-                self.precision,
-                config.optimizer.clip_norm,
-                config.seed,
-            )
-            for module in self.network
-        ]
-        self.runtime: Runtime = InlineRuntime(self.steps)
-        self.scorer = build_scorer(config, self.network, dataset)
-        self.train_store = self._store(dataset.train, config.augment, self.network.views)
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.nodes = Nodes(config, network, image, self.world)
+        self.network = network if self.world.leader else self.nodes.network
+        self.runtime: Runtime = self.nodes.runtime
+        self.scorer = build_scorer(config, network, dataset)
+        self.train_store = self._store(dataset.train, config.augment, network.views)
         self.test_store = self._store(dataset.test, None)
         self.steps_per_epoch = self.train_store.steps(train.batch_size)
         self.kept = checkpoints.CheckpointFolder(folder.checkpoints, config.checkpoint.keep_last)
-        self.sums = Sums(self.network, self.device)
-        self.stop = StopRequest()
+        self.sums = Sums(self.nodes.network, self.device)
+        self.stop = StopRequest(patient=isinstance(self.world, ProcessWorld))
         self.step = 0
         self.phases = 1
         """How often training goes through all its epochs: once, or once for every module (sequential)."""
-        self.guard = FiniteGuard(self.network, self.device)
+        self.recorded = network
+        """The modules whose sums are recorded."""
+        self.guard = FiniteGuard(self.nodes.network, self.device)
         self.progress: dict[str, Any] = {"images": 0.0, "train_seconds": 0.0, "best": None, "last": None}
         if self.scorer.identity is not None:
             self.progress["scorer"] = self.scorer.identity
@@ -92,24 +98,33 @@ class Training:
     # --- checkpoints -------------------------------------------------------------------------------------------
 
     def write_checkpoint(self) -> Path:
-        """Write where training stands now."""
+        """Write where training stands now; of several processes each writes its part."""
         self._check(self.guard.bad_loss() or self.guard.bad_weight(self.step))
-        tensors = {f"network/{key}": value for key, value in self.network.state_dict().items()}
-        tensors |= {f"sums/{key}": value for key, value in self.sums.tensors.items()}
+        tensors = self.nodes.tensors() | {f"sums/{key}": value for key, value in self.sums.tensors.items()}
         tensors |= self.scorer.tensors()
-        for step in self.steps:
-            tensors |= checkpoints.optimizer_tensors(step.module.name, step.module, step.optimizer)
         progress = {**self.progress, "step": self.step, "digest": digest(self.config)}
-        return self.kept.write(checkpoints.Checkpoint(tensors, progress), self.step)
+        found = checkpoints.Checkpoint(tensors, progress)
+        if isinstance(self.world, Alone):
+            return self.kept.write(found, self.step)
+        part = self.world.part
+        if part is not None:
+            self.kept.write_part(found, self.step, part)
+        self.world.sync()
+        return self.kept.complete(self.step, self.world.parts) if self.world.leader else self.kept.folder
 
     def restore(self) -> None:
         """Go back to the newest whole checkpoint, or to the beginning where none was written."""
-        path, found, problems = self.kept.newest()
-        for problem in problems:
-            self.observer.on_warning(f"{problem}; using the one before it")
-        if found is not None and path is not None:
-            self._put_back(path, found)
-        self.folder.rewind(self.step)
+        path, found = None, None
+        if self.world.leader:
+            path, found, problems = self.kept.newest()
+            for problem in problems:
+                self.observer.on_warning(f"{problem}; using the one before it")
+        name = self.world.share(path.name if path is not None else "")
+        if name:
+            path = self.kept.folder / name
+            self._put_back(path, found or checkpoints.load(path))
+        if self.world.leader:
+            self.folder.rewind(self.step)
 
     def _put_back(self, path: Path, found: checkpoints.Checkpoint) -> None:
         if found.progress["digest"] != digest(self.config):
@@ -118,19 +133,19 @@ class Training:
             raise CheckpointError(
                 f"checkpoint {path} was trained with another scorer than objective.modification names"
             )
-        checkpoints.load_network(self.network, found.tensors, path)
+        if self.world.leader:
+            checkpoints.load_network(self.network, found.tensors, path)
         self.scorer.load(found.tensors)
-        for step in self.steps:
-            checkpoints.load_optimizer(step.module.name, step.module, step.optimizer, found.tensors)
+        self.nodes.load(found.tensors)
+        own = {key: value for i in self.nodes.steps for key, value in self.nodes.own(i, found.tensors).items()}
         self.sums.tensors = {
-            key.removeprefix("sums/"): value if key == "sums/images" else value.to(self.device)
-            for key, value in found.tensors.items()
-            if key.startswith("sums/")
-        }
+            key.removeprefix("sums/"): value.to(self.device) for key, value in own.items() if key.startswith("sums/")
+        } | {"images": found.tensors["sums/images"]}
         self.progress = {key: value for key, value in found.progress.items() if key not in ("step", "digest")}
         self.step = found.progress["step"]
         best = self.progress["best"]
-        if best and best["epoch"] * self.steps_per_epoch == self.step and self.config.checkpoint.keep_best:
+        now_best = best and best["epoch"] * self.steps_per_epoch == self.step
+        if now_best and self.config.checkpoint.keep_best and self.world.leader:
             self.kept.mark_best(path)  # a kill may have come between the checkpoint and its copy
 
     # --- the loop ----------------------------------------------------------------------------------------------
@@ -146,7 +161,7 @@ class Training:
         return self.step % (self.steps_per_epoch * self.config.train.epochs)
 
     def run(self) -> dict[str, Any]:
-        """Train to the end and return the summary."""
+        """Train to the end and return the summary; on other processes than the leader nothing."""
         self.observer.on_start(self.config, self.steps_per_epoch, self.epochs, self.step)
         self._note_commit()
         if self.step == 0:
@@ -154,9 +169,13 @@ class Training:
             self._record({"event": "start", "time": record.now(), "nodes": nodes})
         else:
             self._record({"event": "resume", "time": record.now()})
-        with self.stop:
-            while self.step < self.steps_per_epoch * self.epochs:
+        total = self.steps_per_epoch * self.epochs
+        self.runtime.open(self.step, total)
+        with self.stop, self.runtime:
+            while self.step < total:
                 self._epoch(self.step // self.steps_per_epoch, self.step % self.steps_per_epoch)
+        if not self.world.leader:
+            return {}
         summary = summarise(self.config, self.dataset, self.network, self.progress, self.step)
         self.folder.write_summary(summary)
         return summary
@@ -177,7 +196,7 @@ class Training:
             self._set_learning_rate()
             self._step(batch)
             within = self.step % self.steps_per_epoch != 0  # the end of an epoch is saved with its evaluation
-            if within and (self._checkpoint_is_due() or self.stop.requested):
+            if within and (self._checkpoint_is_due() or self.runtime.stopping):
                 self._clock(begin)
                 self.write_checkpoint()
                 self._stop_if_requested()
@@ -192,7 +211,7 @@ class Training:
         return self.train_store.epoch(epoch, self.config.train.batch_size, start)
 
     def _stop_if_requested(self) -> None:
-        if self.stop.requested:
+        if self.runtime.stopping:
             raise InterruptedRunError(
                 f"interrupted at step {self.step}; continue with: locallearn train --resume {self.folder.path}"
             )
@@ -210,17 +229,17 @@ class Training:
 
     def _set_learning_rate(self) -> None:
         rate = learning_rate(self.config, self.phase_step, self.steps_per_epoch)
-        for step in self.steps:
+        for step in self.nodes.steps.values():
             for group in step.optimizer.param_groups:
                 group["lr"] = rate
 
     def _step(self, batch: Batch) -> None:
         batch = self.scorer.scored(batch)
         if self.phase_step:
-            losses = self.runtime.step(batch, self.phase_step)
+            losses = self.runtime.step(batch, self.phase_step, self.stop.requested)
         else:  # the first step of a phase is also weighed
-            with ActivationMeter(self.network.parameters()) as meter:
-                losses = self.runtime.step(batch, self.phase_step)
+            with ActivationMeter(self.nodes.network.parameters()) as meter:
+                losses = self.runtime.step(batch, self.phase_step, self.stop.requested)
             self.progress["activation_bytes"] = max(meter.peak_bytes, self.progress.get("activation_bytes", 0))
         self.scorer.update()
         self.sums.add(losses, batch.labels)
@@ -241,16 +260,20 @@ class Training:
         images = self.sums.tensors["images"].item()
         self.progress["images"] += images / self.phases
         self._check(self.guard.bad_loss())
-        self._record(
-            {
-                "event": "train",
-                "epoch": epoch,
-                "learning_rate": float(self.steps[0].optimizer.param_groups[0]["lr"]),
-                "seconds": seconds,
-                "images_per_second": images / seconds,
-                "nodes": self.sums.nodes(),
-            }
-        )
+        whole = Sums(self.recorded, self.device)
+        whole.tensors = self.world.whole(self.sums.tensors)
+        self.progress["activation_bytes"] = self.world.largest(self.progress["activation_bytes"])
+        if self.world.leader:
+            self._record(
+                {
+                    "event": "train",
+                    "epoch": epoch,
+                    "learning_rate": float(self.nodes.steps[0].optimizer.param_groups[0]["lr"]),
+                    "seconds": seconds,
+                    "images_per_second": images / seconds,
+                    "nodes": whole.nodes(),
+                }
+            )
         every, last = self.config.train.evaluate_every, epoch % self.config.train.epochs == 0
         better = False
         if last or (every and epoch % every == 0):
@@ -261,6 +284,11 @@ class Training:
 
     def _evaluate(self, epoch: int) -> bool:
         """Evaluate, and tell whether the last layer was never better."""
+        if isinstance(self.world, ProcessWorld):
+            weights = self.world.whole(self.nodes.weights())
+            if not self.world.leader:
+                return False
+            checkpoints.load_network(self.network, weights, self.folder.path)
         found = self.evaluation()
         accuracy = {"last_layer": found.last_layer, "ensemble": found.ensemble, "protocol": found.protocol}
         self._record({"event": "evaluate", "epoch": epoch, **accuracy, "nodes": found.nodes})
@@ -276,6 +304,8 @@ class Training:
         return evaluate_run(self.network, self.config, self.train_store, self.test_store)
 
     def _record(self, event: dict[str, Any]) -> None:
+        if not self.world.leader:
+            return
         event = {**event, "step": self.step}
         self.folder.append(event)
         self.observer.on_event(event)

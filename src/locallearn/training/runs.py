@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from locallearn import plugins
-from locallearn.config import RunConfig
+from locallearn.config import RunConfig, from_toml, to_toml
 from locallearn.data.datasets import Dataset, load
+from locallearn.runtime.world import Alone, ProcessWorld, local_device, process_world
 from locallearn.training.asynchronous import AsynchronousTraining
 from locallearn.training.loop import Training
 from locallearn.training.observer import Observer, Quiet
@@ -28,20 +31,25 @@ def train(
         overwrite: replace the run in that folder, once it is sure that the new one can start.
 
     Returns:
-        The summary, as in ``summary.json``.
+        The summary, as in ``summary.json``; with the distributed runtime an empty one on other processes than the
+        first.
 
     Raises:
         UsageError: the configuration cannot be trained, the data are not there, or the folder is taken.
         DivergedError: a loss became NaN or infinite; the last good checkpoint is kept.
     """
     folder = RunFolder(Path(run))
-    folder.check_free(overwrite)
     plugins.load(config.plugins)
-    dataset = load(config.data)
-    resolved = resolve(config, dataset)
-    training = build(resolved, dataset, folder, observer)
-    folder.create(resolved, overwrite)  # only now, so that what cannot be built leaves no folder behind
-    return training.run()
+    with _world(config) as world:
+        if world.leader:
+            folder.check_free(overwrite)
+        dataset = _load(config, world)
+        resolved = from_toml(world.share(to_toml(resolve(config, dataset))))
+        training = build(resolved, dataset, folder, observer, world)
+        if world.leader:  # only now, so that what cannot be built leaves no folder behind
+            folder.create(resolved, overwrite)
+        world.sync()
+        return training.run()
 
 
 def resume(run: str | Path, observer: Observer | None = None, **changes: Any) -> dict[str, Any]:
@@ -50,22 +58,56 @@ def resume(run: str | Path, observer: Observer | None = None, **changes: Any) ->
     Args:
         run: the run's folder.
         observer: is told how it goes.
-        changes: fields of ``train`` and ``data`` that may differ on this machine: ``device``, ``threads``, ``root``.
+        changes: what may differ on this machine: ``device`` and ``threads`` of ``train``, ``root`` of ``data``,
+            ``runtime`` and ``mesh``.
     """
     folder = RunFolder(Path(run))
     config = with_changes(folder.config(), **changes)
     summary = folder.summary()
     if summary is not None:
         return summary
+    with _world(config) as world:
+        dataset = _load(config, world)
+        training = build(resolve(config, dataset), dataset, folder, observer, world)
+        training.restore()
+        return training.run()
+
+
+@contextlib.contextmanager
+def _world(config: RunConfig) -> Iterator[Alone | ProcessWorld]:
+    if config.runtime == "distributed":
+        with process_world(config, local_device(config)) as world:
+            yield world
+    else:
+        yield Alone()
+
+
+def _load(config: RunConfig, world: Alone | ProcessWorld) -> Dataset:
+    """The data; where they may have to be fetched first, the leader does that alone."""
+    if config.data.download and not world.leader:
+        world.sync()
     dataset = load(config.data)
-    training = build(resolve(config, dataset), dataset, folder, observer)
-    training.restore()
-    return training.run()
+    if config.data.download and world.leader:
+        world.sync()
+    return dataset
+
+
+def _observer(observer: Observer | None, world: Alone | ProcessWorld) -> Observer:
+    return observer if observer is not None and world.leader else Quiet()
 
 
 def build(
-    config: RunConfig, dataset: Dataset, folder: RunFolder, observer: Observer | None = None
+    config: RunConfig,
+    dataset: Dataset,
+    folder: RunFolder,
+    observer: Observer | None = None,
+    world: Alone | ProcessWorld | None = None,
 ) -> Training | AsynchronousTraining:
     """The training of a resolved configuration, as its runtime has it; nothing is written yet."""
-    kinds = {"inline": Training, "sequential": SequentialTraining, "asynchronous": AsynchronousTraining}
-    return kinds[config.runtime](config, dataset, folder, observer or Quiet())
+    world = world or Alone()
+    told = _observer(observer, world)
+    if config.runtime == "sequential":
+        return SequentialTraining(config, dataset, folder, told)
+    if config.runtime == "asynchronous":
+        return AsynchronousTraining(config, dataset, folder, told)
+    return Training(config, dataset, folder, told, world)

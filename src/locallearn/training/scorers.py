@@ -6,7 +6,6 @@ projections (``self``) need none.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 
 import torch
@@ -124,7 +123,7 @@ class Severity(Scorer):
             overlap_N = crop_overlap(*batch.boxes.float().chunk(2))
             for offset in (-half, half):
                 scores.diagonal(offset).mul_(overlap_N)
-        return dataclasses.replace(batch, scores=scores)
+        return batch.with_scores(scores)
 
 
 def crop_overlap(first_N4: Tensor, second_N4: Tensor) -> Tensor:
@@ -139,7 +138,7 @@ def crop_overlap(first_N4: Tensor, second_N4: Tensor) -> Tensor:
 def _by_features(network: LocalNetwork, images: Tensor, batch: Batch, precision: str) -> Batch:
     with autocast(images.device, precision):
         features_BC = network.features(images)
-    return dataclasses.replace(batch, scores=cosine_similarities(features_BC[None])[0])
+    return batch.with_scores(cosine_similarities(features_BC[None])[0])
 
 
 def build_scorer(config: RunConfig, network: LocalNetwork, dataset: Dataset) -> Scorer:
@@ -156,6 +155,9 @@ def build_scorer(config: RunConfig, network: LocalNetwork, dataset: Dataset) -> 
     if settings.scorer == "augmentation":
         return Severity()
     if settings.scorer == "ema":
+        if config.runtime == "distributed":
+            expected = "another scorer with runtime distributed, where no process has the whole network"
+            raise ConfigError("objective.modification.scorer", settings.scorer, expected)
         return MovingAverage(network, settings.ema_decay, str(config.train.precision))
     return Pretrained(_open_scorer(config, dataset), str(config.train.precision))
 

@@ -32,7 +32,6 @@ class SequentialTraining(Training):
         super().__init__(config, dataset, folder, observer)
         self.modules = list(self.network)
         self.phases = len(self.modules)
-        self._all_steps = self.steps
         settings = config.sequential
         kept = folder.path / "features" if settings.cache == "disk" else None
         self.cache = None if settings.cache == "none" else FeatureCache(int(settings.cache_gib * 2**30), kept)
@@ -53,15 +52,14 @@ class SequentialTraining(Training):
     def _enter(self, index: int) -> None:
         """Train this module (counted from 0) from now on; the one before it lets go of what only training needs."""
         self.index = index
-        for step in self.steps:
+        for step in self.nodes.steps.values():
             step.optimizer.state.clear()
             step.optimizer.zero_grad(set_to_none=True)
-        self.steps = [self._all_steps[index]]
-        only = LocalNetwork([self.modules[index]])
-        self.sums, self.guard = Sums(only, self.device), FiniteGuard(only, self.device)
+        self.recorded = LocalNetwork([self.modules[index]])
+        self.sums, self.guard = Sums(self.recorded, self.device), FiniteGuard(self.recorded, self.device)
         frozen = self.modules[:index]
         self.runtime = SequentialRuntime(
-            self.steps[0], frozen, self.config.sequential, self.steps_per_epoch, self.cache
+            self.nodes.steps[index], frozen, self.config.sequential, self.steps_per_epoch, self.cache
         )
 
     def _put_back(self, path: Path, found: Checkpoint) -> None:

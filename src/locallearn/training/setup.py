@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from locallearn.config import RunConfig
+from locallearn.config import MeshConfig, RunConfig, RuntimeName
 from locallearn.core.network import ImageShape
 from locallearn.data.datasets import Dataset, resolve_augment
 from locallearn.errors import ConfigError
@@ -62,11 +62,26 @@ def image_shape(dataset: Dataset) -> ImageShape:
 
 
 def with_changes(
-    config: RunConfig, device: str | None = None, threads: int | None = None, root: str | None = None
+    config: RunConfig,
+    device: str | None = None,
+    threads: int | None = None,
+    root: str | None = None,
+    runtime: RuntimeName | None = None,
+    mesh: MeshConfig | None = None,
 ) -> RunConfig:
-    """The same run on another machine: another device, number of threads, or place of the data."""
+    """The same run on another machine: another device, number of threads, place of the data, or processes.
+
+    Raises:
+        ConfigError: a runtime that does not train the same thing.
+    """
     train = dataclasses.replace(
         config.train, device=device or config.train.device, threads=threads or config.train.threads
     )
     data = dataclasses.replace(config.data, root=root or config.data.root)
-    return dataclasses.replace(config, train=train, data=data)
+    runtime = runtime or config.runtime
+    if runtime != config.runtime and not {runtime, config.runtime} <= {"inline", "distributed"}:
+        raise ConfigError("runtime", runtime, f"{config.runtime}, with which the run began")
+    # rounding on the wire is part of what is trained, and stays
+    wire = config.mesh.wire
+    mesh = dataclasses.replace(mesh or config.mesh, wire=wire) if runtime == "distributed" else MeshConfig(wire=wire)
+    return dataclasses.replace(config, train=train, data=data, runtime=runtime, mesh=mesh)

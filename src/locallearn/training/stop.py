@@ -13,9 +13,11 @@ class StopRequest:
 
     Args:
         signals: the signals that do so.
+        patient: ignore all but the first. A launcher passes on what the terminal has sent already.
     """
 
-    def __init__(self, *signals: int) -> None:
+    def __init__(self, *signals: int, patient: bool = False) -> None:
+        self.patient = patient
         self.requested = False
         self._signals = signals or (signal.SIGINT, signal.SIGTERM)
         self._previous: dict[int, Any] = {}
@@ -33,4 +35,5 @@ class StopRequest:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        signal.signal(number, self._previous[number])
+        if not self.patient:
+            signal.signal(number, self._previous[number])

@@ -36,7 +36,7 @@ class Sums:
                 self._add(f"{module.name}/accuracy", (loss.logits.argmax(-1) == labels_B).sum(1).double())
             for name, value in values.items():
                 self._add(f"{module.name}/{name}", value.double() * size)
-        self._add("images", torch.tensor([float(size)], dtype=torch.float64))
+        self._add("images", torch.tensor(float(size), dtype=torch.float64))
 
     def _add(self, name: str, value: Tensor) -> None:
         self.tensors[name] = self.tensors[name] + value if name in self.tensors else value

@@ -129,7 +129,7 @@ def gradients_stay(training: Training) -> Check:
 
     The features that a module sees are what the local step of the module before it really returns.
     """
-    steps, leaks, silent = training.steps, [0.0], []
+    steps, leaks, silent = list(training.nodes.steps.values()), [0.0], []
     batch = next(iter(training.train_store.epoch(0, training.config.train.batch_size)))
     features = batch.images
     for k, step in enumerate(steps):

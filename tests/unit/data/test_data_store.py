@@ -135,6 +135,8 @@ def test_a_running_generator_would_be_seen(monkeypatch):
 
     monkeypatch.setattr("locallearn.data.store.change", remember)
     whole = list(store.epoch(0, 5))
+    assert changed == []  # images are made when they are asked for
+    _same(whole, whole)
     assert changed == [0, 1, 2, 3]
     with pytest.raises(AssertionError):
         _same(store.epoch(0, 5, start=2), whole[2:])

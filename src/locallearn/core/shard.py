@@ -1,0 +1,87 @@
+"""A module with some of its groups only: their rows of every parameter and buffer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from locallearn.core.module import LocalModule
+from locallearn.nn.blocks import Residual
+from locallearn.nn.groups import GroupLinear
+from locallearn.nn.replicas import replicate
+
+
+def rows(tensor: Tensor, groups: range, total: int) -> Tensor:
+    """The rows of some groups (counted from 0) of a tensor stacked by ``total`` groups; counters have no rows."""
+    if tensor.dim() == 0 or len(groups) == total:
+        return tensor
+    n = tensor.shape[0] // total
+    return tensor[groups.start * n : groups.stop * n]
+
+
+def join(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Put together what :func:`rows` took apart.
+
+    Args:
+        parts: tensors by name, of ranks by rising groups; a rank has the tensors of its own modules alone.
+    """
+    together: dict[str, list[Tensor]] = {}
+    for part in parts:
+        for name, tensor in part.items():
+            together.setdefault(name, []).append(tensor)
+    return {name: found[0] if found[0].dim() == 0 else torch.cat(found) for name, found in together.items()}
+
+
+def shard(module: LocalModule, groups: range, replicas: int = 1) -> LocalModule:
+    """A copy of a module that has some of its groups only.
+
+    It computes as the module does while its peers are current (:mod:`locallearn.nn.peers`).
+
+    Args:
+        module: all groups.
+        groups: those to keep, contiguous, counted from 0.
+        replicas: how many ranks have the same groups; with several, batch norm asks the others.
+    """
+    part = copy.deepcopy(module)
+    if len(groups) < module.groups:
+        for layer in part.modules():
+            _narrow(layer, module.groups, len(groups))
+            for held in (layer._parameters, layer._buffers):
+                for name, tensor in held.items():
+                    if tensor is not None:
+                        held[name] = _own(tensor, groups, module.groups)
+        for layer in part.modules():
+            if isinstance(layer, Residual):
+                layer.shortcut_of(groups, module.groups)
+        part.groups, part.first = len(groups), groups.start
+    return replicate(part) if replicas > 1 else part
+
+
+def _own(tensor: Tensor, groups: range, total: int) -> Any:
+    own = rows(tensor.detach(), groups, total).clone()
+    return nn.Parameter(own) if isinstance(tensor, nn.Parameter) else own
+
+
+_SIZES: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Conv2d: ("out_channels",),
+    nn.modules.batchnorm._BatchNorm: ("num_features",),
+}
+"""Attributes that count rows."""
+
+
+def _narrow(layer: Any, total: int, n: int) -> None:
+    """Set the sizes of one layer to ``n`` of ``total`` groups."""
+    for kind, names in _SIZES.items():
+        for name in names if isinstance(layer, kind) else ():
+            setattr(layer, name, getattr(layer, name) // total * n)
+    split = getattr(layer, "groups", None) == total
+    if split:
+        setattr(layer, "groups", n)  # noqa: B010 (of any layer)
+    if isinstance(layer, nn.Conv2d) and split:  # a dense one sees all channels
+        layer.in_channels = layer.in_channels // total * n
+    if not split and isinstance(layer, GroupLinear):
+        layer.outputs = layer.outputs // total * n

@@ -1,0 +1,149 @@
+"""The distributed runtime: this process trains the nodes of its place in the mesh, and features move forward.
+
+Nothing is decided here: :meth:`locallearn.plan.mesh.Placement.actions` lists what a rank does with a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from locallearn.config import MeshConfig
+from locallearn.core.module import LocalStep
+from locallearn.data.store import Batch, LateBatch
+from locallearn.losses.objectives import LocalLoss
+from locallearn.plan.mesh import Placement, split
+from locallearn.runtime.inline import Runtime
+from locallearn.runtime.peers import ProcessPeers
+from locallearn.runtime.transport import Link, Receiver, Sender
+from locallearn.runtime.world import ProcessWorld, names_of
+
+_WIRE = {None: None, "fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class DistributedRuntime(Runtime):
+    """Train this rank's modules on one batch after the other.
+
+    Args:
+        world: the processes.
+        placement: which nodes are where.
+        steps: the local steps of this rank's modules by module, counted from 0; their peers are
+            :class:`~locallearn.runtime.peers.ProcessPeers`.
+        shapes: of one image's features over all groups of every module.
+        names: of the modules.
+        config: how features travel.
+    """
+
+    def __init__(
+        self,
+        world: ProcessWorld,
+        placement: Placement,
+        steps: Mapping[int, LocalStep],
+        shapes: Sequence[tuple[int, ...]],
+        names: Sequence[str],
+        config: MeshConfig,
+    ) -> None:
+        self.world, self.placement, self.config = world, placement, config
+        self.steps, self.shapes, self.names = steps, shapes, names
+        self.actions = placement.actions(world.rank)
+        world.names = [self._name(rank) for rank in range(placement.mesh.size)]
+        self._gathers = ProcessPeers(world, "its module", shared=True)
+        self._senders: list[Sender] = []
+        self._receiver: Receiver | None = None
+
+    def __exit__(self, *exception: object) -> None:
+        if exception[0] is None:
+            for sender in self._senders:
+                sender.close()
+
+    def open(self, start: int, end: int) -> None:
+        """Connect the modules.
+
+        Args:
+            start: the first step.
+            end: the step after the last one.
+        """
+        world, here = self.world, self.world.names[self.world.rank]
+        for action in self.actions:
+            links = [Link(rank, world.names[rank]) for rank in action.ranks]
+            if action.kind == "send":
+                wire = _WIRE[self.config.wire]
+                self._senders.append(
+                    Sender(action.module, links, world.features, world.device, self.config.in_flight, wire)
+                )
+            elif action.kind == "receive":
+                channels, *sides = self.shapes[action.module]
+                expected = (channels // len(links), *sides)
+                self._receiver = Receiver(
+                    action.module, links, here, world.features, world.device, expected, start, end
+                )
+
+    def _name(self, rank: int) -> str:
+        nodes = [(m, g + 1) for m in self.placement.modules(rank) for g in self.placement.held(m, rank)]
+        return names_of([(self.names[m], g) for m, g in nodes], rank)
+
+    @property
+    def waited(self) -> float:
+        """Seconds that this rank has waited for others so far: for features, for room to send, in exchanges."""
+        ends = [*self._senders, self._gathers, *(step.peers for step in self.steps.values())]
+        found = sum(getattr(end, "waited", 0.0) for end in ends)
+        return found + (self._receiver.waited if self._receiver is not None else 0.0)
+
+    def step(self, batch: Batch, index: int, stop: bool = False) -> list[LocalLoss]:
+        """Train this rank's modules on one batch.
+
+        Args:
+            batch: the whole batch; its images are only made where they are needed.
+            index: number of the step in the run.
+            stop: whether this process was asked to stop. The ranks of the first modules agree, and the batch is
+                the last one on every rank.
+
+        Returns:
+            The losses of this rank's modules, in order.
+
+        Raises:
+            PeerLostError: another process is gone.
+            TransportError: a module sent something else than what this one awaits.
+        """
+        parts = split(len(batch.labels), self.placement.mesh.data)
+        own = parts[self.world.place.data]
+        batch = _rows(batch, own)
+        features, losses = torch.empty(0), []
+        if self.world.place.depth == 0:
+            self.stopping = self.world.agree(stop)
+        for action in self.actions:
+            if action.kind == "images":
+                features = batch.images
+            elif action.kind == "receive":
+                assert self._receiver is not None
+                features, self.stopping = self._receiver.get(len(own))
+            elif action.kind == "gather":
+                features = self._gathers.gather_groups(features, 1)
+            elif action.kind == "step":
+                features, loss = self._train(action.module, features, batch, index, parts)
+                losses.append(loss)
+            else:
+                self._senders[-1].put(features, index, self.stopping)
+        return losses
+
+    def _train(
+        self, module: int, features: Tensor, batch: Batch, index: int, parts: Sequence[range]
+    ) -> tuple[Tensor, LocalLoss]:
+        step = self.steps[module]
+        if isinstance(step.peers, ProcessPeers):
+            step.peers.parts = parts
+        return step(features, batch, index)
+
+
+def _rows(batch: Batch, rows: range) -> Batch:
+    """The images of one replica; labels stay those of the whole batch, which losses are of."""
+    if len(rows) == len(batch.labels):
+        return batch
+    part = slice(rows.start, rows.stop)
+
+    def make() -> Batch:
+        return Batch(batch.images[part], batch.labels, batch.pixels[part], batch.step)
+
+    return LateBatch(batch.labels, batch.step, make)

@@ -1,0 +1,130 @@
+"""The nodes that this process trains, and the runtime that trains them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from locallearn.config import RunConfig
+from locallearn.core.module import LocalModule, LocalStep
+from locallearn.core.network import ImageShape, LocalNetwork
+from locallearn.core.shard import rows, shard
+from locallearn.costs.steps import dry_steps
+from locallearn.errors import ConfigError
+from locallearn.nn.macs import dry_run
+from locallearn.nn.peers import Peers
+from locallearn.plan.mesh import Placement, place_nodes
+from locallearn.runtime.distributed import DistributedRuntime
+from locallearn.runtime.inline import InlineRuntime
+from locallearn.runtime.peers import ProcessPeers
+from locallearn.runtime.world import Alone, ProcessWorld
+from locallearn.training import checkpoint as checkpoints
+from locallearn.training.optim import build_optimizer
+
+
+class Nodes:
+    """What one process holds of a network: all of it, or the nodes of its place in the mesh.
+
+    Args:
+        config: a resolved configuration.
+        network: the whole network with its initial weights.
+        image: what it is built for.
+        world: the processes.
+
+    Attributes:
+        network: the modules of this process, with the groups that it has of them.
+        steps: their local steps, by the module's place in the whole network, counted from 0.
+        runtime: trains them.
+    """
+
+    def __init__(
+        self, config: RunConfig, network: LocalNetwork, image: ImageShape, world: Alone | ProcessWorld
+    ) -> None:
+        self.config = config
+        self._groups = [module.groups for module in network]
+        self.network = network
+        self.runtime: InlineRuntime | DistributedRuntime
+        if isinstance(world, Alone):
+            self.steps = {i: self._step(module, None) for i, module in enumerate(network)}
+            self.runtime = InlineRuntime(list(self.steps.values()))
+            return
+        placement = placement_of(config, network, image, world)
+        modules, rank = list(network), world.rank
+        held = {i: shard(modules[i], placement.held(i, rank), world.mesh.data) for i in placement.modules(rank)}
+        self.network = LocalNetwork(list(held.values()))
+        self.steps = {i: self._step(module, self._peers(world, i, module)) for i, module in held.items()}
+        names = [module.name for module in network]
+        shapes = feature_shapes(network, image)
+        self.runtime = DistributedRuntime(world, placement, self.steps, shapes, names, config.mesh)
+
+    def _peers(self, world: ProcessWorld, i: int, module: LocalModule) -> Peers:
+        return ProcessPeers(world, f"module {module.name}", shared=module.groups < self._groups[i])
+
+    def _step(self, module: LocalModule, peers: Peers | None) -> LocalStep:
+        config, precision = self.config, self.config.train.precision
+        assert precision is not None
+        optimizer = build_optimizer(config.optimizer, module.parameters())
+        return LocalStep(module, optimizer, precision, config.optimizer.clip_norm, config.seed, peers)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights and optimizer state, named as in the whole network; the rows of this process's groups."""
+        found = self.weights()
+        for step in self.steps.values():
+            found |= checkpoints.optimizer_tensors(step.module.name, step.module, step.optimizer)
+        return found
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers, likewise."""
+        return {
+            f"network/stages.{i}.{key}": value
+            for i, step in self.steps.items()
+            for key, value in step.module.state_dict().items()
+        }
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what all processes' :meth:`tensors` are together."""
+        for i, step in self.steps.items():
+            prefix = f"network/stages.{i}."
+            own = self.own(i, tensors)
+            step.module.load_state_dict({k.removeprefix(prefix): v for k, v in own.items() if k.startswith(prefix)})
+            checkpoints.load_optimizer(step.module.name, step.module, step.optimizer, own)
+
+    def own(self, i: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The rows that this process has of the tensors that belong to module ``i``."""
+        module = self.steps[i].module
+        groups = range(module.first, module.first + module.groups)
+        prefixes = (f"network/stages.{i}.", f"optimizer/{module.name}/", f"sums/{module.name}/")
+        return {k: rows(v, groups, self._groups[i]) for k, v in tensors.items() if k.startswith(prefixes)}
+
+
+def placement_of(config: RunConfig, network: LocalNetwork, image: ImageShape, world: ProcessWorld) -> Placement:
+    """Where the network's nodes are.
+
+    Raises:
+        ConfigError: the mesh does not fit the network, or a method cannot be spread over it.
+    """
+    modules = list(network)
+    mesh = world.mesh
+    costs = [1.0] * config.depth
+    if 1 < mesh.depth < config.depth:
+        counted = dry_steps(network, image, config.train)
+        costs = [float(module.macs * module.groups) for module in counted]
+    split = (mesh.width > 1 or mesh.data > 1) and any(isinstance(m, nn.Dropout) for m in network.modules())
+    if split:
+        raise ConfigError("dropout", config.dropout, "0 where mesh.width or mesh.data is above 1")
+    if mesh.data > 1:
+        fixed = [module.name for module in modules if not module.objective.replicable]
+        if fixed:
+            raise ConfigError("mesh.data", mesh.data, f"1 with the loss of module {fixed[0]}")
+    groups = [module.groups for module in modules[: config.depth]]
+    return place_nodes(mesh, groups, costs, len(modules) > config.depth)
+
+
+def feature_shapes(network: LocalNetwork, image: ImageShape) -> list[tuple[int, ...]]:
+    """Features of one image over all groups of every module, (C, H, W) or (C,)."""
+    shape, shapes = (image.channels, image.size, image.size), []
+    for module in network:
+        shape = dry_run(module.blocks, shape).shape
+        shapes.append(shape)
+    return shapes

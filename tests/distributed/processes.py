@@ -1,0 +1,55 @@
+"""Local processes that find each other, for tests."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from locallearn.config import to_toml
+
+HERE = Path(__file__).parent
+
+
+def environment(rank: int, count: int, port: int) -> dict[str, str]:
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
+    return {**os.environ, **{name: str(value) for name, value in names.items()}, "OMP_NUM_THREADS": "1"}
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def start(command: list[str], count: int) -> list[subprocess.Popen]:
+    port = free_port()
+    return [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env=environment(rank, count, port),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+
+
+def finish(processes: list[subprocess.Popen], seconds: float = 120) -> list[tuple[int, str, str]]:
+    """Exit code, output and errors of every process."""
+    try:
+        found = [process.communicate(timeout=seconds) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, *texts) for process, texts in zip(processes, found, strict=True)]
+
+
+def train_all(cases: dict, folder: Path, count: int) -> None:
+    """Train every case (a configuration by name) on ``count`` processes, into ``folder/NAME``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, config in cases.items():
+        (folder / f"{name}.toml").write_text(to_toml(config))
+    for code, _, errors in finish(start([str(HERE / "worker.py"), str(folder)], count)):
+        assert code == 0, errors

@@ -1,0 +1,187 @@
+"""Distributed training gives the weights of the inline runtime.
+
+Bit for bit along depth. Along width and data sums are taken in another order: after ten steps every weight and
+statistic agrees within ``CLOSE`` of the largest one of its tensor (or of ``SMALL``, since a bias before a batch norm
+is rounding and nothing else), and every planted error is a thousand times further away.
+"""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+import torch
+
+import small
+from distributed.processes import train_all
+from distributed.worker import FAULTS
+from locallearn.config import MeshConfig, ObjectiveConfig, OptimizerConfig
+from locallearn.training import runs
+from locallearn.training.checkpoint import CheckpointFolder, load
+from locallearn.training.export import export
+from locallearn.training.finished import open_run
+
+CLOSE = 5e-5
+SMALL = 1e-3
+
+
+def on(config, depth=1, width=1, data=1, **changes):
+    mesh = MeshConfig(depth=depth, width=width, data=data, timeout=60)
+    return dataclasses.replace(config, runtime="distributed", mesh=mesh, **changes)
+
+
+GENTLE = OptimizerConfig(learning_rate=0.01)
+DGL = small.config("dgl", 2, (1,))
+DGL3 = small.config("dgl", 3, (1,))
+GN = small.config("gn-dgl", 2, (2,), optimizer=GENTLE)
+GN1 = small.config("gn-dgl", 1, (2,), optimizer=GENTLE)
+GN4 = small.config("gn-dgl", 1, (4,), optimizer=GENTLE)
+PREDSIM = small.config("predsim", 2, (2,), optimizer=GENTLE)
+INFOPRO = small.config("infopro", 2, (1,), seed=1, optimizer=GENTLE)
+VGG = small.config("gn-dgl", 2, (2,), model="tiny-vgg", optimizer=GENTLE)
+MLP = small.config("gn-dgl", 2, (2,), objective=ObjectiveConfig(head="mlp-sr"), optimizer=GENTLE)
+SPLIT = small.config("gn-dgl", 2, (2,), objective=ObjectiveConfig(stop_gradient=False), optimizer=GENTLE)
+GN3 = small.config("gn-dgl", 2, (3,), model="tiny-vgg", optimizer=GENTLE)
+ADAM = small.config("dgl", 2, (1,), optimizer=OptimizerConfig(name="adam", learning_rate=1e-3, clip_norm=1.0))
+
+EXACT = {
+    2: {
+        "dgl": on(DGL, 2),
+        "dgl3": on(DGL3, 2),
+        "gn": on(GN, 2),
+        "predsim": on(PREDSIM, 2),
+        "infopro": on(INFOPRO, 2),
+        "adam": on(ADAM, 2),
+        "vgg": on(dataclasses.replace(VGG, dropout=0.2), 2),
+    },
+    4: {"deep": on(small.config("dgl", 4, (1,)), 4)},
+}
+ROUNDED = {
+    2: {
+        "width": on(GN1, 1, 2),
+        "width4": on(GN4, 1, 2),
+        "width_deep": on(GN, 1, 2),
+        "width_predsim": on(PREDSIM, 1, 2),
+        "width_vgg": on(VGG, 1, 2),
+        "width_mlp": on(MLP, 1, 2),
+        "width_split": on(SPLIT, 1, 2),
+        "data": on(DGL, 1, 1, 2),
+        "data_gn": on(GN, 1, 1, 2),
+        "data_predsim": on(PREDSIM, 1, 1, 2),
+        "data_infopro": on(INFOPRO, 1, 1, 2),
+        "data_vgg": on(VGG, 1, 1, 2),
+        "data_mlp": on(MLP, 1, 1, 2),
+        "data_adam": on(ADAM, 1, 1, 2),
+        "halved_gradient": on(GN1, 1, 2),
+        "lost_batch": on(DGL, 2),
+        "stale_features": on(GN1, 1, 2),
+        "own_statistics": on(DGL, 1, 1, 2),
+        "own_gradient": on(DGL, 1, 1, 2),
+        "wrong_labels": on(DGL, 2),
+    },
+    4: {"both": on(GN, 2, 2), "width_data": on(GN, 1, 2, 2), "depth_data": on(DGL, 2, 1, 2)},
+    6: {"uneven": on(GN3, 2, 3), "three": on(DGL, 2, 1, 3)},
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Runs of all cases, by number of processes."""
+    folders = {}
+    for count, cases in ROUNDED.items():
+        folders[count] = tmp_path_factory.mktemp(f"on{count}")
+        train_all(EXACT.get(count, {}) | cases, folders[count], count)
+    return folders
+
+
+def inline(config, folder):
+    plain = dataclasses.replace(config, runtime="inline", mesh=MeshConfig())
+    runs.train(plain, folder)
+    return last_checkpoint(folder)
+
+
+def last_checkpoint(run):
+    return load(sorted((run / "checkpoints").glob("step-*"))[-1])
+
+
+def names(table, faults=False):
+    listed = [(count, name) for count, cases in table.items() for name in cases]
+    return [(count, name) for count, name in listed if (name in FAULTS) == faults]
+
+
+def distance(found, expected):
+    """How far apart the networks are, as the largest difference relative to the largest value of its tensor."""
+    assert found.tensors.keys() == expected.tensors.keys()
+    differences = [
+        (found.tensors[key].double() - value.double()).abs().max() / value.double().abs().max().clamp(min=SMALL)
+        for key, value in expected.tensors.items()
+        if key.startswith("network/")
+    ]
+    return max(difference.item() for difference in differences)
+
+
+@pytest.mark.parametrize(("count", "name"), names(EXACT))
+def test_depth_is_exact(trained, tmp_path, count, name):
+    expected = inline(EXACT[count][name], tmp_path / "inline")
+    found = last_checkpoint(trained[count] / name)
+    assert found.tensors.keys() == expected.tensors.keys()
+    assert [key for key in found.tensors if not torch.equal(found.tensors[key], expected.tensors[key])] == []
+    assert _figures(trained[count] / name) == _figures(tmp_path / "inline")
+
+
+@pytest.mark.parametrize(("count", "name"), names(ROUNDED))
+def test_width_and_data_are_close(trained, tmp_path, count, name):
+    expected = inline(ROUNDED[count][name], tmp_path / "inline")
+    assert distance(last_checkpoint(trained[count] / name), expected) < CLOSE
+
+
+@pytest.mark.parametrize(("count", "name"), names(ROUNDED, faults=True))
+def test_planted_errors_are_seen(trained, tmp_path, count, name):
+    expected = inline(ROUNDED[count][name], tmp_path / "inline")
+    assert distance(last_checkpoint(trained[count] / name), expected) > 1000 * CLOSE
+
+
+@pytest.mark.parametrize(("count", "name"), [(2, "width"), (4, "both"), (4, "depth_data")])
+def test_a_resume_inline_ends_like_the_run_on_its_mesh(trained, tmp_path, count, name):
+    """Checkpoints do not depend on the mesh: the last epoch is trained again, inline."""
+    run = tmp_path / "run"
+    shutil.copytree(trained[count] / name, run)
+    (run / "summary.json").unlink()
+    for path in sorted((run / "checkpoints").glob("step-*"))[1:]:
+        shutil.rmtree(path)
+    summary = runs.resume(run, runtime="inline", mesh=MeshConfig())
+    assert summary["steps"] == 10
+    assert distance(last_checkpoint(run), last_checkpoint(trained[count] / name)) < CLOSE
+    assert isinstance(json.loads((run / "summary.json").read_text())["accuracy"]["last_layer"], float)
+
+
+def test_a_run_on_a_mesh_is_evaluated_and_exported_as_any_other(trained, tmp_path):
+    opened = open_run(trained[4] / "both")
+    summary = json.loads((trained[4] / "both" / "summary.json").read_text())
+    assert opened.evaluate().last_layer == summary["accuracy"]["last_layer"]
+    assert [path.name for path in export(opened, tmp_path, ["safetensors"])] == ["network.safetensors"]
+    assert open_run(trained[4] / "both", "best").step in (5, 10)
+
+
+def test_a_set_that_is_not_complete_is_no_checkpoint(trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained[2] / "width", run)
+    older, newest = sorted((run / "checkpoints").glob("step-*"))
+    kept = CheckpointFolder(run / "checkpoints", 2)
+    (newest / "manifest.json").rename(tmp_path / "manifest.json")  # all parts, but nobody said so
+    assert kept.newest()[0] == older
+    (tmp_path / "manifest.json").rename(newest / "manifest.json")
+    assert kept.newest()[0] == newest
+    shutil.copyfile(older / "part-0001.safetensors", newest / "part-0001.safetensors")  # whole, but of another step
+    path, _, problems = kept.newest()
+    assert path == older
+    assert len(problems) == 1
+    assert "part-0001.safetensors is of another checkpoint" in problems[0]
+    (newest / "part-0001.safetensors").unlink()
+    assert kept.newest()[0] == older
+
+
+def _figures(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    times = ("time", "seconds", "images_per_second")
+    return [{key: value for key, value in line.items() if key not in times} for line in lines]

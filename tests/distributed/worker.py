@@ -1,0 +1,118 @@
+"""One process of a test: trains one case after the other with the processes beside it.
+
+Called with a folder that holds ``NAME.toml`` for every case; writes the run ``NAME`` beside it. A case whose name
+is that of a fault in ``FAULTS`` is trained with it, on the last rank.
+"""
+
+import contextlib
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from locallearn.config import from_toml
+from locallearn.core import module as core
+from locallearn.data.store import Batch, ImageStore
+from locallearn.runtime.peers import ProcessPeers
+from locallearn.training import runs
+
+
+@contextlib.contextmanager
+def patched(owner, name, value):
+    old = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, old)
+
+
+def halved_gradient():
+    """The optimizer sees half of the gradient."""
+    step = torch.optim.SGD.step
+
+    def halved(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad *= 0.5
+        return step(self)
+
+    return patched(torch.optim.SGD, "step", halved)
+
+
+def lost_batch():
+    """One step does not train."""
+    call = core.LocalStep.__call__
+
+    def sometimes(self, features, batch, index=0):
+        if index != 3:
+            return call(self, features, batch, index)
+        with patched(self.optimizer, "step", lambda: None):
+            return call(self, features, batch, index)
+
+    return patched(core.LocalStep, "__call__", sometimes)
+
+
+def own_statistics():
+    """Batch norm looks at its own part of the batch only; gradients are added up as they should be."""
+    exchange = ProcessPeers.batch_sums
+
+    def local(self, sums):
+        own = sums * self.replicas
+        found = exchange(self, sums)
+        return found if torch.is_grad_enabled() else own
+
+    return patched(ProcessPeers, "batch_sums", local)
+
+
+def own_gradient():
+    """Replicas do not add up their gradients."""
+
+    def lost(self, parameters):
+        self.batch_sums(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
+
+    return patched(ProcessPeers, "sum_gradients", lost)
+
+
+def stale_features():
+    """What other groups are seen as is nothing."""
+    gather = ProcessPeers.gather_groups
+
+    def nothing(self, x, dim):
+        found = gather(self, x, dim)
+        return found * 0.5
+
+    return patched(ProcessPeers, "gather_groups", nothing)
+
+
+def wrong_labels():
+    """Batches of this process are of other images than those of the others."""
+    epoch = ImageStore.epoch
+
+    def shifted(self, number, *rest):
+        for batch in epoch(self, number, *rest):
+            yield Batch(batch.images, batch.labels.roll(1), batch.pixels, batch.step)
+
+    return patched(ImageStore, "epoch", shifted)
+
+
+FAULTS = {
+    fault.__name__: fault
+    for fault in (halved_gradient, lost_batch, own_statistics, own_gradient, stale_features, wrong_labels)
+}
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    for path in sorted(folder.glob("*.toml")):
+        found = [FAULTS[path.stem]] if path.stem in FAULTS else []
+        last = dist.get_rank() == dist.get_world_size() - 1
+        with found[0]() if found and last else contextlib.nullcontext():
+            runs.train(from_toml(path.read_text()), folder / path.stem)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

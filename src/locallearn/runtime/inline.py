@@ -14,14 +14,10 @@ class InlineRuntime:
 
     Args:
         steps: the local steps of the modules, in order.
-
-    Attributes:
-        stopping: whether training stops after the last batch.
     """
 
     def __init__(self, steps: Sequence[LocalStep]) -> None:
         self.steps = steps
-        self.stopping = False
 
     def __enter__(self) -> InlineRuntime:
         return self
@@ -38,7 +34,7 @@ class InlineRuntime:
         Args:
             batch: the batch.
             index: number of the step in the run.
-            stop: whether the process was asked to stop.
+            stop: whether the process was asked to stop, which needs nobody's agreement here.
 
         Returns:
             Each module's losses, in order.
@@ -47,5 +43,4 @@ class InlineRuntime:
         for step in self.steps:
             features, loss = step(features, batch, index)
             losses.append(loss)
-        self.stopping = stop
         return losses

@@ -50,6 +50,8 @@ class DistributedRuntime(Runtime):
         self.actions = placement.actions(world.rank)
         world.names = [self._name(rank) for rank in range(placement.mesh.size)]
         self._gathers = ProcessPeers(world, "its module", shared=True)
+        self.stopping = False
+        """Whether training stops after the last batch; all processes have agreed."""
         self._senders: list[Sender] = []
         self._receiver: Receiver | None = None
 

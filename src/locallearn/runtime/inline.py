@@ -11,13 +11,7 @@ from locallearn.losses.objectives import LocalLoss
 
 
 class Runtime:
-    """Decides where and when the local steps of one batch are called. Entered while it trains.
-
-    Attributes:
-        stopping: whether training stops after the last batch.
-    """
-
-    stopping = False
+    """Decides where and when the local steps of one batch are called. Entered while it trains."""
 
     def __enter__(self) -> Self:
         return self
@@ -34,7 +28,7 @@ class Runtime:
         Args:
             batch: the batch.
             index: number of the step in the run, or in its phase.
-            stop: whether the process was asked to stop.
+            stop: whether the process was asked to stop; several must agree on the step.
 
         Returns:
             The losses of the modules that were trained here, in order.
@@ -58,5 +52,4 @@ class InlineRuntime(Runtime):
         for step in self.steps:
             features, loss = step(features, batch, index)
             losses.append(loss)
-        self.stopping = stop
         return losses

@@ -46,7 +46,6 @@ class SequentialRuntime(Runtime):
 
     def step(self, batch: Batch, index: int, stop: bool = False) -> list[LocalLoss]:
         """Train the module on one batch; ``index`` counts its own steps from 0."""
-        self.stopping = stop
         return [self.local(self.features(batch, index), batch, index)[1]]
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ from locallearn.costs.memory import ActivationMeter
 from locallearn.data.datasets import Dataset, ImageSet
 from locallearn.data.store import Batch, ImageStore
 from locallearn.errors import CheckpointError, DivergedError, InterruptedRunError
+from locallearn.runtime.distributed import DistributedRuntime
 from locallearn.runtime.inline import Runtime
 from locallearn.runtime.world import Alone, ProcessWorld
 from locallearn.training import checkpoint as checkpoints
@@ -196,7 +197,7 @@ class Training:
             self._set_learning_rate()
             self._step(batch)
             within = self.step % self.steps_per_epoch != 0  # the end of an epoch is saved with its evaluation
-            if within and (self._checkpoint_is_due() or self.runtime.stopping):
+            if within and (self._checkpoint_is_due() or self._stopping):
                 self._clock(begin)
                 self.write_checkpoint()
                 self._stop_if_requested()
@@ -210,8 +211,13 @@ class Training:
         """Batches of what is left of an epoch of a phase."""
         return self.train_store.epoch(epoch, self.config.train.batch_size, start)
 
+    @property
+    def _stopping(self) -> bool:
+        """Whether to stop now; several processes agree on the step."""
+        return self.runtime.stopping if isinstance(self.runtime, DistributedRuntime) else self.stop.requested
+
     def _stop_if_requested(self) -> None:
-        if self.runtime.stopping:
+        if self._stopping:
             raise InterruptedRunError(
                 f"interrupted at step {self.step}; continue with: locallearn train --resume {self.folder.path}"
             )

@@ -135,7 +135,7 @@ def test_a_finished_sender_goes_at_the_receivers_pace(path):
     sent = taken = 0
     while taken < 12:
         if sender.wait_for_room(0):
-            sender.put(message(sent, final=True))
+            sender.put(message(sent, (8192, 2, 3, 3), final=True))  # more than a socket holds
             sent += 1
         elif end.take(0.05):
             taken += 1

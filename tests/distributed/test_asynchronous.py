@@ -116,7 +116,7 @@ def test_the_others_train_on_while_one_is_killed_and_returns(tmp_path, victim):
     assert summary["steps"] == 200
     assert [e["epoch"] for e in events(tmp_path / "run", "train")] == list(range(1, 41))
     for name in ("1", "2", "3"):
-        assert newest(tmp_path / "run" / "modules" / name).progress["step"] == 200
+        assert newest(tmp_path / "run" / "modules" / name).progress["clock"] == 200
     assert not any(is_running(process.pid) for process in training.processes)
 
 
@@ -133,8 +133,10 @@ def test_a_killed_first_module_ends_with_the_weights_of_an_undisturbed_one(tmp_p
 def test_a_slow_module_makes_the_next_one_reuse_and_none_wait(tmp_path):
     slow = {"slow_module": 1, "slow_factor": 8.0, "max_reuse": 1000}
     runs.train(config_of(epochs=8, asynchronous=slow), tmp_path / "run")
-    second = [event["nodes"][1] for event in events(tmp_path / "run", "train")]
+    first, second = ([event["nodes"][k] for event in events(tmp_path / "run", "train")] for k in (0, 1))
     assert sum(node["reuse"] for node in second) / len(second) > 0.5
+    assert [node["steps"] for node in first] == [5] * 8
+    assert sum(node["steps"] for node in second) > 60  # it trains on for as long as the first one does
 
 
 def test_a_slow_module_gets_the_newest_and_none_are_used_again(tmp_path):
@@ -217,7 +219,7 @@ if __name__ == "__main__":
 
 
 def test_a_killed_launcher_takes_its_processes_along_and_can_be_resumed(tmp_path):
-    config = config_of(epochs=60)
+    config = config_of(epochs=30)
     (tmp_path / "config.toml").write_text(to_toml(config))
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "config.toml"), str(tmp_path / "run")]
@@ -232,4 +234,4 @@ def test_a_killed_launcher_takes_its_processes_along_and_can_be_resumed(tmp_path
     while any(is_running(pid) for pid in pids):
         assert time.monotonic() < end
         time.sleep(0.01)
-    assert runs.resume(tmp_path / "run")["steps"] == 300
+    assert runs.resume(tmp_path / "run")["steps"] == 150

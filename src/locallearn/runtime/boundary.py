@@ -37,17 +37,19 @@ class Message:
         features: of the module before, [B, C, H, W] or [B, C].
         epoch: epoch of the batch, from 0.
         step: its position in the epoch, from 0.
+        clock: how far the sender's training is [steps].
         final: the sender has ended its training; it sends only as fast as messages are used.
     """
 
     features: Tensor
     epoch: int
     step: int
+    clock: int
     final: bool
 
     def encode(self) -> bytes:
         """The message as a safetensors document."""
-        position = torch.tensor([self.epoch, self.step, self.final])
+        position = torch.tensor([self.epoch, self.step, self.clock, self.final])
         return save({"features": self.features.cpu().contiguous(), "position": position})
 
     @staticmethod
@@ -65,13 +67,13 @@ class Message:
         try:
             tensors = load(document)
             features, position = tensors["features"], tensors["position"]
-            epoch, step, final = position.tolist()
+            epoch, step, clock, final = position.tolist()
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise BoundaryError(f"{link}: the message is damaged ({error})") from None
         if features.dtype not in _TYPES or tuple(features.shape[1:]) != shape:
             found = f"{tuple(features.shape)} of {features.dtype}"
             raise BoundaryError(f"{link}: features {found} came; expected (B, {', '.join(map(str, shape))})")
-        return Message(features, epoch, step, bool(final))
+        return Message(features, epoch, step, clock, bool(final))
 
 
 class Sender:
@@ -139,6 +141,8 @@ class Receiver:
 
     def __init__(self, path: Path, buffer: ReplayBuffer[Message], shape: tuple[int, ...], link: str) -> None:
         self.buffer = buffer
+        self.clock = 0
+        """How far the sender's training is, as it told last [steps]."""
         self._shape, self._link = shape, link
         self._changed = threading.Condition()
         self._error: LocalLearnError | None = None
@@ -190,6 +194,7 @@ class Receiver:
             message = Message.decode(connection.recv_bytes(), self._shape, self._link)
             with self._changed:
                 self.buffer.put(message)
+                self.clock = max(self.clock, message.clock)
                 self._changed.notify_all()
                 if message.final:  # nobody's training waits for this sender any more: let it wait
                     self._changed.wait_for(self._wants_more)

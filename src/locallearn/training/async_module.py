@@ -108,7 +108,7 @@ class ModuleTraining:
         self.kept = checkpoints.CheckpointFolder(folder, job.config.checkpoint.keep_last)
         self.step = 0
         self._told = -math.inf
-        self.progress: dict[str, Any] = {"epochs": [], "pace": _new_pace()}
+        self.progress: dict[str, Any] = {"clock": 0, "epochs": [], "pace": _new_pace()}
         self.buffer: ReplayBuffer[Message] = ReplayBuffer(
             job.config.asynchronous.buffer_size, job.config.asynchronous.max_reuse
         )
@@ -155,18 +155,32 @@ class ModuleTraining:
 
     # --- training ----------------------------------------------------------------------------------------------
 
+    @property
+    def clock(self) -> int:
+        """How far training is [steps]: its own steps, but no further than the module before.
+
+        So a module that is faster than the one before it, and uses batches again, does not end its training and its
+        learning rate on features that the module before has long outgrown.
+        """
+        return self.progress["clock"]
+
+    @property
+    def _end(self) -> int:
+        return self.steps_per_epoch * self.config.train.epochs
+
     def run(self) -> None:
         """Train to the end, then serve the next module until the launcher ends the process."""
         batches = self._batches()
-        while self.step < self.steps_per_epoch * self.config.train.epochs:
+        while self.clock < self._end:
             begin = time.perf_counter()
             found = next(batches)
             if found is None:
                 self.write_checkpoint()
                 return
+            done = self.clock // self.steps_per_epoch
             self._step(*found)
             self.progress["pace"]["seconds"] += time.perf_counter() - begin
-            self._after_step()
+            self._after_step(range(done + 1, self.clock // self.steps_per_epoch + 1))
         self.report({"kind": "finished", "peak_rss_bytes": record.peak_rss_bytes()})
         self._serve()
 
@@ -203,8 +217,9 @@ class ModuleTraining:
         return features, batch, message.epoch, sample
 
     def _step(self, features: Tensor, batch: Batch, epoch: int, sample: Sample[Message] | None) -> None:
+        """Train on one batch, hand its features on, and move the clock."""
         begin = time.perf_counter()
-        rate = learning_rate(self.config, self.step, self.steps_per_epoch)
+        rate = learning_rate(self.config, self.clock, self.steps_per_epoch)
         for group in self.local.optimizer.param_groups:
             group["lr"] = rate
         if self.step:
@@ -213,10 +228,12 @@ class ModuleTraining:
             with ActivationMeter(self.module.parameters()) as meter:
                 out, loss = self.local(features, batch, self.step)
             self.progress["activation_bytes"] = meter.peak_bytes
-        if self.sender is not None:
-            self.sender.put(Message(out, epoch, batch.step, final=False))
         self.sums.add([loss], batch.labels)
         self.step += 1
+        before = self.step if self.receiver is None else self.receiver.clock
+        self.progress["clock"] = max(self.clock, min(self.step, before, self._end))
+        if self.sender is not None:
+            self.sender.put(Message(out, epoch, batch.step, self.clock, final=False))
         self.guard.note([loss], self.step)
         if self.device.type == "cpu" or self.step % _CHECK_STEPS == 0:
             self._check(self.guard.bad_loss())
@@ -225,25 +242,29 @@ class ModuleTraining:
         if settings.slow_module == self.index + 1:
             time.sleep((settings.slow_factor - 1) * (time.perf_counter() - begin))
 
-    def _after_step(self) -> None:
+    def _after_step(self, epochs: range) -> None:
+        """Tell the launcher, and write a checkpoint where one is due; ``epochs`` are those that the step ended."""
         if time.monotonic() - self._told > _TELL_SECONDS:
             self._told = time.monotonic()
-            self.report({"kind": "step", "step": self.step})
-        epoch, within = divmod(self.step, self.steps_per_epoch)
+            self.report({"kind": "step", "step": self.step, "clock": self.clock})
         every = self.config.checkpoint.every_steps
-        if within == 0:
-            self.progress["epochs"].append(self._epoch_report(epoch))
+        if epochs:
+            report = self._epoch_report()
+            new = [{**report, "epoch": epoch} for epoch in epochs]
+            self.progress["epochs"] += new
             self.progress["pace"] = _new_pace()
             self.sums.reset()
             self.write_checkpoint()
-            self.report(self.progress["epochs"][-1])
+            for told in new:
+                self.report(told)
         elif every and self.step % every == 0:
             self.write_checkpoint()
 
-    def _epoch_report(self, epoch: int) -> dict[str, Any]:
+    def _epoch_report(self) -> dict[str, Any]:
         pace = self.progress["pace"]
-        steps = self.steps_per_epoch
+        steps = pace["steps"]
         told = {
+            "steps": steps,
             "seconds": pace["seconds"],
             "waited_seconds": pace["waited"],
             "staleness": pace["staleness"] / steps,
@@ -254,7 +275,6 @@ class ModuleTraining:
         self.buffer.dropped = 0
         return {
             "kind": "epoch",
-            "epoch": epoch,
             "learning_rate": float(self.local.optimizer.param_groups[0]["lr"]),
             "images": self.sums.tensors["images"].item(),
             "activation_bytes": self.progress["activation_bytes"],
@@ -269,27 +289,28 @@ class ModuleTraining:
     def _serve(self) -> None:
         """Give the next module features in eval mode, of each batch once, as fast as it uses them."""
         self.module.eval()
+        while self.sender is None and not self.stop.requested:
+            time.sleep(_WAIT_SECONDS)
         for found in self._batches(fresh=True):
-            if found is None:
+            if found is None or self.sender is None:
                 return
-            if self.sender is None:
-                continue
             features, batch, epoch, _ = found
             with autocast(self.device, self.local.precision):
                 out = self.module(features)
             while not self.sender.wait_for_room(_WAIT_SECONDS):
                 if self.stop.requested:
                     return
-            self.sender.put(Message(out, epoch, batch.step, final=True))
+            self.sender.put(Message(out, epoch, batch.step, self.clock, final=True))
 
 
 def _new_pace() -> dict[str, float]:
     """Sums over the steps of an epoch."""
-    return {"seconds": 0.0, "waited": 0.0, "staleness": 0, "largest_staleness": 0, "uses": 0}
+    return {"steps": 0, "seconds": 0.0, "waited": 0.0, "staleness": 0, "largest_staleness": 0, "uses": 0}
 
 
 def _note(pace: dict[str, float], sample: Sample[Message] | None) -> None:
     """Add how old a batch's features are [batches], and how often they were used before."""
+    pace["steps"] += 1
     if sample is not None:
         pace["staleness"] += sample.staleness
         pace["largest_staleness"] = max(pace["largest_staleness"], sample.staleness)

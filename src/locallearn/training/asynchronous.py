@@ -61,6 +61,7 @@ class AsynchronousTraining:
         self.stop = StopRequest()
         self.processes: list[ModuleProcess] = []
         self.steps = [0] * len(self.names)
+        self.clocks = [0] * len(self.names)
         self.finished: set[int] = set()
         self.away: set[int] = set()
         self.restarts = [0] * len(self.names)
@@ -154,11 +155,11 @@ class AsynchronousTraining:
     def _hear(self, index: int, message: dict[str, Any]) -> None:
         kind = message["kind"]
         if kind == "step":
-            self.steps[index] = message["step"]
+            self.steps[index], self.clocks[index] = message["step"], message["clock"]
             if index in self.away:
                 self.away.remove(index)
                 self._tell("returned", index)
-            self.observer.on_step(min(self.steps))
+            self.observer.on_step(min(self.clocks))
         elif kind == "epoch" and message["epoch"] > self.epoch:
             self._epochs[index, message["epoch"]] = message
         elif kind == "finished":

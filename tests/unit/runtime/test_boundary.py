@@ -16,7 +16,7 @@ LINK = "between modules 1 and 2"
 
 
 def message(step, shape=(4, 2, 3, 3), final=False, dtype=torch.float32):
-    return Message(torch.full(shape, float(step), dtype=dtype), 5, step, final)
+    return Message(torch.full(shape, float(step), dtype=dtype), 5, step, 9, final)
 
 
 @pytest.fixture
@@ -39,10 +39,10 @@ def until(condition):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_message_survives_bit_for_bit(dtype):
     features = torch.randn(4, 2, 3, 3).to(dtype).contiguous(memory_format=torch.channels_last)
-    back = Message.decode(Message(features, 7, 3, True).encode(), (2, 3, 3), LINK)
+    back = Message.decode(Message(features, 7, 3, 11, True).encode(), (2, 3, 3), LINK)
     assert torch.equal(back.features, features)
     assert back.features.dtype == dtype
-    assert (back.epoch, back.step, back.final) == (7, 3, True)
+    assert (back.epoch, back.step, back.clock, back.final) == (7, 3, 11, True)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_finished_sender_goes_at_the_receivers_pace(path):
     sent = taken = 0
     while taken < 12:
         if sender.wait_for_room(0):
-            sender.put(message(sent, final=True))
+            sender.put(message(sent, (8192, 2, 3, 3), final=True))  # more than a socket holds
             sent += 1
         elif end.take(0.05):
             taken += 1

@@ -11,8 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LANES = 16
-"""Channels that a convolution computes at once, a vector of fp32: fewer take as long."""
+LANES = 8
+"""A convolution of fewer channels a group takes as long as one of this many, or longer."""
+
+GRADIENT_LANES = 16
+"""The same of the input gradient of a stop-gradient convolution, which has more rows than columns."""
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int, groups: int, dense: bool) -> nn.Conv2d:
@@ -21,10 +24,10 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int, groups: int, dense
     return kind(inputs, outputs, kernel, stride, padding=kernel // 2, groups=1 if dense else groups, bias=False)
 
 
-def packed_together(inputs: int, outputs: int, groups: int) -> int:
-    """How many groups to compute as one, so that it has :data:`LANES` channels: a divisor of ``groups``."""
-    smaller = min(inputs, outputs) // groups
-    return next((n for n in range(1, groups) if groups % n == 0 and n * smaller >= LANES), groups)
+def packed_together(inputs: int, outputs: int, groups: int, least: int | None = None) -> int:
+    """How many groups to compute as one to have ``least`` channels (:data:`LANES`): a divisor of ``groups``."""
+    smaller, least = min(inputs, outputs) // groups, least or LANES
+    return next((n for n in range(1, groups) if groups % n == 0 and n * smaller >= least), groups)
 
 
 def pack(weight: Tensor, groups: int, together: int) -> Tensor:
@@ -69,7 +72,7 @@ class PackedConv2d(nn.Conv2d):
     """A grouped convolution that, in training, computes several small groups as one.
 
     Weights and values are those of the grouped convolution. Groups of fewer than :data:`LANES` channels leave most of
-    a vector unused; as one block-diagonal convolution they take a half to a quarter of the time, zeros included.
+    a vector unused; as one block-diagonal convolution they take two thirds to a third of the time in bf16.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -135,7 +138,7 @@ class _StopGradientConv(torch.autograd.Function):
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
             own, groups = _own_channels(weight, ctx.groups), ctx.groups
-            together = packed_together(x.shape[1], weight.shape[0], groups)
+            together = packed_together(x.shape[1], weight.shape[0], groups, GRADIENT_LANES)
             if together > 1:
                 own = pack(own, groups, together)
             grad_x = _conv_backward(grads[0], x, own, ctx.stride, groups // together, (True, False, False))[0]

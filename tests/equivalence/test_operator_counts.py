@@ -30,20 +30,26 @@ def operators(contender: Contender) -> int:
     return sum(count.calls.values())
 
 
+def pack_nothing(monkeypatch):
+    monkeypatch.setattr(groups, "LANES", 1)
+    monkeypatch.setattr(groups, "GRADIENT_LANES", 1)
+
+
 def step(depth, width, model="resnet8"):
     return local(step_config(model, "gn-dgl", depth, width), SETTING)
 
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_the_number_of_operators_does_not_depend_on_the_number_of_groups(depth, monkeypatch):
-    monkeypatch.setattr(groups, "LANES", 1)  # no convolution is packed; see below for those
+    pack_nothing(monkeypatch)  # see below for what is packed
     assert operators(step(depth, 2)) == operators(step(depth, 4)) == operators(step(depth, 16))
 
 
 def test_packing_adds_little_and_the_same_for_every_number_of_groups(monkeypatch):
+    monkeypatch.setattr(groups, "LANES", 16)
     eight, sixteen = operators(step(1, 8)), operators(step(1, 16))  # all grouped convolutions are packed at both
     assert eight == pytest.approx(sixteen, rel=0.02)  # but for layouts of weights, which single channels do not have
-    monkeypatch.setattr(groups, "LANES", 1)
+    pack_nothing(monkeypatch)
     assert operators(step(1, 8)) < eight < 2 * operators(step(1, 8))
 
 
@@ -56,7 +62,7 @@ def test_a_loop_over_groups_is_caught():
 
 
 def test_the_number_of_operators_is_linear_in_the_number_of_modules(monkeypatch):
-    monkeypatch.setattr(groups, "LANES", 1)
+    pack_nothing(monkeypatch)
     four, eight, sixteen = (operators(step(k, 2, "resnet32")) for k in (4, 8, 16))
     assert sixteen - eight == pytest.approx(2 * (eight - four), rel=0.02)
     assert sixteen < 4 * four

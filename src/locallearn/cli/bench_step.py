@@ -81,7 +81,7 @@ def _table(rows: Sequence[dict[str, Any]], baselines: Sequence[str], title: str)
     columns = ["cell", "K", "G", "images/s", "spread", "MiB kept", *(f"x {name}" for name in baselines)]
     columns += ["MACs"] if "e2e" in baselines else []
     for column in columns:
-        table.add_column(column, justify="left" if column == "cell" else "right")
+        table.add_column(column, justify="left" if column == "cell" else "right", no_wrap=column != "cell")
     for row in rows:
         cells = [f"{row['model']} {row['method']}", str(row["depth"]), str(row["width"])]
         cells += [f"{row['images_per_second']:,.0f}", f"{row['spread']:.1%}", mebibytes(row["activation_bytes"])]

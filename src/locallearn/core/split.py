@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from locallearn.config import ObjectiveConfig
-from locallearn.config.checks import positive_int
+from locallearn.config.checks import non_negative, positive_int
 from locallearn.core.batches import model_call
 from locallearn.core.split_network import Loss, OptimizerFactory, SplitNetwork
 from locallearn.data.store import Batch
@@ -23,7 +23,7 @@ from locallearn.losses.tokens import build_token_head, token_cross_entropy
 from locallearn.nn.features import check_tokens
 from locallearn.nn.init import initialise
 from locallearn.nn.split import Piece, pieces
-from locallearn.nn.trace import trace
+from locallearn.nn.trace import Trace, trace
 from locallearn.nn.width import split_channels
 from locallearn.seeding import seeded
 
@@ -80,6 +80,7 @@ def split(
     """
     positive_int("width", width)
     positive_int("depth", depth)
+    non_negative("clip_norm", clip_norm)
     if (cuts is None) == (depth is None):
         raise ConfigError("cuts", cuts, "either cuts or depth, and not both")
     call = model_call(model, example)
@@ -94,22 +95,10 @@ def split(
     if objective == "cross-entropy" and tokens == "all":
         objective = "token"
     head = head or ("0c1f" if tokens == "all" else "1c2f")
-    config = dataclasses.replace(settings or ObjectiveConfig(), head=head, loss=None)
-    scorer = copied.get_submodule(found.scorer) if found.scorer else None
-    images = call.first
-    if objective == "infopro" and (images.amin() < 0 or images.amax() > 1):
+    if objective == "infopro" and (call.first.amin() < 0 or call.first.amax() > 1):
         raise ConfigError("objective", objective, "another loss for images with pixels outside [0, 1]")
-    given = ObjectiveInput(
-        config=config,
-        shape=(),
-        groups=width,
-        classes=classes or found.scores[-1],
-        image=(images.shape[1], images.shape[-1]) if images.dim() == 4 else (0, 0),
-        widen=1.0,
-        family=type(model).__name__,
-        position=(1, len(parts)),
-        scorer=scorer if isinstance(scorer, nn.Linear) else None,
-    )
+    config = dataclasses.replace(settings or ObjectiveConfig(), head=head, loss=None)
+    given = _given(copied, call.first, found, config, width, classes)
     made = [_objective(objective, given, k, parts, tokens, seed) for k in range(1, len(parts))]
     like = next(copied.parameters())
     for each in made:
@@ -139,6 +128,24 @@ class UserLoss(Objective):
             return LocalLoss(total, {"loss": total.detach()}, None)
         total = torch.stack([self.loss(scores_BC, batch.labels) for scores_BC in scores])
         return LocalLoss(total, {"loss": total.detach()}, scores.detach())
+
+
+def _given(
+    model: nn.Module, inputs: Tensor, found: Trace, config: ObjectiveConfig, width: int, classes: int | None
+) -> ObjectiveInput:
+    """What all modules' objectives are built for; shape and position are each module's own."""
+    scorer = model.get_submodule(found.scorer) if found.scorer else None
+    return ObjectiveInput(
+        config=config,
+        shape=(),
+        groups=width,
+        classes=classes or found.scores[-1],
+        image=(inputs.shape[1], inputs.shape[-1]) if inputs.dim() == 4 else (0, 0),
+        widen=1.0,
+        family=type(model).__name__,
+        position=(1, 1),
+        scorer=scorer if isinstance(scorer, nn.Linear) else None,
+    )
 
 
 def _objective(

@@ -121,7 +121,8 @@ def _check_independent(
 
     for part in parts:
         model.get_submodule(part.path).register_forward_hook(keep)
-    model(*args, **kwargs)
+    with torch.random.fork_rng():
+        model(*args, **kwargs)
     for part, x in zip(parts, features, strict=True):
         weights = [model.get_parameter(name) for name in part.parameters]
         for group, own in enumerate(x.chunk(groups, 1)):

@@ -33,9 +33,9 @@ class VerifyOptions:
 
 USAGE = """Check a recipe on this machine: locallearn verify RECIPE [--option value ...].
 
-In a few steps on a few images: no gradient crosses a boundary between nodes, training is repeatable, and a saved run
-resumes exactly. Takes the options of `locallearn train`. Where the data set is not there, random pixels of its shape
-take its place. Exit code 1 when a check fails."""
+In a few steps on a few images: no gradient crosses a boundary between nodes, training is repeatable, a saved run
+resumes exactly, and several processes train what one trains. Takes the options of `locallearn train`. Where the data
+set is not there, random pixels of its shape take its place. Exit code 1 when a check fails."""
 
 
 def run(arguments: Sequence[str]) -> int:

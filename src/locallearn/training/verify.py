@@ -23,6 +23,7 @@ from locallearn.training.observer import Quiet
 from locallearn.training.record import RunFolder
 from locallearn.training.runs import build
 from locallearn.training.setup import resolve
+from locallearn.training.verify_processes import ROUNDING, on_mesh, train_on_processes, trial_mesh
 
 BATCH = 16
 """Largest batch of a check [images]."""
@@ -51,9 +52,10 @@ class Check:
 
 
 def verify(config: RunConfig, dataset: Dataset) -> list[Check]:
-    """Check a configuration: gradients stay in their node, steps are repeatable, and a saved run resumes exactly.
+    """Check that gradients stay in their node, steps repeat, a saved run resumes and processes train what one trains.
 
-    Of asynchronous training the first is checked only.
+    Of asynchronous training the first is checked only; of sequential training, and of a network of one node, not the
+    last.
 
     Args:
         config: the configuration; :func:`shortened` makes it small.
@@ -72,12 +74,14 @@ def verify(config: RunConfig, dataset: Dataset) -> list[Check]:
         whole = _train(config, dataset, Path(folder) / "whole")
         again = _train(config, dataset, Path(folder) / "again")
         resumed = _train(config, dataset, Path(folder) / "resumed", interrupted=True)
+        processes = _processes(config, dataset, Path(folder))
     steps = f"{STEPS} steps of {config.train.batch_size} images"
     checks.append(_equal("training is repeatable", f"weights and optimizer state after {steps}, twice", whole, again))
     cut = f"{steps} at once, and with a kill and a resume between"
     return [
         *checks,
         _equal("a saved run resumes exactly", f"weights and optimizer state after {cut}", whole, resumed),
+        *processes,
     ]
 
 
@@ -200,6 +204,21 @@ class _StopAt(Quiet):
             raise _StopError
 
 
+def _processes(config: RunConfig, dataset: Dataset, path: Path) -> list[Check]:
+    """The same on several processes: bit for bit along depth, within rounding along width and data."""
+    mesh = None if config.runtime == "sequential" else trial_mesh(config)
+    if mesh is None:
+        return []
+    threads = torch.get_num_threads()
+    inline, distributed = on_mesh(config, mesh)
+    alone = _train(inline, dataset, path / "inline")
+    torch.set_num_threads(threads)
+    train_on_processes(distributed, dataset, path / "distributed")
+    tolerance = ROUNDING if mesh.width * mesh.data > 1 else 0.0
+    detail = f"weights and optimizer state on {mesh.depth} x {mesh.width} x {mesh.data} processes and on one"
+    return [_equal("processes train what one trains", detail, alone, _newest(path / "distributed"), tolerance)]
+
+
 def _train(config: RunConfig, dataset: Dataset, path: Path, interrupted: bool = False) -> dict[str, Tensor]:
     """Train and return weights and optimizer state; ``interrupted`` in the middle of a middle phase, and resumed."""
     folder = RunFolder(path)
@@ -214,7 +233,12 @@ def _train(config: RunConfig, dataset: Dataset, path: Path, interrupted: bool = 
             training = _build(config, dataset, folder)
             training.restore()
     training.run()
-    _, found, _ = CheckpointFolder(folder.checkpoints, 1).newest()
+    return _newest(path)
+
+
+def _newest(path: Path) -> dict[str, Tensor]:
+    """Weights and optimizer state of a run's newest checkpoint."""
+    _, found, _ = CheckpointFolder(RunFolder(path).checkpoints, 1).newest()
     assert found is not None
     return {key: value for key, value in found.tensors.items() if not key.startswith("sums/")}
 
@@ -225,10 +249,17 @@ def _build(config: RunConfig, dataset: Dataset, folder: RunFolder) -> Training:
     return training
 
 
-def _equal(name: str, detail: str, a: dict[str, Tensor], b: dict[str, Tensor]) -> Check:
-    """Whether the same tensors are there, bit for bit."""
+def _equal(name: str, detail: str, a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float = 0.0) -> Check:
+    """Whether the same tensors are there, bit for bit or within a share of each one's largest value."""
     if a.keys() != b.keys():
         first = sorted(a.keys() ^ b.keys())[0]
         return Check(name, False, None, f"{first} is in one of them only")
     difference = max((a[key].double() - b[key].double()).abs().max().item() for key in a)
-    return Check(name, all(torch.equal(a[key], b[key]) for key in a), difference, detail)
+    return Check(name, all(_close(a[key], b[key], tolerance) for key in a), difference, detail)
+
+
+def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    if not tolerance:
+        return torch.equal(a, b)
+    allowed = tolerance * max(a.double().abs().max().item(), 1e-3)
+    return (a.double() - b.double()).abs().max().item() <= allowed

@@ -12,10 +12,18 @@ from locallearn.data.datasets import load
 from locallearn.losses import objectives
 from locallearn.nn import heads
 from locallearn.training import loop, runs
+from locallearn.training import verify as verify_module
 from locallearn.training.observer import Quiet
 from locallearn.training.verify import BATCH, gradients_stay, images_of, shortened, synthetic, verify
 
-GRADIENTS, REPEATABLE, RESUME = range(3)
+GRADIENTS, REPEATABLE, RESUME, PROCESSES = range(4)
+MESH_OF = verify_module.trial_mesh
+
+
+@pytest.fixture(autouse=True)
+def _one_process(monkeypatch):
+    """Starting processes takes seconds: only the tests of that check do."""
+    monkeypatch.setattr(verify_module, "trial_mesh", lambda config: None)
 
 
 def checks_of(config=None):
@@ -144,3 +152,36 @@ def test_the_short_run_keeps_the_network_and_the_share_of_the_rate():
     assert (short.method, short.depth, short.groups, short.objective) == ("gn-dgl", 2, (2, 2), config.objective)
     assert short.optimizer.learning_rate == 0.1
     assert (short.train.batch_size, len(dataset.train.labels)) == (BATCH, 4 * BATCH)
+
+
+@pytest.mark.parametrize(
+    ("changes", "mesh"),
+    [({}, (2, 1, 1)), ({"depth": 1, "width": (2,)}, (1, 2, 1)), ({"method": "e2e", "depth": 1, "width": (1,)}, None)],
+    ids=["depth", "width", "one-node"],
+)
+def test_the_mesh_of_the_check(changes, mesh):
+    found = MESH_OF(small.config(**changes))
+    assert mesh == (found and (found.depth, found.width, found.data))
+
+
+def test_processes_train_what_one_trains(monkeypatch):
+    monkeypatch.setattr(verify_module, "trial_mesh", MESH_OF)
+    found = checks_of()[PROCESSES]
+    assert (found.passed, found.difference) == (True, 0.0)
+
+
+def test_processes_that_train_something_else_fail(monkeypatch):
+    monkeypatch.setattr(verify_module, "trial_mesh", MESH_OF)
+    whole = verify_module.on_mesh
+
+    def another_rate(config, mesh):
+        inline, distributed = whole(config, mesh)
+        rate = inline.optimizer.learning_rate * 1.01
+        return inline, dataclasses.replace(
+            distributed, optimizer=dataclasses.replace(inline.optimizer, learning_rate=rate)
+        )
+
+    monkeypatch.setattr(verify_module, "on_mesh", another_rate)
+    checks = checks_of()
+    assert [check.passed for check in checks] == [True, True, True, False]
+    assert checks[PROCESSES].difference > 1e-6

@@ -1,0 +1,85 @@
+"""The distributed runtime beside the inline one, on the user's own configuration and machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from locallearn import plugins
+from locallearn.config import MeshConfig, RunConfig
+from locallearn.data.datasets import Dataset
+from locallearn.errors import LocalLearnError
+from locallearn.runtime.world import local_device, process_world
+from locallearn.training.record import RunFolder
+from locallearn.training.runs import build
+
+ROUNDING = 5e-5
+"""Largest difference that width and data axes may make, as a share of a tensor's largest value: a smaller convolution
+and an average of gradients add up in another order."""
+
+
+def trial_mesh(config: RunConfig) -> MeshConfig | None:
+    """The configuration's own mesh, or two processes that share its depth or width; None where neither can be."""
+    if config.mesh.size > 1:
+        return config.mesh
+    if config.objective.modification.scorer == "ema" and config.method == "dgssl-llm":
+        return None
+    if config.depth > 1:
+        return MeshConfig(depth=2)
+    whole = config.groups[0] % 2 == 0 and config.method != "single-thread" and not config.dropout
+    return MeshConfig(width=2) if whole else None
+
+
+def train_on_processes(config: RunConfig, dataset: Dataset, path: Path) -> None:
+    """Train into a run folder on as many processes as the configuration's mesh has.
+
+    Raises:
+        LocalLearnError: one of them failed.
+    """
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # pyright: ignore[reportPrivateImportUsage]
+    context = multiprocessing.get_context("spawn")
+    crew = [
+        context.Process(target=_rank, args=(rank, store.port, config, dataset, path), daemon=True)
+        for rank in range(config.mesh.size)
+    ]
+    for process in crew:
+        process.start()
+    for process in crew:
+        process.join()
+    failed = [rank for rank, process in enumerate(crew) if process.exitcode]
+    if failed:
+        raise LocalLearnError(f"process {failed[0]} of {len(crew)} ended with exit code {crew[failed[0]].exitcode}")
+
+
+def _rank(rank: int, port: int, config: RunConfig, dataset: Dataset, path: Path) -> None:
+    names = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": config.mesh.size,
+        "LOCAL_WORLD_SIZE": config.mesh.size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "TORCHELASTIC_USE_AGENT_STORE": True,
+    }
+    os.environ |= {name: str(value) for name, value in names.items()}
+    torch.set_num_threads(config.train.threads or 1)
+    plugins.load(config.plugins)
+    folder = RunFolder(path)
+    with process_world(config, local_device(config)) as world:
+        training = build(config, dataset, folder, None, world)
+        if world.leader:
+            folder.create(config)
+        world.sync()
+        training.run()
+
+
+def on_mesh(config: RunConfig, mesh: MeshConfig) -> tuple[RunConfig, RunConfig]:
+    """The configuration inline and on a mesh, with one thread a process: threads add up in an order of their own."""
+    train = dataclasses.replace(config.train, threads=1)
+    inline = dataclasses.replace(config, runtime="inline", mesh=MeshConfig(), train=train)
+    return inline, dataclasses.replace(inline, runtime="distributed", mesh=mesh)

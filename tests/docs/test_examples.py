@@ -4,26 +4,12 @@ import contextlib
 import io
 import runpy
 import sys
-from typing import Any
 
 import pytest
 
 from doc_blocks import ROOT, check_output
-from locallearn.losses.objectives import objectives
-from locallearn.nn.backbones import backbones
 
 SCRIPTS = sorted(path.with_suffix(".py") for path in (ROOT / "examples").glob("*.txt"))
-
-
-@pytest.fixture(autouse=True)
-def _registries():
-    """Scripts register things; the next test must not see them."""
-    registries: list[Any] = [backbones, objectives]
-    before = [dict(registry._entries) for registry in registries]
-    yield
-    for registry, entries in zip(registries, before, strict=True):
-        registry._entries.clear()
-        registry._entries.update(entries)
 
 
 def test_every_example_shows_its_output():

@@ -227,7 +227,7 @@ def test_gradients_and_optimizer_state_are_one_modules(tmp_path):
     training = sequential.SequentialTraining(config, load(config.data), folder, Quiet())
     folder.create(config)
     training.run()
-    for step, module in zip(training._all_steps, training.modules, strict=True):
+    for step, module in zip(training.nodes.steps.values(), training.modules, strict=True):
         holds = bool(step.optimizer.state) or any(p.grad is not None for p in module.parameters())
         assert holds == (module.name == "classifier")
 

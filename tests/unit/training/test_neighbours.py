@@ -136,7 +136,7 @@ def by_hand(run, dataset):
 
 def test_several_groups_in_the_last_module_are_judged_together_and_alone(without_classifier, tmp_path):
     config = small.config(depth=1, width=(2,), train=dataclasses.replace(small.TRAIN, knn_neighbours=9))
-    training = runs._training(*_parts(config, tmp_path))
+    training = runs.build(*_parts(config, tmp_path))
     found = training.evaluation()
     assert [(node["module"], node["group"]) for node in found.nodes] == [(1, 1), (1, 2)]
     reader = Reader(training.network, places(training.network, "last"), "fp32")
@@ -151,7 +151,7 @@ def _parts(config, tmp_path):
     from locallearn.training.setup import resolve
 
     dataset = load(config.data)
-    return resolve(config, dataset), dataset, RunFolder(tmp_path / "run"), Quiet(), lambda: None
+    return resolve(config, dataset), dataset, RunFolder(tmp_path / "run"), Quiet()
 
 
 def test_settings_are_checked_and_do_not_change_what_is_trained():

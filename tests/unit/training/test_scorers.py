@@ -7,7 +7,7 @@ import small
 from locallearn.config import AugmentConfig, DataConfig, ModificationConfig, ObjectiveConfig, OptimizerConfig
 from locallearn.core.network import build_network
 from locallearn.data.datasets import load as load_dataset
-from locallearn.data.store import ImageStore
+from locallearn.data.store import Batch, ImageStore
 from locallearn.errors import CheckpointError, ConfigError, UsageError
 from locallearn.losses.contrastive import select_negatives, select_positives
 from locallearn.training import runs
@@ -70,7 +70,7 @@ def test_boxes_that_do_not_meet_have_no_overlap():
 
 def test_severity_needs_no_crops():
     *_, batch = made(config(scorer="augmentation"))
-    whole = dataclasses.replace(batch, boxes=None, pixels=batch.pixels[:6].repeat(2, 1, 1, 1))
+    whole = Batch(batch.images, batch.labels, batch.pixels[:6].repeat(2, 1, 1, 1), batch.step)
     scores = Severity().scored(whole).scores
     torch.testing.assert_close(scores.diagonal(6), torch.ones(6))
 

@@ -116,10 +116,13 @@ def figure_grid(figure: Mapping[str, Any], panel: Mapping[str, Any], measured: M
 
 
 def grids(study: Study) -> list[Grid]:
-    """Every table and every panel of a study, as grids."""
-    found = [table_grid(table, study["measured"]) for table in study["tables"]]
-    return found + [
-        figure_grid(figure, panel, study["measured"]) for figure in study["figures"] for panel in figure["panels"]
+    """Every table of a study and every panel that has something measured in it, as grids."""
+    measured = study["measured"]
+    return [table_grid(table, measured) for table in study["tables"]] + [
+        figure_grid(figure, panel, measured)
+        for figure in study["figures"]
+        for panel in figure["panels"]
+        if any(measured.get(point["cell"]) for point in panel["points"])
     ]
 
 

@@ -162,3 +162,10 @@ def test_two_studies_on_one_page(three):
     assert re.findall(r"<h2>(.*?)</h2>", html) == ["Protocol quick", "Protocol paper"]
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
+
+
+def test_panels_of_which_nothing_is_measured_are_left_out(three):
+    titles = [grid.title for grid in grids(study(three, "figure-3.5"))]
+    panels = [panel.title for panel in LAYOUTS["figure-3.5"].panels]
+    assert len(panels) == 2
+    assert titles == panels[:1]  # ResNet-32, and not ResNet-32x2

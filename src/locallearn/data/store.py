@@ -111,6 +111,11 @@ class ImageStore:
         whole, rest = divmod(len(self._labels), batch_size)
         return whole + (rest > 1)
 
+    def smallest(self, batch_size: int) -> int:
+        """Images of the smallest batch of an epoch, which is its last one."""
+        rest = len(self._labels) % batch_size
+        return rest if rest > 1 or len(self._labels) < batch_size else batch_size
+
     def epoch(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """Shuffled and augmented batches of one epoch.
 

@@ -14,7 +14,7 @@ from locallearn.core.network import build_network
 from locallearn.costs.memory import ActivationMeter
 from locallearn.data.datasets import Dataset, ImageSet
 from locallearn.data.store import Batch, ImageStore
-from locallearn.errors import CheckpointError, DivergedError, InterruptedRunError
+from locallearn.errors import CheckpointError, ConfigError, DivergedError, InterruptedRunError
 from locallearn.runtime.distributed import DistributedRuntime
 from locallearn.runtime.inline import Runtime
 from locallearn.runtime.world import Alone, ProcessWorld
@@ -79,6 +79,9 @@ class Training:
         self.train_store = self._store(dataset.train, config.augment, network.views)
         self.test_store = self._store(dataset.test, None)
         self.steps_per_epoch = self.train_store.steps(train.batch_size)
+        smallest = self.train_store.smallest(train.batch_size)
+        if config.mesh.data > smallest:
+            raise ConfigError("mesh.data", config.mesh.data, f"at most {smallest}, the images of the last batch")
         self.kept = checkpoints.CheckpointFolder(folder.checkpoints, config.checkpoint.keep_last)
         self.sums = Sums(self.nodes.network, self.device)
         self.stop = StopRequest(patient=isinstance(self.world, ProcessWorld))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import small
-from locallearn.config import CheckpointConfig, DataConfig, OptimizerConfig, from_toml
+from locallearn.config import CheckpointConfig, DataConfig, MeshConfig, OptimizerConfig, from_toml
 from locallearn.data.datasets import load as load_data
 from locallearn.errors import ConfigError, DivergedError, InterruptedRunError, UsageError
 from locallearn.training import runs
@@ -31,6 +31,18 @@ def training_of(config, run, observer):
     folder.create(resolved)
     observer.training = training
     return training
+
+
+def test_more_replicas_than_images_in_the_last_batch_are_refused(tmp_path):
+    images = len(load_data(small.config().data).train.labels)
+    train = dataclasses.replace(small.TRAIN, batch_size=images - 3)
+    spread = {"runtime": "distributed", "train": train}
+    fits, refused = (small.config(**spread, mesh=MeshConfig(data=replicas)) for replicas in (3, 4))
+    with pytest.raises(
+        ConfigError, match=r"mesh.data: 4 is not valid; expected at most 3, the images of the last batch"
+    ):
+        training_of(refused, tmp_path / "refused", Quiet())
+    training_of(fits, tmp_path / "fits", Quiet())
 
 
 def test_a_run_folder_holds_everything(tmp_path):

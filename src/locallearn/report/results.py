@@ -144,6 +144,21 @@ def in_lines(value: Shown | str, strong: str = "") -> list[str]:
     ]
 
 
+def provenance(measured: Measured) -> list[str]:
+    """Where the records come from, one line for each machine, version, commit and data set, with their number."""
+    found: dict[str, int] = {}
+    for record in (record for records in measured.values() for record in records):
+        hardware, versions = record.get("hardware") or {}, record.get("versions") or {}
+        machine = hardware.get("gpu") or f"{hardware.get('cpu', MISSING)}, {hardware.get('cores', MISSING)} cores"
+        count = hardware.get("threads", MISSING)
+        threads = f"{count} thread{'' if count == 1 else 's'} a cell"
+        software = ", ".join(f"{name} {version}" for name, version in versions.items())
+        where = f"commit {record.get('commit', MISSING)}", str(record.get("data_source", MISSING))
+        line = "; ".join((machine, threads, software, *where))
+        found[line] = found.get(line, 0) + 1
+    return [f"{count} record{'s' if count > 1 else ''}: {line}" for line, count in found.items()]
+
+
 def markdown(study: Study) -> str:
     """The tables, figures' points and claims of a study as Markdown."""
     parts = [f"## Protocol `{study['name']}`", study["description"], LEGEND]
@@ -159,6 +174,10 @@ def markdown(study: Study) -> str:
         for claim in study["claims"]:
             parts.append(f"- **{claim['verdict']}**: {claim['claim']}")
             parts[-1] += "".join(f"\n  - {line}" for line in claim["numbers"])
+    if study["measured"]:
+        parts.append(
+            "### Where it was measured\n\n" + "\n".join(f"- {line}" for line in provenance(study["measured"]))
+        )
     if study["notes"]:
         parts.append("### Left out\n\n" + "\n".join(f"- {note}" for note in study["notes"]))
     return "\n\n".join(parts) + "\n"

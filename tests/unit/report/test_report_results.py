@@ -9,7 +9,7 @@ import small_results
 from locallearn.experiments.published import LAYOUTS
 from locallearn.experiments.results import comparable
 from locallearn.report import results_plots as plots
-from locallearn.report.results import Shown, grids, markdown, numbers, show, table_grid
+from locallearn.report.results import Shown, grids, markdown, numbers, provenance, show, table_grid
 from locallearn.report.results_page import render
 
 E2E, DGL, GN = (f"cifar10-resnet32-{name}" for name in ("e2e", "dgl-k4", "gn-dgl-k2-g2"))
@@ -169,3 +169,13 @@ def test_panels_of_which_nothing_is_measured_are_left_out(three):
     panels = [panel.title for panel in LAYOUTS["figure-3.5"].panels]
     assert len(panels) == 2
     assert titles == panels[:1]  # ResNet-32, and not ResNet-32x2
+
+
+def test_records_say_where_they_were_measured(three):
+    moved = {**three[0], "commit": "0" * 40}
+    found = provenance(study([moved, *three[1:]])["measured"])
+    assert len(found) == 2
+    assert found[0].startswith("1 record: ")
+    assert f"commit {'0' * 40}" in found[0]
+    assert found[1].startswith("4 records: ")
+    assert all(line in markdown(study([moved, *three[1:]])) for line in found)

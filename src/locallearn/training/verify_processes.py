@@ -12,8 +12,9 @@ import torch.distributed as dist
 
 from locallearn import plugins
 from locallearn.config import MeshConfig, RunConfig
+from locallearn.core.methods import methods
 from locallearn.data.datasets import Dataset
-from locallearn.errors import LocalLearnError
+from locallearn.errors import ConfigError, LocalLearnError
 from locallearn.runtime.world import local_device, process_world
 from locallearn.training.record import RunFolder
 from locallearn.training.runs import build
@@ -27,12 +28,14 @@ def trial_mesh(config: RunConfig) -> MeshConfig | None:
     """The configuration's own mesh, or two processes that share its depth or width; None where neither can be."""
     if config.mesh.size > 1:
         return config.mesh
-    if config.objective.modification.scorer == "ema" and config.method == "dgssl-llm":
+    mesh = MeshConfig(depth=2) if config.depth > 1 else MeshConfig(width=2)
+    if mesh.width > 1 and (config.groups[0] % 2 or config.method == "single-thread" or config.dropout):
         return None
-    if config.depth > 1:
-        return MeshConfig(depth=2)
-    whole = config.groups[0] % 2 == 0 and config.method != "single-thread" and not config.dropout
-    return MeshConfig(width=2) if whole else None
+    try:
+        methods.build(config.method, dataclasses.replace(config, runtime="distributed", mesh=mesh))
+    except ConfigError:  # the method trains in one process only
+        return None
+    return mesh
 
 
 def train_on_processes(config: RunConfig, dataset: Dataset, path: Path) -> None:

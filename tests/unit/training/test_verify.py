@@ -161,8 +161,13 @@ def test_the_short_run_keeps_the_network_and_the_share_of_the_rate():
 
 @pytest.mark.parametrize(
     ("changes", "mesh"),
-    [({}, (2, 1, 1)), ({"depth": 1, "width": (2,)}, (1, 2, 1)), ({"method": "e2e", "depth": 1, "width": (1,)}, None)],
-    ids=["depth", "width", "one-node"],
+    [
+        ({}, (2, 1, 1)),
+        ({"depth": 1, "width": (2,)}, (1, 2, 1)),
+        ({"method": "e2e", "depth": 1, "width": (1,)}, None),
+        ({"method": "dgssl"}, None),
+    ],
+    ids=["depth", "width", "one-node", "one-process-only"],
 )
 def test_the_mesh_of_the_check(changes, mesh):
     found = MESH_OF(small.config(**changes))

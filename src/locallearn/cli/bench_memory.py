@@ -12,7 +12,7 @@ from rich.table import Table
 from locallearn.bench.memory import DEPTHS, PARTS, bench_memory
 from locallearn.bench.step import Setting
 from locallearn.cli.measuring import MeasuringOptions, check_positive, facts, show
-from locallearn.cli.options import parse
+from locallearn.cli.options import check_at_least, parse
 from locallearn.core.network import ImageShape
 from locallearn.errors import ConfigError
 from locallearn.report.units import mebibytes
@@ -38,8 +38,7 @@ class MemoryOptions(MeasuringOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "depth")
-        if self.width < 1:
-            raise ConfigError("--width", self.width, "a whole number of at least 1")
+        check_at_least(self, width=1)
         if self.batch_size < 2 * max(PARTS):
             expected = (
                 f"at least {2 * max(PARTS)} (batch norm needs two images of each of {max(PARTS)} micro-batches)"

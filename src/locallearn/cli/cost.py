@@ -13,12 +13,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from locallearn.cli.options import parse
+from locallearn.cli.options import check_at_least, check_links, parse
 from locallearn.config import ObjectiveConfig, RunConfig
 from locallearn.core.network import ImageShape
 from locallearn.costs.nodes import Cost, cost
 from locallearn.costs.timeline import Machine, timeline
-from locallearn.errors import ConfigError, UsageError
 from locallearn.nn.heads import build_head
 from locallearn.plan.clock import Span, picture
 from locallearn.plan.schedule import Work
@@ -68,14 +67,9 @@ class CostOptions:
     """Also write tables and charts to this HTML file, in place of an old one."""
 
     def __post_init__(self) -> None:
-        for name, least in (("image_size", 4), ("channels", 1), ("classes", 2)):
-            if getattr(self, name) < least:
-                expected = f"a whole number of at least {least}"
-                raise ConfigError(f"--{name.replace('_', '-')}", getattr(self, name), expected)
+        check_at_least(self, image_size=4, channels=1, classes=2)
         build_head(self.objective.head, (1, 4, 4), 1)  # a wrong head is wrong even where the method has none
-        for name in ("bandwidth", "latency"):
-            if self.device_flops is None and getattr(self, name) is not None:
-                raise UsageError(f"--{name} needs --device-flops, the operations a second of one device")
+        check_links(self.device_flops, bandwidth=self.bandwidth, latency=self.latency)
 
 
 def run(arguments: Sequence[str]) -> int:

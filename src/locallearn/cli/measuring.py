@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from locallearn.cli.options import check_at_least
 from locallearn.errors import ConfigError
 from locallearn.training import record
 from locallearn.training.allocator import keep_freed_memory
@@ -37,11 +38,7 @@ class MeasuringOptions:
     def __post_init__(self) -> None:
         if self.precision not in (None, "fp32", "bf16"):
             raise ConfigError("--precision", self.precision, "fp32 or bf16")
-        least = {"repeats": 1, "image_size": 4, "threads": 1}
-        for name, value in least.items():
-            if getattr(self, name) is not None and getattr(self, name) < value:
-                flag = f"--{name.replace('_', '-')}"
-                raise ConfigError(flag, getattr(self, name), f"a whole number of at least {value}")
+        check_at_least(self, repeats=1, image_size=4, threads=1)
 
     def prepare(self) -> tuple[torch.device, str]:
         """Set the threads; the device, and the precision on it."""

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import tyro
 
-from locallearn.errors import UsageError
+from locallearn.errors import ConfigError, UsageError
 
 T = TypeVar("T")
 
@@ -39,6 +39,42 @@ def parse(kind: type[T], arguments: Sequence[str], command: str, description: st
         if not stop.code:
             raise
         raise UsageError(f"{_one_line(complaint.getvalue())}; see {prog} --help") from None
+
+
+def check_at_least(options: object, **least: int) -> None:
+    """Refuse whole numbers that are too small; None is decided later.
+
+    Raises:
+        ConfigError: the message names the flag, the value and the least one.
+    """
+    for name, bound in least.items():
+        value = getattr(options, name)
+        if value is not None and value < bound:
+            raise ConfigError(f"--{name.replace('_', '-')}", value, f"a whole number of at least {bound}")
+
+
+def check_links(device_flops: float | None, **links: float | None) -> None:
+    """Refuse ``--bandwidth`` and ``--latency`` where times are not predicted.
+
+    Raises:
+        UsageError: the message names the option.
+    """
+    for name, value in links.items():
+        if device_flops is None and value is not None:
+            raise UsageError(f"--{name} needs --device-flops, the operations a second of one device")
+
+
+def recipe_name(arguments: Sequence[str], command: str, example: str) -> str | None:
+    """The recipe that the arguments begin with; None where only help is asked for.
+
+    Raises:
+        UsageError: it is missing.
+    """
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0]
+    if not {"-h", "--help"} & set(arguments):
+        raise UsageError(f"{command}: RECIPE is missing; for example: locallearn {example}")
+    return None
 
 
 def _one_line(box: str) -> str:

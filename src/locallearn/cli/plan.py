@@ -13,13 +13,13 @@ from rich.console import Console
 
 from locallearn.bench.planned import measure
 from locallearn.cli import plan_tables
-from locallearn.cli.options import parse
+from locallearn.cli.options import check_at_least, check_links, parse
 from locallearn.config import ObjectiveConfig, OptimizerConfig, RunConfig, TrainConfig
 from locallearn.core.network import ImageShape
 from locallearn.costs.alternatives import advice, alternatives
 from locallearn.costs.planner import DEPTHS, WIDTHS, choose, enumerate_candidates
 from locallearn.costs.timeline import Machine
-from locallearn.errors import ConfigError, UsageError
+from locallearn.errors import ConfigError
 from locallearn.training import record
 from locallearn.training.setup import check_device
 
@@ -81,21 +81,12 @@ class PlanOptions:
     """Print JSON."""
 
     def __post_init__(self) -> None:
-        for name, least in (("devices", 1), ("image_size", 4), ("channels", 1), ("classes", 2), ("batch_size", 2)):
-            _at_least(name, getattr(self, name), least)
-        for name in ("show", "repeats", "batches", "in_flight"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("bandwidth", "latency"):
-            if self.device_flops is None and getattr(self, name) is not None:
-                raise UsageError(f"--{name} needs --device-flops, the operations a second of one device")
+        check_at_least(self, devices=1, image_size=4, channels=1, classes=2, batch_size=2)
+        check_at_least(self, show=1, repeats=1, batches=1, in_flight=1)
+        check_links(self.device_flops, bandwidth=self.bandwidth, latency=self.latency)
         if set(self.cuts) - {"auto", "balanced"} or len(self.cuts) != 1:
             raise ConfigError("--cuts", self.cuts, "auto or balanced")
         parse_bytes("--memory", self.memory)
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"--{name.replace('_', '-')}", value, f"a whole number of at least {least}")
 
 
 def parse_bytes(name: str, text: str) -> int:

@@ -14,8 +14,8 @@ from typing import Annotated, Literal
 import tyro
 
 from locallearn.cli.options import parse
+from locallearn.files import write_atomically
 from locallearn.training.finished import open_run
-from locallearn.training.record import write_atomically
 
 
 @dataclass(frozen=True)

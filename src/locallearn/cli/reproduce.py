@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from locallearn.cli.options import parse
+from locallearn.cli.options import check_at_least, parse
 from locallearn.cli.queue_display import QueueDisplay, epochs_done
 from locallearn.cli.results import print_study, read_studies, study_data, write_html
 from locallearn.errors import ConfigError, UsageError
@@ -70,10 +70,7 @@ class ReproduceOptions:
     """Print what was done, every value and the claims as JSON, and no progress."""
 
     def __post_init__(self) -> None:
-        for name, least in (("seeds", 1), ("jobs", 1), ("threads", 1), ("epochs", 1), ("train_limit", 2)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError("--" + name.replace("_", "-"), value, f"a whole number of at least {least}")
+        check_at_least(self, seeds=1, jobs=1, threads=1, epochs=1, train_limit=2)
         if self.budget is not None and not self.budget > 0:
             raise ConfigError("--budget", self.budget, "seconds above 0")
 

@@ -17,9 +17,9 @@ from locallearn.experiments.matrix import cells
 from locallearn.experiments.protocols import Study
 from locallearn.experiments.published import LAYOUTS, Table, cells_of
 from locallearn.experiments.results import Record, comparable, read_records
+from locallearn.files import write_atomically
 from locallearn.report import results as drawing
 from locallearn.report.results_page import render
-from locallearn.training.record import write_atomically
 
 _COLOURS = {claims.AGREES: "green", claims.DISAGREES: "red", claims.CANNOT_TELL: "yellow"}
 

@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 
 from locallearn import plugins
-from locallearn.cli.options import parse
+from locallearn.cli.options import parse, recipe_name
 from locallearn.cli.progress import LiveProgress
 from locallearn.cli.tables import node_table, node_title, summary_table
 from locallearn.config import MeshConfig, RunConfig, RuntimeName
@@ -78,9 +78,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     if any(argument.split("=")[0] == "--resume" for argument in arguments):
         return _resume(arguments)
-    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    if name is None and not {"-h", "--help"} & set(arguments):
-        raise UsageError("train: RECIPE is missing; for example: locallearn train gn-dgl --run runs/first")
+    name = recipe_name(arguments, "train", "train gn-dgl --run runs/first")
     default = TrainOptions(dataclasses.replace(recipe(name or "gn-dgl"), plugins=plugins.loaded()))
     options = parse(TrainOptions, arguments[1:] if name else arguments, f"train {name or 'RECIPE'}", USAGE, default)
     folder = Path(options.run or f"runs/{name}-seed{options.config.seed}")

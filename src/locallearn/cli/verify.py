@@ -13,9 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from locallearn.cli.options import parse
+from locallearn.cli.options import parse, recipe_name
 from locallearn.config import RunConfig
-from locallearn.errors import UsageError
 from locallearn.experiments.recipes import recipe
 from locallearn.training import verify
 
@@ -40,9 +39,7 @@ set is not there, random pixels of its shape take its place. Exit code 1 when a 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
-    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    if name is None and not {"-h", "--help"} & set(arguments):
-        raise UsageError("verify: RECIPE is missing; for example: locallearn verify gn-dgl")
+    name = recipe_name(arguments, "verify", "verify gn-dgl")
     default = VerifyOptions(recipe(name or "gn-dgl"))
     options = parse(VerifyOptions, arguments[1:] if name else arguments, f"verify {name or 'RECIPE'}", USAGE, default)
     data = options.config.data

@@ -15,7 +15,8 @@ from locallearn.config import RunConfig, digest, from_dict, to_dict
 from locallearn.costs.nodes import Cost
 from locallearn.errors import ConfigError, UsageError
 from locallearn.experiments.protocols import Study
-from locallearn.training.record import now, write_atomically
+from locallearn.files import write_atomically
+from locallearn.training.record import now
 
 Record = dict[str, Any]
 """A result as its file holds it; :func:`make_record` lists the fields."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from locallearn.errors import UsageError
+from locallearn.files import write_atomically
 from locallearn.report.styles import LineStyle
 
 
@@ -43,14 +43,10 @@ def write_page(html: str, output: Path) -> Path:
     """
     if output.is_dir():
         raise UsageError(f"{output}: the report cannot be written there (a folder; expected a file name)")
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(html, encoding="utf-8")
-        os.replace(temporary, output)
+        write_atomically(output, html)
     except OSError as error:
-        if temporary.is_file():
-            temporary.unlink()
         raise UsageError(f"{output}: the report cannot be written there ({error.strerror})") from None
     return output
 

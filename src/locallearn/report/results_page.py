@@ -5,40 +5,22 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from locallearn.report import results_plots as plots
 from locallearn.report.compare import MISSING, duration, mebibytes, number, percent
+from locallearn.report.page import environment
 from locallearn.report.results import LEGEND, Measured, Study, figure_grid, numbers, table_grid
 from locallearn.report.svg import to_svg
 
 
 def render(studies: Sequence[Study]) -> str:
     """The report of these studies as the text of an HTML file."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("results.html.jinja").render(
-        style=_style(environment),
-        legend_text=LEGEND,
-        run_headings=RUN_HEADINGS,
-        studies=[_section(study) for study in studies],
-    )
-
-
-def _style(environment: Environment) -> Markup:
-    """The style sheet of the report of runs: one for both pages."""
-    assert environment.loader is not None
-    source, _, _ = environment.loader.get_source(environment, "report.html.jinja")
-    return Markup(source.partition("<style>")[2].partition("</style>")[0])
+    sections = [_section(study) for study in studies]
+    page = environment().get_template("results.html.jinja")
+    return page.render(legend_text=LEGEND, run_headings=RUN_HEADINGS, studies=sections)
 
 
 def _section(study: Study) -> dict[str, Any]:

@@ -93,6 +93,10 @@ class DistributedRuntime(Runtime):
         found = sum(getattr(end, "waited", 0.0) for end in ends)
         return found + (self._receiver.waited if self._receiver is not None else 0.0)
 
+    def stops(self, requested: bool) -> bool:
+        """Whether all processes have agreed to stop after the last batch."""
+        return self.stopping
+
     def step(self, batch: Batch, index: int, stop: bool = False) -> list[LocalLoss]:
         """Train this rank's modules on one batch.
 

@@ -22,6 +22,10 @@ class Runtime:
     def open(self, start: int, end: int) -> None:
         """Get ready for the steps from ``start`` to ``end`` of the run."""
 
+    def stops(self, requested: bool) -> bool:
+        """Whether to stop now, where this process was asked to; several must agree on the step."""
+        return requested
+
     def step(self, batch: Batch, index: int, stop: bool = False) -> list[LocalLoss]:
         """Train on one batch.
 

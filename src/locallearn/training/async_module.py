@@ -19,12 +19,12 @@ from locallearn.costs.memory import ActivationMeter
 from locallearn.data.datasets import Dataset
 from locallearn.data.store import Batch, ImageStore
 from locallearn.errors import CheckpointError, DivergedError
-from locallearn.nn.macs import dry_run
 from locallearn.runtime.boundary import BoundaryError, Message, Receiver, Sender
 from locallearn.runtime.replay import ReplayBuffer, Sample
 from locallearn.training import checkpoint as checkpoints
 from locallearn.training import record
 from locallearn.training.guard import FiniteGuard
+from locallearn.training.nodes import feature_shapes
 from locallearn.training.optim import build_optimizer, learning_rate
 from locallearn.training.setup import image_shape
 from locallearn.training.stop import StopRequest
@@ -38,9 +38,6 @@ _WAIT_SECONDS = 0.2
 
 _TELL_SECONDS = 0.1
 """A process tells its step this often at most, so that the launcher need not be quick to read [s]."""
-
-_CHECK_STEPS = 50
-"""On a GPU losses are looked at this often: a look makes the host wait for the device."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +79,9 @@ class ModuleTraining:
         assert train.device is not None
         assert train.precision is not None
         self.device = torch.device(train.device)
-        network = build_network(job.config, image_shape(job.dataset))
-        names = [module.name for module in network]
         image = image_shape(job.dataset)
-        shape = _input_shape(network, job.index, (image.channels, image.size, image.size))
+        network = build_network(job.config, image)
+        names = [module.name for module in network]
         self.index, self.module = job.index, list(network)[job.index].to(self.device)
         if train.channels_last:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -117,6 +113,7 @@ class ModuleTraining:
         self.link = f"modules {names[max(job.index - 1, 0)]} and {self.module.name}"
         if job.index:
             path = job.sockets / self.module.name
+            shape = feature_shapes(network, image)[job.index - 1]
             self.receiver = Receiver(path, self.buffer, shape, f"between {self.link}")
         if job.index + 1 < len(names):
             self.sender = Sender(job.sockets / names[job.index + 1])
@@ -127,7 +124,7 @@ class ModuleTraining:
         """Write where this module stands."""
         self._check(self.guard.bad_loss() or self.guard.bad_weight(self.step))
         tensors = {f"network/{key}": value for key, value in self.module.state_dict().items()}
-        tensors |= {f"sums/{key}": value for key, value in self.sums.tensors.items()}
+        tensors |= self.sums.saved()
         tensors |= checkpoints.optimizer_tensors(self.module.name, self.module, self.local.optimizer)
         progress = {**self.progress, "step": self.step, "digest": digest(self.config)}
         self.kept.write(checkpoints.Checkpoint(tensors, progress), self.step)
@@ -143,11 +140,7 @@ class ModuleTraining:
             raise CheckpointError(f"checkpoint {path} belongs to another configuration than the run's config.toml")
         checkpoints.load_network(self.module, found.tensors, path)
         checkpoints.load_optimizer(self.module.name, self.module, self.local.optimizer, found.tensors)
-        self.sums.tensors = {
-            key.removeprefix("sums/"): value if key == "sums/images" else value.to(self.device)
-            for key, value in found.tensors.items()
-            if key.startswith("sums/")
-        }
+        self.sums.load(found.tensors)
         self.step = found.progress["step"]
         self.progress = {key: value for key, value in found.progress.items() if key not in ("step", "digest")}
         for epoch in self.progress["epochs"]:
@@ -235,7 +228,7 @@ class ModuleTraining:
         if self.sender is not None:
             self.sender.put(Message(out, epoch, batch.step, self.clock, final=False))
         self.guard.note([loss], self.step)
-        if self.device.type == "cpu" or self.step % _CHECK_STEPS == 0:
+        if self.guard.is_due(self.step):
             self._check(self.guard.bad_loss())
         _note(self.progress["pace"], sample)
         settings = self.config.asynchronous
@@ -315,10 +308,3 @@ def _note(pace: dict[str, float], sample: Sample[Message] | None) -> None:
         pace["staleness"] += sample.staleness
         pace["largest_staleness"] = max(pace["largest_staleness"], sample.staleness)
         pace["uses"] += sample.uses
-
-
-def _input_shape(network: LocalNetwork, index: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of what a module sees of one image."""
-    for module in list(network)[:index]:
-        shape = dry_run(module.blocks, shape).shape
-    return shape

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from locallearn.core.shard import join
 from locallearn.errors import CheckpointError
+from locallearn.files import replacing, write_atomically
 
 BEST = "best.safetensors"
 MANIFEST = "manifest.json"
@@ -39,12 +40,11 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint under a temporary name, flush it to disk and rename it."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     progress = json.dumps(checkpoint.progress, sort_keys=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, temporary, {"progress": progress, "sha256": _checksum(tensors, progress)})
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {"progress": progress, "sha256": _checksum(tensors, progress)})
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def load(path: Path) -> Checkpoint:
@@ -130,9 +130,7 @@ class CheckpointFolder:
         path = self.folder / f"step-{step:09d}"
         names = [f"part-{part:04d}.safetensors" for part in range(parts)]
         manifest = {"parts": {name: _noted_checksum(path / name) for name in names}}
-        temporary = path / f".{MANIFEST}.{os.getpid()}.tmp"
-        temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path / MANIFEST)
+        write_atomically(path / MANIFEST, json.dumps(manifest, indent=2) + "\n")
         self._tidy(path)
         return path
 
@@ -150,9 +148,8 @@ class CheckpointFolder:
         if path.is_dir():
             save(self.folder / BEST, load(path))
             return
-        temporary = self.folder / f".{BEST}.{os.getpid()}.tmp"
-        shutil.copyfile(path, temporary)
-        os.replace(temporary, self.folder / BEST)
+        with replacing(self.folder / BEST) as temporary:
+            shutil.copyfile(path, temporary)
 
     def newest(self) -> tuple[Path | None, Checkpoint | None, list[str]]:
         """The newest checkpoint that is whole: its path and content (or None), and a line for each damaged one.

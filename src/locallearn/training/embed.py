@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from locallearn.data.datasets import ImageSet
 from locallearn.data.folder import decode_images, find_images
 from locallearn.errors import UsageError
+from locallearn.files import replacing
 from locallearn.training.features import Place, Reader, places
 from locallearn.training.finished import OpenedRun
 
@@ -59,16 +59,12 @@ def embed(
     reader = Reader(run.network, [place], run.precision, pool)
     files = find_images(folder)
     size = _features(run, reader, files[0]).shape[1]
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
-        with writers[output.suffix](temporary, len(files), size) as write:
+        with replacing(output) as temporary, writers[output.suffix](temporary, len(files), size) as write:
             for part in _parts(files, run.config.train.evaluate_batch_size):
                 write([file.relative_to(folder).as_posix() for file in part], _features(run, reader, *part))
-        os.replace(temporary, output)
     except OSError as error:
         raise UsageError(f"--out: {output} cannot be written ({error.strerror})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     facts = {"images": len(files), "features": size, "module": place.module, "block": place.block, "step": run.step}
     return {"file": str(output), **facts}
 

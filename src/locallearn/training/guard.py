@@ -9,6 +9,9 @@ import torch
 from locallearn.core.network import LocalNetwork
 from locallearn.losses.objectives import LocalLoss
 
+_GPU_CHECK_STEPS = 50
+"""On a GPU losses are looked at this often."""
+
 
 class FiniteGuard:
     """Remembers, on the device, the first step at which each node's loss was NaN or infinite.
@@ -26,6 +29,10 @@ class FiniteGuard:
         """Look at the losses of a step (counted from 1)."""
         totals = torch.cat([loss.total for loss in losses])
         self._first = torch.where((self._first < 0) & ~totals.isfinite(), step, self._first)
+
+    def is_due(self, step: int) -> bool:
+        """Whether to look now: on a GPU a look makes the host wait for the device."""
+        return self._first.device.type == "cpu" or step % _GPU_CHECK_STEPS == 0
 
     def bad_loss(self) -> str | None:
         """What went wrong first, naming module, group and step; None while all is well."""

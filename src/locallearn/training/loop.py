@@ -15,7 +15,6 @@ from locallearn.costs.memory import ActivationMeter
 from locallearn.data.datasets import Dataset, ImageSet
 from locallearn.data.store import Batch, ImageStore
 from locallearn.errors import CheckpointError, ConfigError, DivergedError, InterruptedRunError
-from locallearn.runtime.distributed import DistributedRuntime
 from locallearn.runtime.inline import Runtime
 from locallearn.runtime.world import Alone, ProcessWorld
 from locallearn.training import checkpoint as checkpoints
@@ -32,9 +31,6 @@ from locallearn.training.setup import image_shape
 from locallearn.training.stop import StopRequest
 from locallearn.training.summary import summarise
 from locallearn.training.sums import Sums
-
-_GPU_CHECK_STEPS = 50
-"""On a GPU losses are looked at this often: a look makes the host wait for the device."""
 
 
 class Training:
@@ -104,8 +100,7 @@ class Training:
     def write_checkpoint(self) -> Path:
         """Write where training stands now; of several processes each writes its part."""
         self._check(self.guard.bad_loss() or self.guard.bad_weight(self.step))
-        tensors = self.nodes.tensors() | {f"sums/{key}": value for key, value in self.sums.tensors.items()}
-        tensors |= self.scorer.tensors()
+        tensors = self.nodes.tensors() | self.sums.saved() | self.scorer.tensors()
         progress = {**self.progress, "step": self.step, "digest": digest(self.config)}
         found = checkpoints.Checkpoint(tensors, progress)
         if isinstance(self.world, Alone):
@@ -142,9 +137,7 @@ class Training:
         self.scorer.load(found.tensors)
         self.nodes.load(found.tensors)
         own = {key: value for i in self.nodes.steps for key, value in self.nodes.own(i, found.tensors).items()}
-        self.sums.tensors = {
-            key.removeprefix("sums/"): value.to(self.device) for key, value in own.items() if key.startswith("sums/")
-        } | {"images": found.tensors["sums/images"]}
+        self.sums.load(own | {"sums/images": found.tensors["sums/images"]})
         self.progress = {key: value for key, value in found.progress.items() if key not in ("step", "digest")}
         self.step = found.progress["step"]
         best = self.progress["best"]
@@ -217,7 +210,7 @@ class Training:
     @property
     def _stopping(self) -> bool:
         """Whether to stop now; several processes agree on the step."""
-        return self.runtime.stopping if isinstance(self.runtime, DistributedRuntime) else self.stop.requested
+        return self.runtime.stops(self.stop.requested)
 
     def _stop_if_requested(self) -> None:
         if self._stopping:
@@ -254,7 +247,7 @@ class Training:
         self.sums.add(losses, batch.labels)
         self.step += 1
         self.guard.note(losses, self.step)
-        if self.device.type == "cpu" or self.step % _GPU_CHECK_STEPS == 0:
+        if self.guard.is_due(self.step):
             self._check(self.guard.bad_loss())
         self.observer.on_step(self.step)
 

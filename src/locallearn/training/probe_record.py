@@ -10,6 +10,7 @@ from typing import Any
 
 from locallearn.config import ProbeConfig
 from locallearn.errors import UsageError
+from locallearn.files import write_atomically
 from locallearn.training import record
 from locallearn.training.finished import OpenedRun
 
@@ -70,4 +71,4 @@ def record_path(run: Path, name: str | None, overwrite: bool) -> Path:
 
 def write_record(path: Path, found: dict[str, Any]) -> None:
     """Write a record under a temporary name and rename it."""
-    record.write_atomically(path, json.dumps(found, indent=2) + "\n")
+    write_atomically(path, json.dumps(found, indent=2) + "\n")

@@ -20,18 +20,12 @@ import torch
 from locallearn import plugins
 from locallearn.config import RunConfig, from_toml, to_toml
 from locallearn.errors import UsageError
+from locallearn.files import write_atomically
 
 
 def now() -> str:
     """The time, in UTC, as ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 class RunFolder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from locallearn.core.network import LocalNetwork
 from locallearn.losses.objectives import LocalLoss
 from locallearn.training.evaluate import module_label
+
+_PREFIX = "sums/"
 
 
 class Sums:
@@ -40,6 +43,15 @@ class Sums:
 
     def _add(self, name: str, value: Tensor) -> None:
         self.tensors[name] = self.tensors[name] + value if name in self.tensors else value
+
+    def saved(self) -> dict[str, Tensor]:
+        """The sums by their names in a checkpoint."""
+        return {_PREFIX + name: value for name, value in self.tensors.items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`saved` gave; the number of images is kept on the CPU, where it is counted."""
+        own = {name.removeprefix(_PREFIX): value for name, value in tensors.items() if name.startswith(_PREFIX)}
+        self.tensors = {name: value if name == "images" else value.to(self.device) for name, value in own.items()}
 
     def nodes(self) -> list[dict[str, Any]]:
         """Means over the images added so far, one dictionary a node; ``accuracy`` only where it has a classifier."""

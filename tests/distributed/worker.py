@@ -5,7 +5,9 @@ is that of a fault in ``FAULTS`` is trained with it, on the last rank.
 """
 
 import contextlib
+import os
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -115,4 +117,9 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    try:
+        main(Path(sys.argv[1]))
+    except BaseException:  # leave as locallearn.cli.main.program does: a thread may wait for a peer that is gone
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)

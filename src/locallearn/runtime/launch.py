@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-import torch.distributed as dist
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 _GRACE_SECONDS = 30.0
 """How long processes that were asked to end may take."""
@@ -32,10 +32,7 @@ def launch(command: Sequence[str], processes: int, restarts: int, say: Callable[
     """
     code = 0
     for attempt in range(restarts + 1):
-        # the store lives here, so that it outlives any of them; a new one, since the old one's entries are stale
-        store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
-            "127.0.0.1", 0, is_master=True, wait_for_workers=False
-        )
+        store = open_store()  # a new one, since the old one's entries are stale
         crew = _Crew([_start(command, rank, processes, attempt, store.port) for rank in range(processes)])
         code = crew.wait()
         if code in (0, 2) or crew.interrupted or attempt == restarts:
@@ -44,7 +41,13 @@ def launch(command: Sequence[str], processes: int, restarts: int, say: Callable[
     return code if code >= 0 else 1
 
 
-def _start(command: Sequence[str], rank: int, processes: int, attempt: int, port: int) -> subprocess.Popen[bytes]:
+def open_store() -> TCPStore:
+    """Where the processes of a run find each other; it lives in the process that starts them."""
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def rank_environment(rank: int, processes: int, port: int, attempt: int = 0) -> dict[str, str]:
+    """What torchrun tells a process of one machine about itself and about the others."""
     names = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -55,8 +58,12 @@ def _start(command: Sequence[str], rank: int, processes: int, attempt: int, port
         "TORCHELASTIC_USE_AGENT_STORE": True,
         "TORCHELASTIC_RESTART_COUNT": attempt,
     }
+    return {name: str(value) for name, value in names.items()}
+
+
+def _start(command: Sequence[str], rank: int, processes: int, attempt: int, port: int) -> subprocess.Popen[bytes]:
     threads = str(max(1, (os.cpu_count() or 1) // processes))
-    environment = {"OMP_NUM_THREADS": threads, **os.environ, **{name: str(value) for name, value in names.items()}}
+    environment = {"OMP_NUM_THREADS": threads, **os.environ, **rank_environment(rank, processes, port, attempt)}
     # a session of its own: Ctrl-C reaches this process alone, which passes it on
     return subprocess.Popen([sys.executable, "-m", "locallearn", *command], env=environment, start_new_session=True)
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import os
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
 from locallearn import plugins
 from locallearn.config import MeshConfig, RunConfig
 from locallearn.core.methods import methods
 from locallearn.data.datasets import Dataset
 from locallearn.errors import ConfigError, LocalLearnError
+from locallearn.runtime.launch import open_store, rank_environment
 from locallearn.runtime.world import local_device, process_world
 from locallearn.training.record import RunFolder
 from locallearn.training.runs import build
@@ -44,32 +44,16 @@ def train_on_processes(config: RunConfig, dataset: Dataset, path: Path) -> None:
     Raises:
         LocalLearnError: one of them failed.
     """
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # pyright: ignore[reportPrivateImportUsage]
-    context = multiprocessing.get_context("spawn")
-    crew = [
-        context.Process(target=_rank, args=(rank, store.port, config, dataset, path), daemon=True)
-        for rank in range(config.mesh.size)
-    ]
-    for process in crew:
-        process.start()
-    for process in crew:
-        process.join()
-    failed = [rank for rank, process in enumerate(crew) if process.exitcode]
-    if failed:
-        raise LocalLearnError(f"process {failed[0]} of {len(crew)} ended with exit code {crew[failed[0]].exitcode}")
+    store = open_store()
+    try:
+        spawn(_rank, (store.port, config, dataset, path), config.mesh.size)  # ends the others once one has failed
+    except (ProcessRaisedException, ProcessExitedException) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise LocalLearnError(f"process {error.error_index} of {config.mesh.size}: {reason}") from None
 
 
 def _rank(rank: int, port: int, config: RunConfig, dataset: Dataset, path: Path) -> None:
-    names = {
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": config.mesh.size,
-        "LOCAL_WORLD_SIZE": config.mesh.size,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "TORCHELASTIC_USE_AGENT_STORE": True,
-    }
-    os.environ |= {name: str(value) for name, value in names.items()}
+    os.environ |= rank_environment(rank, config.mesh.size, port)
     torch.set_num_threads(config.train.threads or 1)
     plugins.load(config.plugins)
     folder = RunFolder(path)

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 import small
-from locallearn.config import DataConfig, OptimizerConfig, ScheduleConfig, SequentialConfig
+from locallearn.config import DataConfig, MeshConfig, OptimizerConfig, ScheduleConfig, SequentialConfig
 from locallearn.core.module import LocalStep
 from locallearn.data.datasets import load
 from locallearn.data.store import Batch
+from locallearn.errors import LocalLearnError
 from locallearn.losses import objectives
 from locallearn.nn import heads
 from locallearn.runtime.inline import InlineRuntime
@@ -18,6 +19,7 @@ from locallearn.training import loop, runs
 from locallearn.training import verify as verify_module
 from locallearn.training.observer import Quiet
 from locallearn.training.verify import BATCH, gradients_stay, images_of, shortened, synthetic, verify
+from locallearn.training.verify_processes import train_on_processes
 
 GRADIENTS, REPEATABLE, RESUME, PROCESSES = range(4)
 MESH_OF = verify_module.trial_mesh
@@ -195,3 +197,11 @@ def test_processes_that_train_something_else_fail(monkeypatch):
     checks = checks_of()
     assert [check.passed for check in checks] == [True, True, True, False]
     assert checks[PROCESSES].difference > 1e-6
+
+
+def test_a_process_that_fails_is_one_line(tmp_path):
+    config = small.config("dgssl", 2, (1,), runtime="distributed", mesh=MeshConfig(depth=2))
+    short, dataset = shortened(config, load(config.data))
+    line = r"^process \d of 2: .*runtime: 'distributed' is not valid; expected inline with method dgssl$"
+    with pytest.raises(LocalLearnError, match=line):
+        train_on_processes(short, dataset, tmp_path / "run")

@@ -31,8 +31,9 @@ class EmbedOptions:
     """Average feature maps to this side [positions]; 1 is global average pooling."""
     overwrite: bool = False
     """Replace the file."""
-    checkpoint: Literal["last", "best"] = "last"
-    """The newest checkpoint, or the one with the best test accuracy of the last layer."""
+    checkpoint: str = "last"
+    """The newest checkpoint (last), the one with the best test accuracy of the last layer (best), or a step that is
+    kept."""
     device: str | None = None
     """Device, cpu or cuda[:N]; by default the one that the run was trained on."""
     data_root: str | None = None

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -22,8 +22,9 @@ class EvaluateOptions:
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
     """Run folder."""
-    checkpoint: Literal["last", "best"] = "last"
-    """The newest checkpoint, or the one with the best test accuracy of the last layer."""
+    checkpoint: str = "last"
+    """The newest checkpoint (last), the one with the best test accuracy of the last layer (best), or a step that is
+    kept."""
     device: str | None = None
     """Device, cpu or cuda[:N]; by default the one that the run was trained on."""
     data_root: str | None = None

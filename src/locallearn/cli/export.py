@@ -24,8 +24,9 @@ class ExportOptions:
     """Folder to write to; by default DIR/export."""
     formats: tuple[Literal["safetensors", "torch-export", "onnx"], ...] = FORMATS
     """What to write."""
-    checkpoint: Literal["last", "best"] = "last"
-    """The newest checkpoint, or the one with the best test accuracy of the last layer."""
+    checkpoint: str = "last"
+    """The newest checkpoint (last), the one with the best test accuracy of the last layer (best), or a step that is
+    kept."""
     data_root: str | None = None
     """Folder that holds the run's data set (for its normalisation and class names), where it has moved."""
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -28,8 +28,9 @@ class PredictOptions:
     """Folder of images (searched with its sub-folders); they are resized to the network's input."""
     output: str | None = None
     """File to write; by default the screen."""
-    checkpoint: Literal["last", "best"] = "last"
-    """The newest checkpoint, or the one with the best test accuracy of the last layer."""
+    checkpoint: str = "last"
+    """The newest checkpoint (last), the one with the best test accuracy of the last layer (best), or a step that is
+    kept."""
     device: str | None = None
     """Device, cpu or cuda[:N]; by default the one that the run was trained on."""
     data_root: str | None = None

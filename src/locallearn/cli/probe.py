@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -31,8 +31,9 @@ class ProbeOptions:
     """Write DIR/probe-NAME.json; by default DIR/probe.json."""
     overwrite: bool = False
     """Replace a record of that name."""
-    checkpoint: Literal["last", "best"] = "last"
-    """The newest checkpoint, or the one with the best test accuracy of the last layer."""
+    checkpoint: str = "last"
+    """The newest checkpoint (last), the one with the best test accuracy of the last layer (best), or a step that is
+    kept."""
     device: str | None = None
     """Device, cpu or cuda[:N]; by default the one that the run was trained on."""
     data_root: str | None = None

@@ -12,16 +12,17 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from locallearn.errors import UsageError
-from locallearn.experiments import claims
+from locallearn.experiments import claims, judge
+from locallearn.experiments.layout import Curves, Figure, Table
 from locallearn.experiments.matrix import cells
 from locallearn.experiments.protocols import Study
-from locallearn.experiments.published import LAYOUTS, Table, cells_of
+from locallearn.experiments.published import LAYOUTS, cells_of
 from locallearn.experiments.results import Record, comparable, read_records
 from locallearn.files import write_atomically
 from locallearn.report import results as drawing
 from locallearn.report.results_page import render
 
-_COLOURS = {claims.AGREES: "green", claims.DISAGREES: "red", claims.CANNOT_TELL: "yellow"}
+_COLOURS = {judge.AGREES: "green", judge.DISAGREES: "red", judge.CANNOT_TELL: "yellow"}
 
 
 def _study_folders(folder: Path) -> list[Path]:
@@ -52,12 +53,13 @@ def study_data(study: Study, tables: Sequence[str], records: Sequence[Record]) -
     measured, notes = comparable(records, {name: study.digest(name) for name in cells()})
     layouts = [LAYOUTS[name] for name in tables]
     touched = {cell for name in tables for cell in cells_of(name)}
-    verdicts = [claims.check(claim, measured) for claim in claims.CLAIMS if touched & set(claim.cells)]
+    verdicts = [judge.check(claim, measured) for claim in claims.CLAIMS if touched & set(claim.cells)]
     return {
         "name": study.name,
         "description": study.description,
         "tables": [dataclasses.asdict(layout) for layout in layouts if isinstance(layout, Table)],
-        "figures": [dataclasses.asdict(layout) for layout in layouts if not isinstance(layout, Table)],
+        "figures": [dataclasses.asdict(layout) for layout in layouts if isinstance(layout, Figure)],
+        "curves": [dataclasses.asdict(layout) for layout in layouts if isinstance(layout, Curves)],
         "claims": [dataclasses.asdict(verdict) for verdict in verdicts],
         "measured": measured,
         "notes": notes,

@@ -88,6 +88,8 @@ class RunConfig:
             raise ConfigError("runtime", self.runtime, f"distributed with a mesh of {self.mesh.size} processes")
         if self.mesh.wire is not None and self.runtime == "inline":
             raise ConfigError("mesh.wire", self.mesh.wire, "none with runtime inline, where nothing travels")
+        if self.checkpoint.keep_epochs and self.runtime == "asynchronous":
+            raise ConfigError("checkpoint.keep_epochs", self.checkpoint.keep_epochs, "0 with runtime asynchronous")
         if self.schedule.warmup_epochs > self.train.epochs:
             raise ConfigError(
                 "schedule.warmup_epochs",

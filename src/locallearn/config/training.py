@@ -134,7 +134,10 @@ class CheckpointConfig:
     """How many of the newest checkpoints to keep."""
     keep_best: bool = True
     """Also keep the checkpoint of the best test accuracy of the last layer."""
+    keep_epochs: int = 0
+    """Also keep the checkpoint at the end of every Nth epoch [epochs]; 0 means none."""
 
     def __post_init__(self) -> None:
         count("checkpoint.every_steps", self.every_steps)
+        count("checkpoint.keep_epochs", self.keep_epochs)
         positive_int("checkpoint.keep_last", self.keep_last)

@@ -1,7 +1,7 @@
-"""The cells of the thesis's Chapter 4 and its tables: self-supervised networks, judged by a linear probe.
+"""The cells of the thesis's Chapter 4: self-supervised networks, judged by a linear probe.
 
-The thesis's own networks take days on a GPU; ``small-4.1`` has the same comparison with VGG6a and a ResNet-18 of a
-quarter of the width, and ``digits-4`` is a trial of this command.
+The thesis's own networks take days on a GPU; ``small-4.1`` has the same comparison with a VGG6a of half and a
+ResNet-18 of a quarter of the width, and ``digits-4`` is a trial of this command.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 
 from locallearn.config import RunConfig
-from locallearn.experiments.layout import Row, Table, Value
 from locallearn.experiments.recipes import SELF_SUPERVISED, recipe
 
 FIELD = "linear_probe"
@@ -18,17 +17,20 @@ FIELD = "linear_probe"
 RATIOS = ("0.81", "0.83", "0.85", "0.87", "0.89", "0.91", "0.93", "0.95", "0.97")
 """Sample ratios of Table 4.2."""
 
-_DGSSL = {4: "91.03", 8: "88.81", 16: "87.44"}
-_TABLE_42 = {
-    4: ("89.9", "91.08", "90.55", "90.38", "91.43", "90.93", "91.26", "91.96", "91.54"),
-    8: ("88.12", "89.8", "88.75", "89.35", "90.34", "89.77", "89.92", "90.37", "90.51"),
-    16: ("86.63", "87.51", "87.7", "88.21", "88.44", "88.24", "88.93", "89.8", "89.66"),
-}
-_BEST = {4: "0.95", 8: "0.97", 16: "0.95"}
+DEPTHS = (2, 3, 4, 8, 16)
+"""K of DGSSL on ResNets."""
+
+BEST = {4: "0.95", 8: "0.97", 16: "0.95"}
 """The ratios that Tables 4.1, 4.3 and 4.4 print the accuracies of, as Table 4.2 tells."""
-_DECREASING = {4: "91.34", 8: "90.21", 16: "89.15"}
-_VGGS = {"vgg6a": ("VGG6a", 5), "vgg16a": ("VGG16a", 14), "vgg19a": ("VGG19a", 17)}
-_SMALL = {"vgg6a": ("VGG6a", (4, 5)), "resnet18x0.25": ("ResNet-18 x 0.25", (4, 9))}
+_PROBED_OVER_EPOCHS = {("resnet50", "dgssl"), ("resnet110", "dgssl")}
+"""Figs. A.4 and A.5 probe these after every 100 epochs."""
+VGGS = {"vgg6a": ("VGG6a", 5), "vgg16a": ("VGG16a", 14), "vgg19a": ("VGG19a", 17)}
+"""VGGs of Fig. 4.3: title, and K where every layer is a module."""
+SMALL = {"vgg6ax0.5": ("VGG6a x 0.5", (4, 5)), "resnet18x0.25": ("ResNet-18 x 0.25", (4, 9))}
+"""Networks for small machines: title, and each K; at the deepest every block is a module."""
+
+SMALL_RATIO = "0.95"
+"""Sample ratio of small networks."""
 
 
 def name_of(model: str, method: str, depth: int = 1, head: str = "", ratio: str = "", extra: str = "") -> str:
@@ -51,25 +53,24 @@ def configs() -> dict[str, RunConfig]:
     def add(model: str, method: str, depth: int = 1, head: str = "", ratio: str = "", extra: str = "") -> None:
         found[name_of(model, method, depth, head, ratio, extra)] = _config(model, method, depth, head, ratio, extra)
 
-    for model, depths in (("resnet50", (2, 3, 4, 8, 16)), ("resnet110", (2, 3, 4, 8, 16))):
+    for model in ("resnet50", "resnet110"):
         add(model, "simclr")
-        for depth in depths:
+        for depth in DEPTHS:
             add(model, "dgssl", depth)
-            if model == "resnet50":
-                add(model, "dgssl", depth, "0c2f")
-    for depth in _TABLE_42:
+            add(model, "dgssl", depth, "0c2f")
+    for depth in BEST:
         for ratio in RATIOS:
             add("resnet50", "dgssl-llm", depth, ratio=ratio)
-        add("resnet50", "dgssl-llm", depth, ratio=_BEST[depth], extra="decreasing")
-    add("resnet50", "dgssl-llm", 16, ratio=_BEST[16], extra="positive")
-    for model, (_, deepest) in _VGGS.items():
+        add("resnet50", "dgssl-llm", depth, ratio=BEST[depth], extra="decreasing")
+    add("resnet50", "dgssl-llm", 16, ratio=BEST[16], extra="positive")
+    for model, (_, deepest) in VGGS.items():
         add(model, "simclr")
         add(model, "dgssl", deepest)
-    for model, (_, depths) in _SMALL.items():
+    for model, (_, depths) in SMALL.items():
         add(model, "simclr")
         for depth in depths:
             add(model, "dgssl", depth)
-            add(model, "dgssl-llm", depth, ratio="0.95")
+            add(model, "dgssl-llm", depth, ratio=SMALL_RATIO)
     add("resnet8", "simclr")
     add("resnet8", "dgssl", 4)
     add("resnet8", "dgssl-llm", 4, ratio="0.95")
@@ -90,121 +91,11 @@ def _config(model: str, method: str, depth: int, head: str, ratio: str, extra: s
         modification = dataclasses.replace(modification, pairs="positive", negative_ratio=0.95)
     objective = dataclasses.replace(config.objective, head=head or config.objective.head, modification=modification)
     augment = dataclasses.replace(config.augment, crop_padding=0, padding_mode="constant")
-    return dataclasses.replace(config, depth=depth, objective=objective, augment=augment)
+    keep = 100 if (model, method) in _PROBED_OVER_EPOCHS else 0
+    checkpoint = dataclasses.replace(config.checkpoint, keep_epochs=keep)
+    return dataclasses.replace(config, depth=depth, objective=objective, augment=augment, checkpoint=checkpoint)
 
 
 def is_self_supervised(config: RunConfig) -> bool:
     """Whether the cell is of this chapter."""
     return config.method in SELF_SUPERVISED
-
-
-def _value(*of: object, published: str | None = None, **more: str) -> Value:
-    return Value(name_of(*of, **more), FIELD, published)  # type: ignore[arg-type]
-
-
-def _table_41() -> Table:
-    first = (_value("resnet50", "simclr", published="92.56"),)
-    plain = tuple(_value("resnet50", "dgssl", k, published=text) for k, text in _DGSSL.items())
-    rows = (Row("DGSSL", (*first, *plain)), Row("DGSSL-LLM", (None, *_modified())))
-    return Table("table-4.1", "DGSSL-LLM and DGSSL on ResNet-50: linear probe [%]", "Method", _COLUMNS, rows)
-
-
-_COLUMNS = ("K=1", "K=4", "K=8", "K=16")
-
-
-def _modified(extra: str = "") -> tuple[Value, ...]:
-    printed = _DECREASING if extra else {k: _TABLE_42[k][RATIOS.index(ratio)] for k, ratio in _BEST.items()}
-    return tuple(
-        _value("resnet50", "dgssl-llm", k, ratio=_BEST[k], extra=extra, published=text) for k, text in printed.items()
-    )
-
-
-def _table_42() -> Table:
-    plain = tuple(_value("resnet50", "dgssl", k, published=text) for k, text in _DGSSL.items())
-    rows = [Row("Vanilla DGSSL", plain)]
-    for i, ratio in enumerate(RATIOS):
-        values = [_value("resnet50", "dgssl-llm", k, ratio=ratio, published=t[i]) for k, t in _TABLE_42.items()]
-        rows.append(Row(f"DGSSL-LLM {ratio}", tuple(values)))
-    return Table("table-4.2", "Sample ratios: linear probe [%]", "Sample ratio", _COLUMNS[1:], tuple(rows))
-
-
-def _table_43() -> Table:
-    rows = (
-        *_table_41().rows[:1],
-        Row("DGSSL-LLM (increasing difficulty)", (None, *_modified())),
-        Row("DGSSL-LLM (decreasing difficulty)", (None, *_modified("decreasing"))),
-    )
-    return Table("table-4.3", "Increasing and decreasing difficulty: linear probe [%]", "Method", _COLUMNS, rows)
-
-
-def _table_44() -> Table:
-    values = (
-        _value("resnet50", "dgssl", 16, published="87.44"),
-        _modified()[2],
-        _value("resnet50", "dgssl-llm", 16, ratio=_BEST[16], extra="positive", published="88.66"),
-    )
-    columns = ("DGSSL", "DGSSL-LLM (Pos.+Neg.)", "DGSSL-LLM (Pos. Only)")
-    return Table(
-        "table-4.4", "Choosing positive pairs only: linear probe [%]", "Method", columns, (Row("K=16", values),)
-    )
-
-
-def _figure_43() -> Table:
-    rows = tuple(
-        Row(title, (_value(model, "simclr"), _value(model, "dgssl", deepest)))
-        for model, (title, deepest) in _VGGS.items()
-    )
-    title = "VGGs end to end and with every layer a module: linear probe [%]"
-    return Table("figure-4.3", title, "Model", ("K=1", "every layer"), rows)
-
-
-def _over_depth(name: str, title: str, model: str, heads: tuple[str, ...]) -> Table:
-    """Bars of Figs. 4.4 and 4.5, whose heights are not printed."""
-    depths = (2, 3, 4, 8, 16)
-    rows = tuple(
-        Row(
-            head,
-            (_value(model, "simclr"), *(_value(model, "dgssl", k, "" if head == "1c2f" else head) for k in depths)),
-        )
-        for head in heads
-    )
-    return Table(name, title, "Head", ("K=1", *(f"K={k}" for k in depths)), rows)
-
-
-def _small() -> list[Table]:
-    found = []
-    for model, (title, depths) in _SMALL.items():
-        rows = (
-            Row("DGSSL", (_value(model, "simclr"), *(_value(model, "dgssl", k) for k in depths))),
-            Row("DGSSL-LLM", (None, *(_value(model, "dgssl-llm", k, ratio="0.95") for k in depths))),
-        )
-        columns = ("K=1", *(f"K={k}" for k in depths))
-        name = f"small-4.1-{model.partition('x')[0]}"
-        found.append(
-            Table(name, f"Table 4.1 with {title} (not in the thesis): linear probe [%]", "Method", columns, rows)
-        )
-    return found
-
-
-def _digits() -> Table:
-    values = {
-        "SimCLR": _value("resnet8", "simclr"),
-        "DGSSL K=4": _value("resnet8", "dgssl", 4),
-        "DGSSL-LLM K=4": _value("resnet8", "dgssl-llm", 4, ratio="0.95"),
-    }
-    title = "A trial of this command on the embedded digits (not in the thesis): linear probe [%]"
-    return Table("digits-4", title, "Method", tuple(values), (Row("Test accuracy [%]", tuple(values.values())),))
-
-
-TABLES = (
-    _table_41(),
-    _table_42(),
-    _table_43(),
-    _table_44(),
-    _figure_43(),
-    _over_depth("figure-4.4", "ResNet-50: linear probe [%] for two heads", "resnet50", ("0c2f", "1c2f")),
-    _over_depth("figure-4.5", "ResNet-110: linear probe [%]", "resnet110", ("1c2f",)),
-    *_small(),
-    _digits(),
-)
-"""Tables of Chapter 4, and Figs. 4.3 to 4.5 as tables."""

@@ -59,6 +59,39 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class Line:
+    """One network in a figure of curves."""
+
+    cell: str
+    label: str
+
+
+@dataclass(frozen=True)
+class CurvePanel:
+    """One picture of a figure of curves.
+
+    Attributes:
+        title: what it is of.
+        field: what is drawn: probe (accuracy of linear probes over depth), probes (of the last module's over epochs),
+            last_layer (test accuracy over epochs) or loss (the last module's, over epochs).
+        lines: the networks.
+    """
+
+    title: str
+    field: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A figure of curves (Figs. 4.6 to 4.9 and A.3 to A.5)."""
+
+    name: str
+    title: str
+    panels: tuple[CurvePanel, ...]
+
+
+@dataclass(frozen=True)
 class Figure:
     """Accuracy against the multiply-accumulates of the largest node (Figs. 3.5 to 3.7)."""
 

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 
-from locallearn.config import AugmentConfig, CheckpointConfig, ObjectiveConfig, RunConfig
+from locallearn.config import AugmentConfig, ObjectiveConfig, RunConfig
 from locallearn.core.network import ImageShape
 from locallearn.experiments import chapter4
 from locallearn.experiments.recipes import recipe
@@ -136,5 +136,5 @@ def _settled(config: RunConfig) -> RunConfig:
         config,
         train=dataclasses.replace(config.train, precision="fp32", channels_last=True),
         # often enough that a kill costs minutes; records hold the last evaluation, so no best one is kept
-        checkpoint=CheckpointConfig(every_steps=200, keep_last=1, keep_best=False),
+        checkpoint=dataclasses.replace(config.checkpoint, every_steps=200, keep_last=1, keep_best=False),
     )

@@ -40,13 +40,15 @@ class Protocol:
     settle: Callable[[RunConfig], RunConfig]
 
 
-QUICK_SELF_SUPERVISED_EPOCHS = 20
-"""Epochs of ``quick`` for Chapter 4, at the thesis's batch, optimizer and rate, which falls along a cosine."""
+QUICK_SELF_SUPERVISED_EPOCHS = 10
+"""Epochs of ``quick`` for Chapter 4, with the thesis's optimizer and rate, which falls along a cosine."""
 
 
 def _quick(config: RunConfig) -> RunConfig:
     if chapter4.is_self_supervised(config):
-        train = dataclasses.replace(config.train, epochs=QUICK_SELF_SUPERVISED_EPOCHS, precision="bf16")
+        train = dataclasses.replace(
+            config.train, epochs=QUICK_SELF_SUPERVISED_EPOCHS, batch_size=QUICK_BATCH, precision="bf16"
+        )
         return dataclasses.replace(config, schedule=ScheduleConfig(name="cosine", unit="step"), train=train)
     optimizer, schedule = QUICK_VGG if config.model.startswith("vgg") else QUICK_RESNET
     train = dataclasses.replace(config.train, epochs=QUICK_EPOCHS, batch_size=QUICK_BATCH, precision="bf16")
@@ -67,8 +69,8 @@ PROTOCOLS = {
             f"{QUICK_EPOCHS} epochs at batch {QUICK_BATCH} in bf16, cosine at every step: for ResNets SGD with "
             "Nesterov momentum, rate 0.2 after one epoch of warm-up, weight decay 5e-4; for VGGs Adam, rate 1e-3. "
             "One setting for all cells, tuned on end-to-end training alone. Chapter 4: "
-            f"{QUICK_SELF_SUPERVISED_EPOCHS} epochs with the thesis's batch, optimizer and rate, cosine at every "
-            "step, and linear probes for 30 epochs. It is "
+            f"{QUICK_SELF_SUPERVISED_EPOCHS} epochs at the same batch with the thesis's optimizer and rate, cosine "
+            "at every step, untuned, and linear probes for 30 epochs on images as they are. It is "
             "meant to keep the order of the methods, not their accuracies.",
             _quick,
         ),
@@ -119,11 +121,13 @@ class Study:
         config = PROTOCOLS[self.protocol].settle(cells()[cell].config)
         epochs = self.epochs or config.train.epochs
         warmup = min(config.schedule.warmup_epochs, epochs)
+        keep = min(config.checkpoint.keep_epochs, max(1, epochs // 4))
         return dataclasses.replace(
             config,
             seed=seed,
             schedule=dataclasses.replace(config.schedule, warmup_epochs=warmup),
             train=dataclasses.replace(config.train, epochs=epochs),
+            checkpoint=dataclasses.replace(config.checkpoint, keep_epochs=keep),
             data=dataclasses.replace(config.data, train_limit=self.train_limit or 0),
         )
 

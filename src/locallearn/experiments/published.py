@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from locallearn.config import ObjectiveConfig, RunConfig
 from locallearn.errors import UsageError
-from locallearn.experiments import chapter4
-from locallearn.experiments.layout import Figure, Panel, Point, Row, Table, Value
+from locallearn.experiments.chapter4_curves import CURVES
+from locallearn.experiments.chapter4_tables import TABLES
+from locallearn.experiments.layout import Curves, Figure, Panel, Point, Row, Table, Value
 from locallearn.experiments.matrix import GN_DEPTHS, VGG_GROUPS, resnet_name, resnet_points, vgg_name
 
 # Accuracy [%], training speed-up, inference speed-up of Tables 3.4 and 3.5; None: held out.
@@ -170,7 +171,7 @@ def _points(data: str, model: str) -> tuple[Point, ...]:
     return tuple(points)
 
 
-LAYOUTS: dict[str, Table | Figure] = {
+LAYOUTS: dict[str, Table | Figure | Curves] = {
     layout.name: layout
     for layout in (
         _table_31(),
@@ -183,13 +184,14 @@ LAYOUTS: dict[str, Table | Figure] = {
         _figure("figure-3.6", "imagenet32"),
         _figure("figure-3.7", "cifar100"),
         _digits(),
-        *chapter4.TABLES,
+        *TABLES,
+        *CURVES,
     )
 }
 """Every table and figure by name."""
 
 
-def layout(name: str) -> Table | Figure:
+def layout(name: str) -> Table | Figure | Curves:
     """A table or figure by name.
 
     Raises:
@@ -205,8 +207,10 @@ def cells_of(name: str) -> list[str]:
     return list(dict.fromkeys(_cells(layout(name))))
 
 
-def _cells(found: Table | Figure) -> Iterator[str]:
+def _cells(found: Table | Figure | Curves) -> Iterator[str]:
     if isinstance(found, Table):
         yield from (value.cell for row in found.rows for value in row.values if value)
-    else:
+    elif isinstance(found, Figure):
         yield from (point.cell for panel in found.panels for point in panel.points)
+    else:
+        yield from (line.cell for panel in found.panels for line in panel.lines)

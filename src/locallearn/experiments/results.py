@@ -78,7 +78,7 @@ def make_record(
         study: what it was trained for.
         config: what was trained.
         summary: the run's ``summary.json``.
-        curve: epoch, last_layer and ensemble of every evaluation.
+        curve: epoch, last_layer, ensemble and training loss of every evaluation.
         cost: what its nodes compute.
     """
     modification = dataclasses.replace(config.objective.modification, scorer_run=None)

@@ -75,10 +75,26 @@ def train_cell(request: Request) -> None:
     counted = cost(wanted, cells()[request.cell].image)
     record = make_record(request.cell, study, RunFolder(run).config(), summary, _curve(run), counted)
     if chapter4.is_self_supervised(wanted):
-        found = probe(open_run(run, device=request.device, root=request.root), study.probe)
-        record["accuracy"][chapter4.FIELD] = found["points"][-1]["accuracy"]
-        record["probe"] = found
+        record |= _probed(run, study, request)
+        record["accuracy"][chapter4.FIELD] = record["probe"]["points"][-1]["accuracy"]
     write_record(Path(request.record), record)
+
+
+def _probed(run: Path, study: Study, request: Request) -> dict[str, Any]:
+    """Linear probes of all blocks at the end, and of the last one at every checkpoint that was kept (Fig. A.4)."""
+    place: dict[str, Any] = {"device": request.device, "root": request.root}
+    opened = open_run(run, **place)
+    found: dict[str, Any] = {"probe": probe(opened, study.probe)}
+    every = opened.config.checkpoint.keep_epochs
+    if every:
+        epochs = range(every, opened.config.train.epochs + 1, every)
+        at_the_end = dataclasses.replace(study.probe, depth="last")
+        per_epoch = opened.step // opened.config.train.epochs
+        found["probes"] = []
+        for epoch in epochs:
+            record = probe(open_run(run, str(epoch * per_epoch), **place), at_the_end)
+            found["probes"].append({"epoch": epoch, "accuracy": record["points"][-1]["accuracy"]})
+    return found
 
 
 def _placed(config: RunConfig, request: Request) -> RunConfig:
@@ -99,10 +115,15 @@ def _clear_unborn(run: Path) -> None:
 
 
 def _curve(run: Path) -> list[dict[str, Any]]:
-    """Epoch, last layer and ensemble of every evaluation."""
+    """Epoch, last layer and ensemble of every evaluation, and the last node's training loss in that epoch."""
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    losses = {event["epoch"]: event["nodes"][-1]["loss"] for event in events if event["event"] == "train"}
     keys = ("epoch", "last_layer", "ensemble")
-    return [{key: event[key] for key in keys} for event in events if event["event"] == "evaluate"]
+    return [
+        {**{key: event[key] for key in keys}, "loss": losses[event["epoch"]]}
+        for event in events
+        if event["event"] == "evaluate"
+    ]
 
 
 def _stop_with_the_queue() -> None:

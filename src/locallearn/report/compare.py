@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from locallearn.report.records import RunRecord, series
+
+Measured = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Records of every cell, one a seed, of one configuration each."""
 
 MISSING = "–"
 MIB = 1 << 20

@@ -9,13 +9,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
-from locallearn.report.compare import MISSING, number
+from locallearn.report.compare import MISSING, Measured, number
+from locallearn.report.results_curves import MeasuredCurve, caption, measured_curves
 
 ACCURACIES = ("last_layer", "ensemble", "linear_probe")
 """Fields that are accuracies, measured once a seed; the others are counted."""
 
-Measured = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Records of every cell, one a seed, of one configuration each."""
+_COLUMNS = 10
+"""A table of a curve has at most about this many of its places."""
 
 
 class Study(TypedDict):
@@ -28,6 +29,8 @@ class Study(TypedDict):
             dictionary with cell, field and published (text as printed, or None).
         figures: dictionaries with name, title, and panels: title and points, each a dictionary with cell, method,
             label, field and published.
+        curves: figures of curves: dictionaries with name, title, and panels: title, field, and lines, each a
+            dictionary with cell and label.
         claims: dictionaries with claim, verdict and numbers (lines).
         measured: comparable records by cell.
         notes: lines about records that were left out.
@@ -37,6 +40,7 @@ class Study(TypedDict):
     description: str
     tables: Sequence[Mapping[str, Any]]
     figures: Sequence[Mapping[str, Any]]
+    curves: Sequence[Mapping[str, Any]]
     claims: Sequence[Mapping[str, Any]]
     measured: Measured
     notes: Sequence[str]
@@ -115,15 +119,36 @@ def figure_grid(figure: Mapping[str, Any], panel: Mapping[str, Any], measured: M
     return Grid(figure["name"], panel["title"], headings, rows)
 
 
+def curve_grid(figure: Mapping[str, Any], panel: Mapping[str, Any], measured: Measured) -> Grid:
+    """A panel as a table: a row for each network, a column for each place (every nth, where there are many)."""
+    curves = measured_curves(panel, measured)
+    places = sorted({place for curve in curves for place in curve.x})
+    every = max(1, round(len(places) / _COLUMNS))
+    shown = places[::-1][::every][::-1]  # the last one is always there
+    rows: list[tuple[str, list[Shown | str]]] = [
+        (f"{curve.label} ({curve.seeds})", [_text(curve, place) for place in shown]) for curve in curves
+    ]
+    return Grid(figure["name"], caption(panel), ["network (seeds)", *map(str, shown)], rows)
+
+
+def _text(curve: MeasuredCurve, place: int) -> str:
+    if place not in curve.x:
+        return MISSING
+    at = curve.x.index(place)
+    return f"{curve.y[at]:.2f}" + (f" ± {curve.spread[at]:.2f}" if curve.seeds > 1 else "")
+
+
 def grids(study: Study) -> list[Grid]:
     """Every table of a study and every panel that has something measured in it, as grids."""
     measured = study["measured"]
-    return [table_grid(table, measured) for table in study["tables"]] + [
+    found = [table_grid(table, measured) for table in study["tables"]] + [
         figure_grid(figure, panel, measured)
         for figure in study["figures"]
         for panel in figure["panels"]
         if any(measured.get(point["cell"]) for point in panel["points"])
     ]
+    curves = [curve_grid(figure, panel, measured) for figure in study["curves"] for panel in figure["panels"]]
+    return found + [grid for grid in curves if grid.rows]
 
 
 LEGEND = (

@@ -10,9 +10,10 @@ from typing import Any
 from markupsafe import Markup
 
 from locallearn.report import results_plots as plots
-from locallearn.report.compare import MISSING, duration, mebibytes, number, percent
+from locallearn.report.compare import MISSING, Measured, duration, mebibytes, number, percent
 from locallearn.report.page import environment
-from locallearn.report.results import LEGEND, Measured, Study, figure_grid, numbers, table_grid
+from locallearn.report.results import LEGEND, Study, curve_grid, figure_grid, numbers, table_grid
+from locallearn.report.results_curves import caption, curves_figure, measured_curves
 from locallearn.report.svg import to_svg
 
 
@@ -30,6 +31,7 @@ def _section(study: Study) -> dict[str, Any]:
         **study,
         "tables": tables,
         "figures": [_figure(study["name"], figure, measured) for figure in study["figures"]],
+        "pictures": [_pictures(study["name"], figure, measured) for figure in study["curves"]],
         "curves": _curves(study["name"], measured),
         "runs": [_run(record) for records in measured.values() for record in records],
     }
@@ -63,6 +65,20 @@ def _bubble(point: Mapping[str, Any], measured: Measured) -> plots.Bubble | None
         inference=macs["inference"] / macs["e2e"],
         published=None if point["published"] is None else float(point["published"]),
     )
+
+
+def _pictures(prefix: str, figure: Mapping[str, Any], measured: Measured) -> dict[str, Any]:
+    """A figure of curves: each panel with a legend of its own."""
+    panels = []
+    for index, panel in enumerate(figure["panels"], start=1):
+        curves = measured_curves(panel, measured)
+        if not curves:
+            continue
+        text = caption(panel)
+        svg = Markup(to_svg(curves_figure(curves, panel["field"]), f"{prefix}-{figure['name']}-{index}", text))
+        legend = [(curve.label, curve.style) for curve in curves]
+        panels.append({"caption": text, "svg": svg, "legend": legend, "grid": curve_grid(figure, panel, measured)})
+    return {"name": figure["name"], "title": figure["title"], "panels": panels}
 
 
 def _curves(prefix: str, measured: Measured) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from locallearn.core.shard import join
-from locallearn.errors import CheckpointError
+from locallearn.errors import CheckpointError, UsageError
 from locallearn.files import replacing, write_atomically
 
 BEST = "best.safetensors"
@@ -98,16 +98,18 @@ def _checksum(tensors: Mapping[str, Tensor], progress: str) -> str:
 
 
 class CheckpointFolder:
-    """The checkpoints of one run: the newest ``keep_last``, and the best.
+    """The checkpoints of one run: the newest ``keep_last``, the best, and those of every Nth step.
 
     Args:
         folder: where they are.
         keep_last: how many of the newest to keep.
+        keep_steps: N, whose multiples are kept for good [steps]; 0 means none.
     """
 
-    def __init__(self, folder: Path, keep_last: int) -> None:
+    def __init__(self, folder: Path, keep_last: int, keep_steps: int = 0) -> None:
         self.folder = folder
         self.keep_last = keep_last
+        self.keep_steps = keep_steps
 
     def paths(self) -> list[Path]:
         """The checkpoints by step, oldest first, without the best one's copy."""
@@ -138,10 +140,13 @@ class CheckpointFolder:
         """Remove checkpoints that are too old, sets that were never completed, and left-overs of a kill."""
         paths = self.paths()
         unfinished = [p for p in self.folder.glob("step-*/") if p not in paths and p != newest]
-        for old in [*paths[: -self.keep_last], *unfinished]:
+        for old in [*filter(self._goes, paths[: -self.keep_last]), *unfinished]:
             _remove(old)
         for leftover in [*self.folder.glob(".*.tmp"), *(newest.glob(".*.tmp") if newest.is_dir() else ())]:
             leftover.unlink()
+
+    def _goes(self, path: Path) -> bool:
+        return not self.keep_steps or step_of(path) % self.keep_steps != 0
 
     def mark_best(self, path: Path) -> None:
         """Keep a copy of ``path`` as the best checkpoint, in one file."""
@@ -150,6 +155,19 @@ class CheckpointFolder:
             return
         with replacing(self.folder / BEST) as temporary:
             shutil.copyfile(path, temporary)
+
+    def at(self, step: str) -> Path:
+        """The checkpoint of a step.
+
+        Raises:
+            UsageError: it is not kept; the message names those that are.
+        """
+        found = {str(step_of(path)): path for path in self.paths()}
+        if step not in found:
+            raise UsageError(
+                f"--checkpoint: {step!r} is not kept; expected last, best or a step: {', '.join(found) or 'none yet'}"
+            )
+        return found[step]
 
     def newest(self) -> tuple[Path | None, Checkpoint | None, list[str]]:
         """The newest checkpoint that is whole: its path and content (or None), and a line for each damaged one.
@@ -166,6 +184,11 @@ class CheckpointFolder:
         if problems:
             raise CheckpointError(f"no checkpoint in {self.folder} is usable; {problems[0]}")
         return None, None, problems
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's name tells."""
+    return int(path.name.partition(".")[0].removeprefix("step-"))
 
 
 def _remove(path: Path) -> None:

@@ -89,7 +89,13 @@ class OpenedRun:
 def open_run(
     run: str | Path, checkpoint: str = "last", device: str | None = None, root: str | None = None
 ) -> OpenedRun:
-    """Open a run, finished or not, at its newest whole (``"last"``) or its ``"best"`` checkpoint.
+    """Open a run, finished or not, at a checkpoint.
+
+    Args:
+        run: its folder.
+        checkpoint: ``"last"`` (the newest that is whole), ``"best"``, or a step that is kept, such as ``"7800"``.
+        device: where to put the network.
+        root: folder that holds the data.
 
     Raises:
         UsageError: the folder is not a run, or its data are not there.
@@ -97,10 +103,12 @@ def open_run(
     """
     folder = RunFolder(Path(run))
     config = with_changes(folder.config(), device=device, root=root)
-    if checkpoint == "best":
-        path, found = folder.checkpoints / BEST, load_checkpoint(folder.checkpoints / BEST)
+    kept = CheckpointFolder(folder.checkpoints, 1)
+    if checkpoint == "last":
+        path, found, _ = kept.newest()
     else:
-        path, found, _ = CheckpointFolder(folder.checkpoints, 1).newest()
+        path = folder.checkpoints / BEST if checkpoint == "best" else kept.at(checkpoint)
+        found = load_checkpoint(path)
     if path is None or found is None:
         raise CheckpointError(f"{run} has no checkpoint yet")
     dataset = load(config.data)

@@ -78,7 +78,9 @@ class Training:
         smallest = self.train_store.smallest(train.batch_size)
         if config.mesh.data > smallest:
             raise ConfigError("mesh.data", config.mesh.data, f"at most {smallest}, the images of the last batch")
-        self.kept = checkpoints.CheckpointFolder(folder.checkpoints, config.checkpoint.keep_last)
+        keep = config.checkpoint
+        keep_steps = keep.keep_epochs * self.steps_per_epoch
+        self.kept = checkpoints.CheckpointFolder(folder.checkpoints, keep.keep_last, keep_steps)
         self.sums = Sums(self.nodes.network, self.device)
         self.stop = StopRequest(patient=isinstance(self.world, ProcessWorld))
         self.step = 0

@@ -1,0 +1,90 @@
+"""Curves of results: probes over depth, and accuracy or loss over epochs, of several seeds together."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+
+from locallearn.report.compare import Measured
+from locallearn.report.plots import draw, new_axes
+from locallearn.report.styles import LineStyle, run_style
+
+KINDS = {
+    "probe": ("depth [blocks]", "linear probe [%]"),
+    "probes": ("epoch", "linear probe of the last module [%]"),
+    "last_layer": ("epoch", "test accuracy [%]"),
+    "loss": ("epoch", "training loss of the last module"),
+}
+"""What is on each axis, by a panel's field."""
+
+
+class MeasuredCurve(NamedTuple):
+    """One network's curve.
+
+    Attributes:
+        label: what it is.
+        style: how it is drawn; the same in every panel for the same place in it.
+        x: depth or epoch.
+        y: mean over seeds; accuracies in percent.
+        spread: standard deviation over seeds; 0 for a single one.
+        seeds: how many there are.
+    """
+
+    label: str
+    style: LineStyle
+    x: list[int]
+    y: list[float]
+    spread: list[float]
+    seeds: int
+
+
+def measured_curves(panel: Mapping[str, Any], measured: Measured) -> list[MeasuredCurve]:
+    """The curves of a panel that something is measured of.
+
+    Raises:
+        ValueError: records of one cell are of different configurations, which are never put together.
+    """
+    found = []
+    for index, line in enumerate(panel["lines"]):
+        records = measured.get(line["cell"], ())
+        if len({record["digest"] for record in records}) > 1:
+            raise ValueError(f"{line['cell']}: records of different configurations")
+        series = [points for points in (_points(record, panel["field"]) for record in records) if points]
+        if series:
+            x = sorted(set.intersection(*(set(points) for points in series)))
+            values = [[points[place] for points in series] for place in x]
+            spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
+            mean = [statistics.mean(v) for v in values]
+            found.append(MeasuredCurve(line["label"], run_style(index), x, mean, spread, len(series)))
+    return found
+
+
+def _points(record: Mapping[str, Any], field: str) -> dict[int, float]:
+    """Depth or epoch, and accuracy [%] or loss, of one record; empty where it has none."""
+    if field == "probe":
+        return {p["depth"]: 100 * p["accuracy"] for p in record.get("probe", {}).get("points", ())}
+    if field == "probes":
+        return {p["epoch"]: 100 * p["accuracy"] for p in record.get("probes", ())}
+    scale = 1 if field == "loss" else 100
+    return {p["epoch"]: scale * p[field] for p in record["curve"] if field in p}
+
+
+def caption(panel: Mapping[str, Any]) -> str:
+    """What a panel shows."""
+    x, y = KINDS[panel["field"]]
+    return f"{panel['title']}: {y} over {x}"
+
+
+def curves_figure(curves: Sequence[MeasuredCurve], field: str) -> Figure:
+    """Curves over depth or epochs, with the standard deviation over seeds as a band."""
+    figure, axes = new_axes(KINDS[field][0])
+    for curve in curves:
+        draw(axes, curve.x, curve.y, curve.label, curve.style)
+        if curve.seeds > 1:
+            low = [y - s for y, s in zip(curve.y, curve.spread, strict=True)]
+            high = [y + s for y, s in zip(curve.y, curve.spread, strict=True)]
+            axes.fill_between(curve.x, low, high, color=curve.style.colour, alpha=0.15, linewidth=0)
+    return figure

@@ -1,16 +1,22 @@
+import dataclasses
 import json
 import os
 import signal
 
 import pytest
 
+from locallearn.config import ProbeConfig
 from locallearn.errors import InterruptedRunError, LocalLearnError
 from locallearn.experiments import worker
+from locallearn.experiments.matrix import cells
 from locallearn.experiments.protocols import Study
 from locallearn.experiments.results import read_record
 from locallearn.experiments.worker import Request, train_cell
 from locallearn.training import runs
+from locallearn.training.checkpoint import CheckpointFolder, step_of
+from locallearn.training.finished import open_run
 from locallearn.training.observer import Quiet
+from locallearn.training.probe import probe
 
 STUDY = Study("quick", epochs=2, train_limit=256)
 CELL = "digits-resnet8-gn-dgl-k2-g2"
@@ -67,3 +73,27 @@ def test_what_a_kill_left_of_a_folder_is_no_obstacle(request_, tmp_path, monkeyp
         train_cell(request_)  # and a run of another configuration leaves no record
     assert seen == [[]]
     assert not (tmp_path / "record-seed1.json").exists()
+
+
+def test_probes_over_epochs_are_of_the_checkpoints_that_were_kept(tmp_path, monkeypatch):
+    cell = "digits-resnet8-dgssl-k4"
+    known = cells()[cell]
+    kept = dataclasses.replace(known.config.checkpoint, keep_epochs=100)
+    changed = dataclasses.replace(known, config=dataclasses.replace(known.config, checkpoint=kept))
+    monkeypatch.setitem(cells(), cell, changed)
+    study, run = Study("quick", epochs=4, train_limit=256), tmp_path / "run"
+    request = Request(cell, dataclasses.asdict(study), 0, str(run), str(tmp_path / "r-seed0.json"), "cpu")
+    assert study.config(cell, 0).checkpoint.keep_epochs == 1  # a quarter of the epochs, where 100 are too many
+    request = dataclasses.replace(request, root=None, device="cpu", threads=1)
+    monkeypatch.setattr(Study, "probe", ProbeConfig(epochs=2))
+    train_cell(request)
+    record = read_record(tmp_path / "r-seed0.json")
+    assert [point["epoch"] for point in record["probes"]] == [1, 2, 3, 4]
+    assert [step_of(path) for path in CheckpointFolder(run / "checkpoints", 1).paths()] == [2, 4, 6, 8]
+    last = dataclasses.replace(study.probe, depth="last")
+    for point, step in zip(record["probes"], ("2", "4", "6", "8"), strict=True):
+        assert probe(open_run(run, step, "cpu"), last)["points"][-1]["accuracy"] == point["accuracy"]
+    assert record["accuracy"]["linear_probe"] == record["probe"]["points"][-1]["accuracy"]
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [event["nodes"][-1]["loss"] for event in events if event["event"] == "train"]
+    assert [point["loss"] for point in record["curve"]] == losses

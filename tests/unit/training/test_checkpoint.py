@@ -3,8 +3,9 @@ import os
 import pytest
 import torch
 
-from locallearn.errors import CheckpointError
-from locallearn.training.checkpoint import BEST, Checkpoint, CheckpointFolder, load, load_network, save
+from locallearn.config import CheckpointConfig, RunConfig
+from locallearn.errors import CheckpointError, ConfigError, UsageError
+from locallearn.training.checkpoint import BEST, Checkpoint, CheckpointFolder, load, load_network, save, step_of
 
 
 def some(step=1):
@@ -59,6 +60,19 @@ def test_the_newest_are_kept_and_a_damaged_one_is_skipped_with_a_line(tmp_path):
         folder.newest()
 
 
+def test_every_nth_step_is_kept_for_good_and_found_by_its_number(tmp_path):
+    folder = CheckpointFolder(tmp_path, keep_last=1, keep_steps=4)
+    for step in (2, 4, 6, 8, 10):
+        folder.write(some(step), step)
+    assert [step_of(path) for path in folder.paths()] == [4, 8, 10]
+    assert load(folder.at("8")).progress["step"] == 8
+    with pytest.raises(UsageError, match=r"--checkpoint: '6' is not kept; expected last, best or a step: 4, 8, 10"):
+        folder.at("6")
+    plain = CheckpointFolder(tmp_path, keep_last=1)
+    plain.write(some(12), 12)
+    assert [step_of(path) for path in plain.paths()] == [12]
+
+
 def test_no_checkpoint_is_no_error(tmp_path):
     assert CheckpointFolder(tmp_path / "none", 1).newest() == (None, None, [])
 
@@ -97,3 +111,8 @@ def test_weights_of_another_network_are_refused(tmp_path):
         load_network(network, {**good, "network/weight": torch.zeros(3, 5)}, tmp_path)
     with pytest.raises(CheckpointError, match="extra does not fit"):
         load_network(network, {**good, "network/extra": torch.zeros(3)}, tmp_path)
+
+
+def test_modules_at_their_own_pace_have_no_common_epochs_to_keep():
+    with pytest.raises(ConfigError, match=r"checkpoint\.keep_epochs.*5.*0 with runtime asynchronous"):
+        RunConfig(runtime="asynchronous", checkpoint=CheckpointConfig(keep_epochs=5))

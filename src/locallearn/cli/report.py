@@ -23,7 +23,7 @@ class ReportOptions:
     output: str | None = None
     """HTML file to write; by default report.html in the only folder, or report.html here for several."""
     markdown: str | None = None
-    """Of results: also write the tables to this file, as Markdown."""
+    """Of results: also write the tables to this file, as Markdown, and the curves as SVG beside it."""
 
 
 def run(arguments: Sequence[str]) -> int:

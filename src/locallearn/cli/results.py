@@ -20,7 +20,7 @@ from locallearn.experiments.published import LAYOUTS, cells_of
 from locallearn.experiments.results import Record, comparable, read_records
 from locallearn.files import write_atomically
 from locallearn.report import results as drawing
-from locallearn.report.results_page import render
+from locallearn.report.results_page import pictures, render
 
 _COLOURS = {judge.AGREES: "green", judge.DISAGREES: "red", judge.CANNOT_TELL: "yellow"}
 
@@ -72,8 +72,15 @@ def write_html(studies: Sequence[drawing.Study], output: Path) -> Path:
 
 
 def write_markdown(studies: Sequence[drawing.Study], output: Path) -> Path:
-    """Write the tables of studies as Markdown and return ``output``."""
-    return _write(output, "\n".join(drawing.markdown(study) for study in studies))
+    """Write the tables of studies as Markdown, and their curves as SVG into a folder beside it; return ``output``."""
+    parts = []
+    for study in studies:
+        paths = {}
+        for title, (name, svg) in pictures(study).items():
+            paths[title] = f"{output.stem}/{name}.svg"
+            _write(output.parent / paths[title], svg + "\n")
+        parts.append(drawing.markdown(study, paths))
+    return _write(output, "\n".join(parts))
 
 
 def _write(path: Path, text: str) -> Path:

@@ -184,8 +184,13 @@ def provenance(measured: Measured) -> list[str]:
     return [f"{count} record{'s' if count > 1 else ''}: {line}" for line, count in found.items()]
 
 
-def markdown(study: Study) -> str:
-    """The tables, figures' points and claims of a study as Markdown."""
+def markdown(study: Study, pictures: Mapping[str, str] | None = None) -> str:
+    """The tables, figures' points and claims of a study as Markdown.
+
+    Args:
+        study: what to show.
+        pictures: paths of pictures, as seen from the file, by the title of the grid that they stand under.
+    """
     parts = [f"## Protocol `{study['name']}`", study["description"], LEGEND]
     for grid in grids(study):
         lines = [f"### {grid.name.replace('-', ' ').capitalize()}. {grid.title}", ""]
@@ -193,6 +198,8 @@ def markdown(study: Study) -> str:
         lines.append("| --- |" + " ---: |" * (len(grid.headings) - 1))
         for label, values in grid.rows:
             lines.append(f"| {label} | " + " | ".join("<br>".join(in_lines(v, "**")) for v in values) + " |")
+        if pictures and grid.title in pictures:
+            lines += ["", f"![{grid.title}]({pictures[grid.title]})"]
         parts.append("\n".join(lines))
     if study["claims"]:
         parts.append("### Claims")

@@ -78,8 +78,14 @@ def caption(panel: Mapping[str, Any]) -> str:
     return f"{panel['title']}: {y} over {x}"
 
 
-def curves_figure(curves: Sequence[MeasuredCurve], field: str) -> Figure:
-    """Curves over depth or epochs, with the standard deviation over seeds as a band."""
+def curves_figure(curves: Sequence[MeasuredCurve], field: str, legend: bool = False) -> Figure:
+    """Curves over depth or epochs, with the standard deviation over seeds as a band.
+
+    Args:
+        curves: what to draw.
+        field: the panel's field.
+        legend: put a legend into the picture, where it stands alone.
+    """
     figure, axes = new_axes(KINDS[field][0])
     for curve in curves:
         draw(axes, curve.x, curve.y, curve.label, curve.style)
@@ -87,4 +93,6 @@ def curves_figure(curves: Sequence[MeasuredCurve], field: str) -> Figure:
             low = [y - s for y, s in zip(curve.y, curve.spread, strict=True)]
             high = [y + s for y, s in zip(curve.y, curve.spread, strict=True)]
             axes.fill_between(curve.x, low, high, color=curve.style.colour, alpha=0.15, linewidth=0)
+    if legend:
+        axes.legend(fontsize=7, frameon=False, loc="best")
     return figure

@@ -81,6 +81,19 @@ def _pictures(prefix: str, figure: Mapping[str, Any], measured: Measured) -> dic
     return {"name": figure["name"], "title": figure["title"], "panels": panels}
 
 
+def pictures(study: Study) -> dict[str, tuple[str, str]]:
+    """Pictures of a study that stand alone: the title of the grid beside each, its name and its SVG."""
+    found = {}
+    for figure in study["curves"]:
+        for index, panel in enumerate(figure["panels"], start=1):
+            curves = measured_curves(panel, study["measured"])
+            name = f"{study['name']}-{figure['name']}-{index}"
+            if curves:
+                text = caption(panel)
+                found[text] = name, to_svg(curves_figure(curves, panel["field"], legend=True), name, text)
+    return found
+
+
 def _curves(prefix: str, measured: Measured) -> dict[str, Any]:
     """One picture for each data set and model: accuracy over epochs of every cell and seed."""
     groups: dict[str, list[plots.Curve]] = {}

@@ -1,4 +1,5 @@
 import dataclasses
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -6,7 +7,7 @@ import small_results
 from locallearn.experiments.published import LAYOUTS
 from locallearn.report.results import curve_grid, grids, markdown
 from locallearn.report.results_curves import curves_figure, measured_curves
-from locallearn.report.results_page import render
+from locallearn.report.results_page import pictures, render
 
 SIMCLR, DGSSL = "cifar10-resnet18x0.25-simclr", "cifar10-resnet18x0.25-dgssl-k4"
 
@@ -79,6 +80,12 @@ def test_the_page_and_the_markdown_show_every_measured_panel(measured):
     assert "Fig. 4.8 with ResNet-18 x 0.25" in html
     assert "| SimCLR (K=1) (2) | 32.00 ± 2.83 | 42.00 ± 2.83 | 51.00 ± 1.41 |" in markdown(study)
     assert grids({**study, "measured": {}}) == []
+    found = pictures(study)
+    assert list(found) == [grid.title for grid in grids(study)]
+    title, (name, svg) = next(iter(found.items()))
+    assert name == "quick-small-4.8-resnet18-1"
+    assert "SimCLR (K=1)" in "".join(ET.fromstring(svg).itertext())  # the legend stands in the picture
+    assert f"![{title}](results/{name}.svg)" in markdown(study, {title: f"results/{name}.svg"})
 
 
 def test_a_band_is_drawn_for_several_seeds_only(measured):

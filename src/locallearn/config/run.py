@@ -90,12 +90,6 @@ class RunConfig:
             raise ConfigError("mesh.wire", self.mesh.wire, "none with runtime inline, where nothing travels")
         if self.checkpoint.keep_epochs and self.runtime == "asynchronous":
             raise ConfigError("checkpoint.keep_epochs", self.checkpoint.keep_epochs, "0 with runtime asynchronous")
-        if self.schedule.warmup_epochs > self.train.epochs:
-            raise ConfigError(
-                "schedule.warmup_epochs",
-                self.schedule.warmup_epochs,
-                f"at most train.epochs ({self.train.epochs})",
-            )
 
     @property
     def groups(self) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from locallearn.config.checks import (
     positive_int,
     probability,
 )
+from locallearn.config.masking import MaskingConfig
 from locallearn.config.modification import ModificationConfig
 
 
@@ -26,7 +27,8 @@ class ObjectiveConfig:
 
     loss: str | None = None
     """Local loss: cross-entropy, predsim or infopro; on two views of every image nt-xent, barlow-twins or vicreg. By
-    default the method's own: cross-entropy for dgl and gn-dgl, nt-xent for simclr and dgssl."""
+    default the method's own: cross-entropy for dgl and gn-dgl, nt-xent for simclr and dgssl; mae
+    has masked-pixels alone."""
     head: str = "1c2f"
     """Auxiliary head: <n>c<m>f with n convolutions (the first of stride 2, doubling the channels) and m linear
     layers, or mlp-sr (pooled to a quarter of each side, 1x1 convolutions, multi-layer perceptron)."""
@@ -60,6 +62,7 @@ class ObjectiveConfig:
     vicreg_weights: tuple[float, ...] = ()
     """Weights of invariance, variance and covariance in vicreg; by default 25, 25 and 1, as published."""
     modification: ModificationConfig = field(default_factory=ModificationConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
 
     def __post_init__(self) -> None:
         for name in ("head_width", "predsim_inputs", "projection"):

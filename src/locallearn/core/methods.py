@@ -20,6 +20,7 @@ PROJECTION_HEAD = "0c2f"
 
 NT_XENT = "nt-xent"
 MODIFIED_NT_XENT = "nt-xent-llm"
+MASKED_PIXELS = "masked-pixels"
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,14 @@ class Layout:
     """How the K modules are built, and whether a decoupled classifier follows them (Fig. 3.4).
 
     ``views`` is the number of views of every image that the losses must be made for: 2 in self-supervised methods,
-    whose networks have no classifier.
+    whose networks have no classifier. ``masked`` says that the losses must be made for hidden patches; such networks
+    have none either.
     """
 
     modules: tuple[ModuleLayout, ...]
     decoupled_classifier: bool
     views: int = 1
+    masked: bool = False
 
 
 def classifier_layout(config: RunConfig, channel_groups: int = 1) -> ModuleLayout:
@@ -160,3 +163,13 @@ def _self_supervised(config: RunConfig, loss: str) -> Layout:
     last = dataclasses.replace(objective, head=PROJECTION_HEAD)
     layouts[-1] = dataclasses.replace(layouts[-1], objective=last)
     return Layout(tuple(layouts), False, views=2)
+
+
+@methods.register("mae")
+def masked_autoencoder(config: RunConfig) -> Layout:
+    """Masked autoencoding (He et al., 2022) of a vision transformer: end to end, or K modules with own decoders."""
+    _need(config, "width", "1", set(config.groups) == {1})
+    _need(config, "runtime", "inline or distributed", config.runtime in ("inline", "distributed"))
+    _need_loss(config, MASKED_PIXELS)
+    objective = dataclasses.replace(config.objective, loss=MASKED_PIXELS, diversity_weight=0.0)
+    return Layout((ModuleLayout(1, 1, objective),) * config.depth, False, masked=True)

@@ -63,14 +63,24 @@ def dry_steps(network: LocalNetwork, image: ImageShape, train: TrainConfig) -> l
     with FakeTensorMode(allow_non_fake_inputs=True):
         network.to_empty(device="cpu")
         n = train.batch_size * network.views
-        images = torch.empty(n, image.channels, image.size, image.size).contiguous(memory_format=layout)
-        scores = torch.empty(n, n) if network.views == 2 else None
-        batch = Batch(images, torch.empty(n, dtype=torch.int64), images, 0, scores=scores)
-        features = images
+        batch = _batch(network, image, n, layout)
+        features = batch.images
         for module in network:
             counted, features = _dry_step(module, features, batch, str(train.precision))
             modules.append(_with_classifier(modules.pop(), counted) if is_classifier(module) else counted)
     return modules
+
+
+def _batch(network: LocalNetwork, image: ImageShape, n: int, layout: torch.memory_format) -> Batch:
+    """What the network is given of n images or views."""
+    pixels = torch.empty(n, image.channels, image.size, image.size).contiguous(memory_format=layout)
+    images, scores, visible = pixels, None, None
+    if network.masking is not None:
+        images = torch.empty(n, *network.given(image))
+        visible = torch.empty(n, network.masking.visible, dtype=torch.int64)
+    if network.views == 2:
+        scores = torch.empty(n, n)
+    return Batch(images, torch.empty(n, dtype=torch.int64), pixels, 0, scores=scores, visible=visible)
 
 
 def _dry_step(module: LocalModule, features: Tensor, batch: Batch, precision: str) -> tuple[ModuleCost, Tensor]:

@@ -150,6 +150,7 @@ def _rows(batch: Batch, rows: range) -> Batch:
     part = slice(rows.start, rows.stop)
 
     def make() -> Batch:
-        return Batch(batch.images[part], batch.labels, batch.pixels[part], batch.step)
+        visible = None if batch.visible is None else batch.visible[part]
+        return Batch(batch.images[part], batch.labels, batch.pixels[part], batch.step, visible=visible)
 
     return LateBatch(batch.labels, batch.step, make)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from locallearn.config import AugmentConfig, RunConfig, digest
-from locallearn.core.network import build_network
+from locallearn.core.network import LocalNetwork, build_network
 from locallearn.costs.memory import ActivationMeter
 from locallearn.data.datasets import Dataset, ImageSet
 from locallearn.data.store import Batch, ImageStore
@@ -72,7 +72,7 @@ class Training:
         self.network = network if self.world.leader else self.nodes.network
         self.runtime: Runtime = self.nodes.runtime
         self.scorer = build_scorer(config, network, dataset)
-        self.train_store = self._store(dataset.train, config.augment, network.views)
+        self.train_store = self._store(dataset.train, config.augment, network)
         self.test_store = self._store(dataset.test, None)
         self.steps_per_epoch = self.train_store.steps(train.batch_size)
         smallest = self.train_store.smallest(train.batch_size)
@@ -93,9 +93,13 @@ class Training:
         if self.scorer.identity is not None:
             self.progress["scorer"] = self.scorer.identity
 
-    def _store(self, images: ImageSet, augment: AugmentConfig | None, views: int = 1) -> ImageStore:
+    def _store(
+        self, images: ImageSet, augment: AugmentConfig | None, network: LocalNetwork | None = None
+    ) -> ImageStore:
+        """Images as the losses of a network want them in training, or as they are."""
         last, seed = bool(self.config.train.channels_last), self.config.seed
-        return ImageStore(images, self.dataset, augment, self.device, seed, last, views)
+        views, masking = (1, None) if network is None else (network.views, network.masking)
+        return ImageStore(images, self.dataset, augment, self.device, seed, last, views, masking)
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 

@@ -122,8 +122,8 @@ def placement_of(config: RunConfig, network: LocalNetwork, image: ImageShape, wo
 
 
 def feature_shapes(network: LocalNetwork, image: ImageShape) -> list[tuple[int, ...]]:
-    """Features of one image over all groups of every module, (C, H, W) or (C,)."""
-    shape, shapes = (image.channels, image.size, image.size), []
+    """Features of one image over all groups of every module in training, (C, H, W) or (C,)."""
+    shape, shapes = network.given(image), []
     for module in network:
         shape = dry_run(module.blocks, shape).shape
         shapes.append(shape)

@@ -15,7 +15,7 @@ import torch
 import small
 from distributed.processes import train_all
 from distributed.worker import FAULTS
-from locallearn.config import MeshConfig, ObjectiveConfig, OptimizerConfig
+from locallearn.config import MaskingConfig, MeshConfig, ObjectiveConfig, OptimizerConfig
 from locallearn.training import runs
 from locallearn.training.checkpoint import CheckpointFolder, load
 from locallearn.training.export import export
@@ -43,6 +43,10 @@ MLP = small.config("gn-dgl", 2, (2,), objective=ObjectiveConfig(head="mlp-sr"), 
 SPLIT = small.config("gn-dgl", 2, (2,), objective=ObjectiveConfig(stop_gradient=False), optimizer=GENTLE)
 GN3 = small.config("gn-dgl", 2, (3,), model="tiny-vgg", optimizer=GENTLE)
 ADAM = small.config("dgl", 2, (1,), optimizer=OptimizerConfig(name="adam", learning_rate=1e-3, clip_norm=1.0))
+MAE = small.config(
+    "mae", 2, (1,), model="vit-nano", objective=ObjectiveConfig(masking=MaskingConfig(decoder_width=16)),
+    optimizer=OptimizerConfig(name="adam", learning_rate=1e-3),
+)  # fmt: skip
 
 EXACT = {
     2: {
@@ -52,6 +56,7 @@ EXACT = {
         "predsim": on(PREDSIM, 2),
         "infopro": on(INFOPRO, 2),
         "adam": on(ADAM, 2),
+        "mae": on(MAE, 2),
         "vgg": on(dataclasses.replace(VGG, dropout=0.2), 2),
     },
     4: {"deep": on(small.config("dgl", 4, (1,)), 4)},
@@ -72,6 +77,7 @@ ROUNDED = {
         "data_vgg": on(VGG, 1, 1, 2),
         "data_mlp": on(MLP, 1, 1, 2),
         "data_adam": on(ADAM, 1, 1, 2),
+        "data_mae": on(MAE, 1, 1, 2),
         "halved_gradient": on(GN1, 1, 2),
         "lost_batch": on(DGL, 2),
         "stale_features": on(GN1, 1, 2),

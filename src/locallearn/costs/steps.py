@@ -76,7 +76,7 @@ def _batch(network: LocalNetwork, image: ImageShape, n: int, layout: torch.memor
     pixels = torch.empty(n, image.channels, image.size, image.size).contiguous(memory_format=layout)
     images, scores, visible = pixels, None, None
     if network.masking is not None:
-        images = torch.empty(n, *network.given(image))
+        images = torch.empty(n, *network.given(image)).contiguous(memory_format=torch.channels_last)
         visible = torch.empty(n, network.masking.visible, dtype=torch.int64)
     if network.views == 2:
         scores = torch.empty(n, n)

@@ -1,8 +1,8 @@
 """Distributed training gives the weights of the inline runtime.
 
 Bit for bit along depth. Along width and data sums are taken in another order: after ten steps every weight and
-statistic agrees within ``CLOSE`` of the largest one of its tensor (or of ``SMALL``, since a bias before a batch norm
-is rounding and nothing else), and every planted error is a thousand times further away.
+statistic agrees within ``CLOSE`` of the largest one of its tensor, and every planted error is a thousand times
+further away.
 """
 
 import dataclasses
@@ -13,22 +13,14 @@ import pytest
 import torch
 
 import small
+from distributed.compare import CLOSE, distance, figures, inline, last_checkpoint, on
 from distributed.processes import train_all
 from distributed.worker import FAULTS
 from locallearn.config import MaskingConfig, MeshConfig, ObjectiveConfig, OptimizerConfig
 from locallearn.training import runs
-from locallearn.training.checkpoint import CheckpointFolder, load
+from locallearn.training.checkpoint import CheckpointFolder
 from locallearn.training.export import export
 from locallearn.training.finished import open_run
-
-CLOSE = 5e-5
-SMALL = 1e-3
-
-
-def on(config, depth=1, width=1, data=1, **changes):
-    mesh = MeshConfig(depth=depth, width=width, data=data, timeout=60)
-    return dataclasses.replace(config, runtime="distributed", mesh=mesh, **changes)
-
 
 GENTLE = OptimizerConfig(learning_rate=0.01)
 DGL = small.config("dgl", 2, (1,))
@@ -100,30 +92,9 @@ def trained(tmp_path_factory):
     return folders
 
 
-def inline(config, folder):
-    plain = dataclasses.replace(config, runtime="inline", mesh=MeshConfig())
-    runs.train(plain, folder)
-    return last_checkpoint(folder)
-
-
-def last_checkpoint(run):
-    return load(sorted((run / "checkpoints").glob("step-*"))[-1])
-
-
 def names(table, faults=False):
     listed = [(count, name) for count, cases in table.items() for name in cases]
     return [(count, name) for count, name in listed if (name in FAULTS) == faults]
-
-
-def distance(found, expected):
-    """How far apart the networks are, as the largest difference relative to the largest value of its tensor."""
-    assert found.tensors.keys() == expected.tensors.keys()
-    differences = [
-        (found.tensors[key].double() - value.double()).abs().max() / value.double().abs().max().clamp(min=SMALL)
-        for key, value in expected.tensors.items()
-        if key.startswith("network/")
-    ]
-    return max(difference.item() for difference in differences)
 
 
 @pytest.mark.parametrize(("count", "name"), names(EXACT))
@@ -132,7 +103,7 @@ def test_depth_is_exact(trained, tmp_path, count, name):
     found = last_checkpoint(trained[count] / name)
     assert found.tensors.keys() == expected.tensors.keys()
     assert [key for key in found.tensors if not torch.equal(found.tensors[key], expected.tensors[key])] == []
-    assert _figures(trained[count] / name) == _figures(tmp_path / "inline")
+    assert figures(trained[count] / name) == figures(tmp_path / "inline")
 
 
 @pytest.mark.parametrize(("count", "name"), names(ROUNDED))
@@ -185,9 +156,3 @@ def test_a_set_that_is_not_complete_is_no_checkpoint(trained, tmp_path):
     assert "part-0001.safetensors is of another checkpoint" in problems[0]
     (newest / "part-0001.safetensors").unlink()
     assert kept.newest()[0] == older
-
-
-def _figures(run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    times = ("time", "seconds", "images_per_second")
-    return [{key: value for key, value in line.items() if key not in times} for line in lines]

@@ -1,7 +1,7 @@
 """One process of a test: trains one case after the other with the processes beside it.
 
 Called with a folder that holds ``NAME.toml`` for every case; writes the run ``NAME`` beside it. A case whose name
-is that of a fault in ``FAULTS`` is trained with it, on the last rank.
+is that of a fault in ``FAULTS`` is trained with it, on the last rank; one that begins with ``fp64_`` in fp64.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import torch.distributed as dist
 from locallearn.config import from_toml
 from locallearn.core import module as core
 from locallearn.data.store import Batch, ImageStore
+from locallearn.losses import two_views
 from locallearn.runtime.peers import ProcessPeers
 from locallearn.training import runs
 
@@ -99,9 +100,66 @@ def wrong_labels():
     return patched(ImageStore, "epoch", shifted)
 
 
+def mispaired_views():
+    """Views of other images are taken for a pair."""
+    whole = two_views._whole_batch
+
+    def rolled(projections):
+        first, second = whole(projections).chunk(2, 1)
+        return torch.cat([first, second.roll(1, 1)], 1)
+
+    return patched(two_views, "_whole_batch", rolled)
+
+
+def other_views():
+    """This process draws other views than the others."""
+    epoch = ImageStore.epoch
+
+    def later(self, number, *rest):
+        return epoch(self, number + 1, *rest)
+
+    return patched(ImageStore, "epoch", later)
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    old = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(old)
+
+
+@contextlib.contextmanager
+def in_fp64():
+    """Train in double precision, which is none of the package's: sums in another order then differ by 1e-13."""
+    batch, make = ImageStore._batch, ImageStore._make
+
+    def double(self, images, labels, step):
+        found = batch(self, images, labels, step)
+        return Batch(found.images.double(), labels, found.pixels.double(), step)
+
+    def augmented(self, *which):
+        with default_dtype(torch.float32):
+            return make(self, *which)
+
+    with default_dtype(torch.float64), patched(ImageStore, "_batch", double), patched(ImageStore, "_make", augmented):
+        yield
+
+
 FAULTS = {
     fault.__name__: fault
-    for fault in (halved_gradient, lost_batch, own_statistics, own_gradient, stale_features, wrong_labels)
+    for fault in (
+        halved_gradient,
+        lost_batch,
+        own_statistics,
+        own_gradient,
+        stale_features,
+        wrong_labels,
+        mispaired_views,
+        other_views,
+    )
 }
 
 
@@ -109,9 +167,9 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     for path in sorted(folder.glob("*.toml")):
-        found = [FAULTS[path.stem]] if path.stem in FAULTS else []
-        last = dist.get_rank() == dist.get_world_size() - 1
-        with found[0]() if found and last else contextlib.nullcontext():
+        fault = FAULTS.get(path.stem) if dist.get_rank() == dist.get_world_size() - 1 else None
+        fp64 = in_fp64 if path.stem.startswith("fp64_") else None
+        with (fault or contextlib.nullcontext)(), (fp64 or contextlib.nullcontext)():
             runs.train(from_toml(path.read_text()), folder / path.stem)
     dist.destroy_process_group()
 

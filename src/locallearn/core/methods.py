@@ -152,12 +152,16 @@ def decoupled_greedy_self_supervised(config: RunConfig) -> Layout:
 def layerwise_loss_modification(config: RunConfig) -> Layout:
     """DGSSL with layerwise loss modification (Algorithms 5 to 7): the last module alone sees every pair."""
     _need_loss(config, MODIFIED_NT_XENT)
+    scorer = config.objective.modification.scorer
+    if scorer == "ema" and config.depth > 1 and config.runtime == "distributed":
+        expected = "another scorer with runtime distributed, where no process has the whole network"
+        raise ConfigError("objective.modification.scorer", scorer, expected)
     return _self_supervised(config, MODIFIED_NT_XENT)
 
 
 def _self_supervised(config: RunConfig, loss: str) -> Layout:
     """K modules of G groups without a classifier; the head of the last one is SimCLR's projection head."""
-    _need(config, "runtime", "inline", config.runtime == "inline")
+    _need(config, "runtime", "inline or distributed", config.runtime in ("inline", "distributed"))
     objective = dataclasses.replace(config.objective, loss=loss, diversity_weight=0.0)
     layouts = [ModuleLayout(groups, groups, objective) for groups in config.groups]
     last = dataclasses.replace(objective, head=PROJECTION_HEAD)

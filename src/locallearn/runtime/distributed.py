@@ -34,6 +34,7 @@ class DistributedRuntime(Runtime):
         shapes: of one image's features over all groups of every module.
         names: of the modules.
         config: how features travel.
+        views: of every image in a batch, 1 or 2.
     """
 
     def __init__(
@@ -44,9 +45,11 @@ class DistributedRuntime(Runtime):
         shapes: Sequence[tuple[int, ...]],
         names: Sequence[str],
         config: MeshConfig,
+        views: int = 1,
     ) -> None:
         self.world, self.placement, self.config = world, placement, config
         self.steps, self.shapes, self.names = steps, shapes, names
+        self.views = views
         self.actions = placement.actions(world.rank)
         world.names = [self._name(rank) for rank in range(placement.mesh.size)]
         self._gathers = ProcessPeers(world, "its module", shared=True)
@@ -113,9 +116,9 @@ class DistributedRuntime(Runtime):
             PeerLostError: another process is gone.
             TransportError: a module sent something else than what this one awaits.
         """
-        parts = split(len(batch.labels), self.placement.mesh.data)
+        parts = split(len(batch.labels) // self.views, self.placement.mesh.data)
         own = parts[self.world.place.data]
-        batch = _rows(batch, own)
+        batch = _rows(batch, own, self.views)
         features, losses = torch.empty(0), []
         if self.world.place.depth == 0:
             self.stopping = self.world.agree(stop)
@@ -124,7 +127,7 @@ class DistributedRuntime(Runtime):
                 features = batch.images
             elif action.kind == "receive":
                 assert self._receiver is not None
-                features, self.stopping = self._receiver.get(len(own))
+                features, self.stopping = self._receiver.get(self.views * len(own))
             elif action.kind == "gather":
                 features = self._gathers.gather_groups(features, 1)
             elif action.kind == "step":
@@ -143,14 +146,17 @@ class DistributedRuntime(Runtime):
         return step(features, batch, index)
 
 
-def _rows(batch: Batch, rows: range) -> Batch:
-    """The images of one replica; labels stay those of the whole batch, which losses are of."""
-    if len(rows) == len(batch.labels):
+def _rows(batch: Batch, rows: range, views: int) -> Batch:
+    """The images of one replica; labels and scores stay those of the whole batch, which losses are of."""
+    if len(rows) * views == len(batch.labels):
         return batch
-    part = slice(rows.start, rows.stop)
+
+    def part(x_BCHW: Tensor) -> Tensor:
+        return torch.cat([view[rows.start : rows.stop] for view in x_BCHW.chunk(views)])
 
     def make() -> Batch:
-        visible = None if batch.visible is None else batch.visible[part]
-        return Batch(batch.images[part], batch.labels, batch.pixels[part], batch.step, visible=visible)
+        visible = None if batch.visible is None else part(batch.visible)
+        images, pixels = part(batch.images), part(batch.pixels)
+        return Batch(images, batch.labels, pixels, batch.step, batch.boxes, batch.scores, visible)
 
     return LateBatch(batch.labels, batch.step, make)

@@ -26,7 +26,7 @@ from locallearn.training.nodes import Nodes
 from locallearn.training.observer import Observer
 from locallearn.training.optim import learning_rate
 from locallearn.training.record import RunFolder
-from locallearn.training.scorers import build_scorer
+from locallearn.training.scorers import build_scorer, chooses_pairs
 from locallearn.training.setup import image_shape
 from locallearn.training.stop import StopRequest
 from locallearn.training.summary import summarise
@@ -72,6 +72,7 @@ class Training:
         self.network = network if self.world.leader else self.nodes.network
         self.runtime: Runtime = self.nodes.runtime
         self.scorer = build_scorer(config, network, dataset)
+        self._asks_scorer = chooses_pairs(self.nodes.network)
         self.train_store = self._store(dataset.train, config.augment, network)
         self.test_store = self._store(dataset.test, None)
         self.steps_per_epoch = self.train_store.steps(train.batch_size)
@@ -242,7 +243,8 @@ class Training:
                 group["lr"] = rate
 
     def _step(self, batch: Batch) -> None:
-        batch = self.scorer.scored(batch)
+        if self._asks_scorer:
+            batch = self.scorer.scored(batch)
         if self.phase_step:
             losses = self.runtime.step(batch, self.phase_step, self.stop.requested)
         else:  # the first step of a phase is also weighed

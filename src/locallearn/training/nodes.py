@@ -56,7 +56,7 @@ class Nodes:
         self.steps = {i: self._step(module, self._peers(world, i, module)) for i, module in held.items()}
         names = [module.name for module in network]
         shapes = feature_shapes(network, image)
-        self.runtime = DistributedRuntime(world, placement, self.steps, shapes, names, config.mesh)
+        self.runtime = DistributedRuntime(world, placement, self.steps, shapes, names, config.mesh, network.views)
 
     def _peers(self, world: ProcessWorld, i: int, module: LocalModule) -> Peers:
         return ProcessPeers(world, f"module {module.name}", shared=module.groups < self._groups[i])

@@ -28,6 +28,7 @@ DGL3 = small.config("dgl", 3, (1,))
 GN = small.config("gn-dgl", 2, (2,), optimizer=GENTLE)
 GN1 = small.config("gn-dgl", 1, (2,), optimizer=GENTLE)
 GN4 = small.config("gn-dgl", 1, (4,), optimizer=GENTLE)
+POOLED, POOLED4 = (dataclasses.replace(c, objective=ObjectiveConfig(pool_others=2)) for c in (GN1, GN4))
 PREDSIM = small.config("predsim", 2, (2,), optimizer=GENTLE)
 INFOPRO = small.config("infopro", 2, (1,), seed=1, optimizer=GENTLE)
 VGG = small.config("gn-dgl", 2, (2,), model="tiny-vgg", optimizer=GENTLE)
@@ -57,6 +58,8 @@ ROUNDED = {
     2: {
         "width": on(GN1, 1, 2),
         "width4": on(GN4, 1, 2),
+        "width_pooled": on(POOLED, 1, 2),
+        "width_pooled4": on(POOLED4, 1, 2),
         "width_deep": on(GN, 1, 2),
         "width_predsim": on(PREDSIM, 1, 2),
         "width_vgg": on(VGG, 1, 2),
@@ -73,6 +76,7 @@ ROUNDED = {
         "halved_gradient": on(GN1, 1, 2),
         "lost_batch": on(DGL, 2),
         "stale_features": on(GN1, 1, 2),
+        "coarser_features": on(POOLED, 1, 2),
         "own_statistics": on(DGL, 1, 1, 2),
         "own_gradient": on(DGL, 1, 1, 2),
         "wrong_labels": on(DGL, 2),

@@ -17,6 +17,7 @@ from locallearn.config import from_toml
 from locallearn.core import module as core
 from locallearn.data.store import Batch, ImageStore
 from locallearn.losses import two_views
+from locallearn.nn import groups
 from locallearn.runtime.peers import ProcessPeers
 from locallearn.training import runs
 
@@ -89,6 +90,16 @@ def stale_features():
     return patched(ProcessPeers, "gather_groups", nothing)
 
 
+def coarser_features():
+    """What other groups send, pooled, is put back in the wrong place."""
+    enlarged = groups.enlarged
+
+    def shifted(*given):
+        return enlarged(*given).roll(1, 2)
+
+    return patched(groups, "enlarged", shifted)
+
+
 def wrong_labels():
     """Batches of this process are of other images than those of the others."""
     epoch = ImageStore.epoch
@@ -156,6 +167,7 @@ FAULTS = {
         own_statistics,
         own_gradient,
         stale_features,
+        coarser_features,
         wrong_labels,
         mispaired_views,
         other_views,

@@ -115,6 +115,21 @@ def test_digest_names_what_is_computed():
     assert len({digest(config) for config in (base, *other)}) == 4
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pool_others": 0}, "pool_others: 0 "),
+        ({"pool_others": 2, "stop_gradient": False}, "pool_others: 2 .* expected 1 without objective.stop_gradient"),
+        ({"pool_others": 2, "head": "0c2f"}, "pool_others: 2 .* expected 1 with objective.head 0c2f, which pools"),
+        ({"pool_others": 2, "head": "mlp-sr"}, "expected 1 with objective.head mlp-sr, which pools"),
+    ],
+)
+def test_pooling_where_nothing_is_pooled_is_one_line(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        ObjectiveConfig(**settings)
+    assert ObjectiveConfig(pool_others=2, head="0c2f", loss="predsim").pool_others == 2  # whose heads are its own
+
+
 def test_settings_at_their_defaults_are_no_part_of_a_digest():
     nothing = hashlib.sha256(b"{}").hexdigest()[:16]
     assert digest(RunConfig()) == nothing

@@ -17,6 +17,7 @@ from locallearn.config.checks import (
 )
 from locallearn.config.masking import MaskingConfig
 from locallearn.config.modification import ModificationConfig
+from locallearn.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class ObjectiveConfig:
     """Hidden units of the head's linear layers, times the model's width factor."""
     stop_gradient: bool = True
     """Each group's head also sees the other groups' features, without gradient (Algorithm 2)."""
+    pool_others: int = 1
+    """The other groups' features are averaged over squares of so many pixels a side before heads see them, as Sec.
+    3.2.3 suggests: that much less travels, squared. 1 leaves them whole; a map's side or more leaves its mean."""
     diversity_weight: float = 0.5
     """Weight of the diversity penalty between groups (Eq. 1); 0 turns it off. The other group is detached, as in
     the thesis; code that does not detach it has twice the gradient at the same weight. Losses on two views have no
@@ -65,7 +69,7 @@ class ObjectiveConfig:
     masking: MaskingConfig = field(default_factory=MaskingConfig)
 
     def __post_init__(self) -> None:
-        for name in ("head_width", "predsim_inputs", "projection"):
+        for name in ("head_width", "predsim_inputs", "projection", "pool_others"):
             positive_int(f"objective.{name}", getattr(self, name))
         for name in ("diversity_temperature", "temperature"):
             check(
@@ -75,6 +79,7 @@ class ObjectiveConfig:
                 "a finite number above 0",
             )
         probability("objective.predsim_weight", self.predsim_weight)
+        self._check_pooling()
         choice("objective.infopro_loss", self.infopro_loss, "contrastive", "cross-entropy")
         for weight in self.infopro_weights:
             non_negative("objective.infopro_weights", weight)
@@ -85,3 +90,11 @@ class ObjectiveConfig:
         check("objective.vicreg_weights", self.vicreg_weights, lambda v: len(v) in (0, 3), "three numbers, or none")
         non_negative("objective.diversity_weight", self.diversity_weight)
         fraction("objective.label_smoothing", self.label_smoothing)
+
+    def _check_pooling(self) -> None:
+        """Only where maps are exchanged there is something to pool."""
+        if self.pool_others > 1 and not self.stop_gradient:
+            raise ConfigError("objective.pool_others", self.pool_others, "1 without objective.stop_gradient")
+        if self.pool_others > 1 and self.loss != "predsim" and (self.head == "mlp-sr" or self.head.startswith("0c")):
+            expected = f"1 with objective.head {self.head}, which pools before it looks at the other groups"
+            raise ConfigError("objective.pool_others", self.pool_others, expected)

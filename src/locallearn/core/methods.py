@@ -56,7 +56,12 @@ class Layout:
 def classifier_layout(config: RunConfig, channel_groups: int = 1) -> ModuleLayout:
     """A module of one node that ends in average pooling and the network's linear classifier."""
     objective = dataclasses.replace(
-        config.objective, loss=CROSS_ENTROPY, head=CLASSIFIER_HEAD, stop_gradient=False, diversity_weight=0.0
+        config.objective,
+        loss=CROSS_ENTROPY,
+        head=CLASSIFIER_HEAD,
+        stop_gradient=False,
+        pool_others=1,
+        diversity_weight=0.0,
     )
     return ModuleLayout(1, channel_groups, objective)
 
@@ -164,7 +169,7 @@ def _self_supervised(config: RunConfig, loss: str) -> Layout:
     _need(config, "runtime", "inline or distributed", config.runtime in ("inline", "distributed"))
     objective = dataclasses.replace(config.objective, loss=loss, diversity_weight=0.0)
     layouts = [ModuleLayout(groups, groups, objective) for groups in config.groups]
-    last = dataclasses.replace(objective, head=PROJECTION_HEAD)
+    last = dataclasses.replace(objective, head=PROJECTION_HEAD, pool_others=1)
     layouts[-1] = dataclasses.replace(layouts[-1], objective=last)
     return Layout(tuple(layouts), False, views=2)
 

@@ -67,8 +67,7 @@ class Candidate:
         if self.devices == 1:
             return 0
         receivers = self.cost.modules[k + 1].groups if k + 1 < len(self.cost.modules) else 0
-        receivers += (module.groups - 1) * module.shares_features
-        return receivers * module.output_bytes + (module.groups - 1) * module.score_bytes
+        return receivers * module.output_bytes + (module.groups - 1) * (module.shared_bytes + module.score_bytes)
 
 
 @dataclass(frozen=True)

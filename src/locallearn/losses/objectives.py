@@ -111,6 +111,7 @@ class ObjectiveInput:
             groups=self.groups,
             hidden=self.hidden,
             stop_gradient=config.stop_gradient,
+            pool_others=config.pool_others,
         )
 
 

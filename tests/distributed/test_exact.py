@@ -1,7 +1,7 @@
 """Distributed training gives the weights of the inline runtime.
 
-Bit for bit along depth. Along width and data sums are taken in another order: after ten steps every weight and
-statistic agrees within ``CLOSE`` of the largest one of its tensor, and every planted error is a thousand times
+Bit for bit along depth. Along width and data sums are taken in another order: after ten steps in fp64 every weight
+and statistic agrees within ``CLOSE`` of the largest one of its tensor, and every planted error is a billion times
 further away.
 """
 
@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import small
-from distributed.compare import CLOSE, distance, figures, inline, last_checkpoint, on
+from distributed.compare import CLOSE, CLOSE_IN_FP32, FAULT, briefly, distance, figures, inline, last_checkpoint, on
 from distributed.processes import train_all
-from distributed.worker import FAULTS
+from distributed.worker import FAULTS, in_fp64
 from locallearn.config import MaskingConfig, MeshConfig, ObjectiveConfig, OptimizerConfig
 from locallearn.training import runs
 from locallearn.training.checkpoint import CheckpointFolder
@@ -84,6 +84,10 @@ ROUNDED = {
     4: {"both": on(GN, 2, 2), "width_data": on(GN, 1, 2, 2), "depth_data": on(DGL, 2, 1, 2)},
     6: {"uneven": on(GN3, 2, 3), "three": on(DGL, 2, 1, 3)},
 }
+IN_FP32 = {
+    2: {"fp32_width": briefly(GN1, 1, 2), "fp32_data": briefly(DGL, 1, 1, 2), "fp32_pooled": briefly(POOLED, 1, 2)},
+    4: {"fp32_both": briefly(GN, 2, 2)},
+}
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +96,8 @@ def trained(tmp_path_factory):
     folders = {}
     for count, cases in ROUNDED.items():
         folders[count] = tmp_path_factory.mktemp(f"on{count}")
-        train_all(EXACT.get(count, {}) | cases, folders[count], count)
+        in_double = {f"fp64_{name}": config for name, config in cases.items()}
+        train_all(EXACT.get(count, {}) | IN_FP32.get(count, {}) | in_double, folders[count], count)
     return folders
 
 
@@ -111,42 +116,53 @@ def test_depth_is_exact(trained, tmp_path, count, name):
 
 
 @pytest.mark.parametrize(("count", "name"), names(ROUNDED))
-def test_width_and_data_are_close(trained, tmp_path, count, name):
-    expected = inline(ROUNDED[count][name], tmp_path / "inline")
-    assert distance(last_checkpoint(trained[count] / name), expected) < CLOSE
+def test_width_and_data_are_exact_but_for_rounding(trained, tmp_path, count, name):
+    with in_fp64():
+        expected = inline(ROUNDED[count][name], tmp_path / "inline")
+    found = last_checkpoint(trained[count] / f"fp64_{name}")
+    assert next(iter(found.tensors.values())).dtype == torch.float64
+    assert distance(found, expected) < CLOSE
+
+
+@pytest.mark.parametrize(("count", "name"), names(IN_FP32))
+def test_width_and_data_are_close_in_fp32(trained, tmp_path, count, name):
+    expected = inline(IN_FP32[count][name], tmp_path / "inline")
+    assert distance(last_checkpoint(trained[count] / name), expected) < CLOSE_IN_FP32
 
 
 @pytest.mark.parametrize(("count", "name"), names(ROUNDED, faults=True))
 def test_planted_errors_are_seen(trained, tmp_path, count, name):
-    expected = inline(ROUNDED[count][name], tmp_path / "inline")
-    assert distance(last_checkpoint(trained[count] / name), expected) > 1000 * CLOSE
+    with in_fp64():
+        expected = inline(ROUNDED[count][name], tmp_path / "inline")
+    assert distance(last_checkpoint(trained[count] / f"fp64_{name}"), expected) > FAULT
 
 
 @pytest.mark.parametrize(("count", "name"), [(2, "width"), (4, "both"), (4, "depth_data")])
 def test_a_resume_inline_ends_like_the_run_on_its_mesh(trained, tmp_path, count, name):
     """Checkpoints do not depend on the mesh: the last epoch is trained again, inline."""
     run = tmp_path / "run"
-    shutil.copytree(trained[count] / name, run)
+    shutil.copytree(trained[count] / f"fp64_{name}", run)
     (run / "summary.json").unlink()
     for path in sorted((run / "checkpoints").glob("step-*"))[1:]:
         shutil.rmtree(path)
-    summary = runs.resume(run, runtime="inline", mesh=MeshConfig())
+    with in_fp64():
+        summary = runs.resume(run, runtime="inline", mesh=MeshConfig())
     assert summary["steps"] == 10
-    assert distance(last_checkpoint(run), last_checkpoint(trained[count] / name)) < CLOSE
+    assert distance(last_checkpoint(run), last_checkpoint(trained[count] / f"fp64_{name}")) < CLOSE
     assert isinstance(json.loads((run / "summary.json").read_text())["accuracy"]["last_layer"], float)
 
 
 def test_a_run_on_a_mesh_is_evaluated_and_exported_as_any_other(trained, tmp_path):
-    opened = open_run(trained[4] / "both")
-    summary = json.loads((trained[4] / "both" / "summary.json").read_text())
+    opened = open_run(trained[4] / "fp32_both")
+    summary = json.loads((trained[4] / "fp32_both" / "summary.json").read_text())
     assert opened.evaluate().last_layer == summary["accuracy"]["last_layer"]
     assert [path.name for path in export(opened, tmp_path, ["safetensors"])] == ["network.safetensors"]
-    assert open_run(trained[4] / "both", "best").step in (5, 10)
+    assert open_run(trained[4] / "fp32_both", "best").step in (5, 10)
 
 
 def test_a_set_that_is_not_complete_is_no_checkpoint(trained, tmp_path):
     run = tmp_path / "run"
-    shutil.copytree(trained[2] / "width", run)
+    shutil.copytree(trained[2] / "fp32_width", run)
     older, newest = sorted((run / "checkpoints").glob("step-*"))
     kept = CheckpointFolder(run / "checkpoints", 2)
     (newest / "manifest.json").rename(tmp_path / "manifest.json")  # all parts, but nobody said so

@@ -5,6 +5,7 @@ is that of a fault in ``FAULTS`` is trained with it, on the last rank; one that 
 """
 
 import contextlib
+import dataclasses
 import os
 import sys
 import traceback
@@ -149,7 +150,7 @@ def in_fp64():
 
     def double(self, images, labels, step):
         found = batch(self, images, labels, step)
-        return Batch(found.images.double(), labels, found.pixels.double(), step)
+        return dataclasses.replace(found, images=found.images.double(), pixels=found.pixels.double())
 
     def augmented(self, *which):
         with default_dtype(torch.float32):
@@ -179,8 +180,9 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     for path in sorted(folder.glob("*.toml")):
-        fault = FAULTS.get(path.stem) if dist.get_rank() == dist.get_world_size() - 1 else None
-        fp64 = in_fp64 if path.stem.startswith("fp64_") else None
+        name = path.stem.removeprefix("fp64_")
+        fault = FAULTS.get(name) if dist.get_rank() == dist.get_world_size() - 1 else None
+        fp64 = in_fp64 if name != path.stem else None
         with (fault or contextlib.nullcontext)(), (fp64 or contextlib.nullcontext)():
             runs.train(from_toml(path.read_text()), folder / path.stem)
     dist.destroy_process_group()

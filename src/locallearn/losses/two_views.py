@@ -97,7 +97,8 @@ class ModifiedNTXent(Objective):
         """Which positives [G, N] and which negatives [G, 2N, 2N]; 1 stands for G where all groups choose alike."""
         config, (j, depth) = self.config, self.position
         sign = 1 if config.difficulty == "increasing" else -1  # the hardest pairs are the easiest of negated scores
-        scores = sign * scores
+        # a pair has one similarity: rounding must not choose it from one side and leave it out from the other
+        scores = sign * (scores + scores.mT) / 2
         positive = config.positive_ratio ** (depth - j)
         negative = config.negative_ratio ** (depth - j) if config.pairs == "both" else 1.0
         alpha, beta = share_thresholds(scores, positive, negative)

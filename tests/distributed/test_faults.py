@@ -143,25 +143,25 @@ torch.set_num_threads(1)
 dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=30))
 group, device, x = dist.group.WORLD, torch.device("cpu"), torch.arange(24.0).view(2, 3, 2, 2)
 last = x.contiguous(memory_format=torch.channels_last)
-cases = [(x, 5, 0), (last, 5, 0), (x[:, :2], 5, 0), (x, 6, 0), (x, 5, 1), (x[:1], 5, 0)]
+cases = [(x, 5, 0), (last, 5, 0), (x[:, :2], 5, 0), (x, 6, 0), (x, 5, 1), (x.bfloat16(), 5, 0), (x[:1], 5, 0)]
 for i, (features, step, module) in enumerate(cases):
     for wire in (None, torch.bfloat16)[: 2 if i < 2 else 1]:
         if dist.get_rank() == 0:
             sender = Sender(module, [Link(1, "module 2 (rank 1)")], group, device, 2, wire)
             sender.put(features, step)
-            if i in (0, 1, 5):
+            if i in (0, 1, 6):
                 sender.close()
         else:
             link = Link(0, "module 1 (rank 0)")
-            receiver = Receiver(0, [link], "module 2 (rank 1)", group, device, (3, 2, 2), 5, 6)
+            receiver = Receiver(0, [link], "module 2 (rank 1)", group, device, (3, 2, 2), x.dtype, 5, 6, wire)
             try:
                 found = receiver.get(2).features
                 print(torch.equal(found, x), found.stride() == features.stride())
             except TransportError as error:
                 print(error)
-        if i >= 2 and i != 5:  # the payload that nobody wants
+        if i >= 2 and i != 6:  # the payload that nobody wants
             if dist.get_rank() == 1:
-                dist.recv(torch.empty(features.numel()), 0, group=group)
+                dist.recv(torch.empty(features.numel(), dtype=features.dtype), 0, group=group)
             else:
                 sender.close()
 dist.barrier()
@@ -179,6 +179,7 @@ def test_what_does_not_fit_is_an_error_that_names_both_ends():
         "module 2 (rank 1) got feature shape (2, 2, 2) from module 1 (rank 0) instead of (3, 2, 2)",
         "module 2 (rank 1) got step 6 from module 1 (rank 0) instead of 5",
         "module 2 (rank 1) got module 2 from module 1 (rank 0) instead of 1",
+        "module 2 (rank 1) got features of torch.bfloat16 from module 1 (rank 0) instead of torch.float32",
         "module 2 (rank 1) got 1 images instead of 2 from module 1 (rank 0)",
     ]
 

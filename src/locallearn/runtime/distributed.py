@@ -32,6 +32,7 @@ class DistributedRuntime(Runtime):
         steps: the local steps of this rank's modules by module, counted from 0; their peers are
             :class:`~locallearn.runtime.peers.ProcessPeers`.
         shapes: of one image's features over all groups of every module.
+        types: of every module's features.
         names: of the modules.
         config: how features travel.
         views: of every image in a batch, 1 or 2.
@@ -43,12 +44,13 @@ class DistributedRuntime(Runtime):
         placement: Placement,
         steps: Mapping[int, LocalStep],
         shapes: Sequence[tuple[int, ...]],
+        types: Sequence[torch.dtype],
         names: Sequence[str],
         config: MeshConfig,
         views: int = 1,
     ) -> None:
         self.world, self.placement, self.config = world, placement, config
-        self.steps, self.shapes, self.names = steps, shapes, names
+        self.steps, self.shapes, self.types, self.names = steps, shapes, types, names
         self.views = views
         self.actions = placement.actions(world.rank)
         world.names = [self._name(rank) for rank in range(placement.mesh.size)]
@@ -71,18 +73,19 @@ class DistributedRuntime(Runtime):
             end: the step after the last one.
         """
         world, here = self.world, self.world.names[self.world.rank]
+        wire = _WIRE[self.config.wire]
         for action in self.actions:
             links = [Link(rank, world.names[rank]) for rank in action.ranks]
             if action.kind == "send":
-                wire = _WIRE[self.config.wire]
                 self._senders.append(
                     Sender(action.module, links, world.features, world.device, self.config.in_flight, wire)
                 )
             elif action.kind == "receive":
                 channels, *sides = self.shapes[action.module]
                 expected = (channels // len(links), *sides)
+                dtype = self.types[action.module]
                 self._receiver = Receiver(
-                    action.module, links, here, world.features, world.device, expected, start, end
+                    action.module, links, here, world.features, world.device, expected, dtype, start, end, wire
                 )
 
     def _name(self, rank: int) -> str:

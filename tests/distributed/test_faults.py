@@ -14,6 +14,7 @@ import torch.distributed as dist
 import small
 from distributed.processes import HERE, finish, free_port, start
 from locallearn.config import CheckpointConfig, MeshConfig, to_toml
+from locallearn.runtime import launch
 from locallearn.training import runs
 from locallearn.training.checkpoint import load
 
@@ -114,6 +115,35 @@ def test_ctrl_c_ends_all_processes_and_leaves_a_run_that_another_mesh_resumes(tm
     assert "interrupted at step" in lines[0]
     assert [pid for pid in started if os.path.exists(f"/proc/{pid}")] == []
     assert runs.resume(run, runtime="inline", mesh=MeshConfig())["steps"] == STEPS
+
+
+def test_the_last_of_four_that_dies_is_named_and_all_end(tmp_path):
+    """It is lost to a thread that sends to it, while every other process waits for one that lives."""
+    run = tmp_path / "run"
+    mesh = ["--width", "2", "--mesh.width", "2", "--processes", "4", "--run", str(run)]
+    command = [sys.executable, "-m", "locallearn", "train", "gn-dgl", *OPTIONS[1:], *mesh]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: steps(run) > 0, process)
+        os.kill(workers(process)[3], signal.SIGKILL)
+        begin = time.monotonic()
+        _, errors = process.communicate(timeout=100)
+        assert time.monotonic() - begin < 25
+    finally:
+        process.kill()
+    lines = [line for line in errors.splitlines() if line.startswith("locallearn:")]
+    assert len(lines) == 1, errors
+    assert "(rank 3) is lost" in lines[0] or "another process of module 2" in lines[0]
+
+
+def test_a_process_that_lives_does_not_hide_one_that_died(monkeypatch):
+    monkeypatch.setattr(launch, "_GRACE_SECONDS", 0.2)
+    programs = ("import time; time.sleep(100)", "raise SystemExit(3)")
+    crew = launch._Crew([subprocess.Popen([sys.executable, "-c", program]) for program in programs])
+    begin = time.monotonic()
+    assert crew.wait() == 3
+    assert time.monotonic() - begin < 50
+    assert crew.first_failure == "process 1 ended with exit code 3"
 
 
 def test_a_silent_process_is_named(tmp_path):

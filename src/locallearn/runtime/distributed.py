@@ -99,6 +99,11 @@ class DistributedRuntime(Runtime):
         found = sum(getattr(end, "waited", 0.0) for end in ends)
         return found + (self._receiver.waited if self._receiver is not None else 0.0)
 
+    def settle(self) -> None:
+        """Wait until all features that were sent have arrived."""
+        for sender in self._senders:
+            sender.flush()
+
     def stops(self, requested: bool) -> bool:
         """Whether all processes have agreed to stop after the last batch."""
         return self.stopping

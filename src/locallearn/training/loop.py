@@ -107,6 +107,7 @@ class Training:
     def write_checkpoint(self) -> Path:
         """Write where training stands now; of several processes each writes its part."""
         self._check(self.guard.bad_loss() or self.guard.bad_weight(self.step))
+        self.runtime.settle()
         tensors = self.nodes.tensors() | self.sums.saved() | self.scorer.tensors()
         progress = {**self.progress, "step": self.step, "digest": digest(self.config)}
         found = checkpoints.Checkpoint(tensors, progress)
@@ -270,6 +271,7 @@ class Training:
         images = self.sums.tensors["images"].item()
         self.progress["images"] += images / self.phases
         self._check(self.guard.bad_loss())
+        self.runtime.settle()
         whole = Sums(self.recorded, self.device)
         whole.tensors = self.world.whole(self.sums.tensors)
         self.progress["activation_bytes"] = self.world.largest(self.progress["activation_bytes"])

@@ -101,9 +101,7 @@ class _Crew:
 
     def _look(self) -> None:
         """Note who failed first; of several, one that was killed is the cause."""
-        codes = [
-            process.poll() for process in self.crew
-        ]  # of every one: one that lives does not hide another's death
+        codes = [process.poll() for process in self.crew]  # of all: one that lives hides no other
         failed = [(code, rank) for rank, code in enumerate(codes) if code]
         if failed and not self.first_failure:
             self._code, rank = min(failed)

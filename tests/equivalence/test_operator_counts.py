@@ -31,6 +31,7 @@ def operators(contender: Contender) -> int:
 
 
 def pack_nothing(monkeypatch):
+    monkeypatch.setattr(groups, "WHOLE", 0)
     monkeypatch.setattr(groups, "LANES", 1)
     monkeypatch.setattr(groups, "GRADIENT_LANES", 1)
 

@@ -5,14 +5,14 @@ import torch
 import torch.nn.functional as F
 
 from locallearn.nn import groups
-from locallearn.nn.groups import PackedConv2d, conv, pack, packed_together
+from locallearn.nn.groups import PackedConv2d, StopGradientConv2d, conv, pack, packed_together, product_gradient
 
 
 @pytest.mark.parametrize(
     ("inputs", "outputs", "n", "together"),
-    [(16, 16, 2, 1), (16, 16, 4, 2), (32, 32, 8, 2), (64, 64, 8, 1), (64, 64, 16, 2), (16, 32, 4, 2), (8, 8, 4, 4)],
+    [(16, 16, 2, 2), (16, 32, 4, 4), (32, 32, 4, 1), (32, 32, 8, 2), (64, 64, 8, 1), (64, 64, 16, 2)],
 )
-def test_groups_are_joined_until_they_fill_a_vector(inputs, outputs, n, together):
+def test_groups_are_joined_until_they_fill_a_vector_or_a_cache_line(inputs, outputs, n, together):
     assert packed_together(inputs, outputs, n) == together
 
 
@@ -66,3 +66,34 @@ def test_only_small_groups_are_packed():
     kinds = [type(conv(64, 64, 3, 1, n, dense=False)) is PackedConv2d for n in (1, 2, 4, 8, 16)]
     assert kinds == [False, False, False, False, True]
     assert type(conv(64, 64, 3, 1, 16, dense=True)) is torch.nn.Conv2d
+
+
+@pytest.mark.parametrize(("stride", "height", "width"), [(1, 4, 5), (2, 4, 6), (2, 5, 7)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_matrix_product_makes_the_gradient_of_a_convolutions_weight(stride, height, width, layout):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, height, width, dtype=torch.float64).to(memory_format=layout)
+    weight = torch.randn(4, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    out = F.conv2d(x, weight, stride=stride, padding=1)
+    grad = torch.randn_like(out)
+    (expected,) = torch.autograd.grad(out, weight, grad)
+    torch.testing.assert_close(product_gradient(grad, x, stride), expected, rtol=1e-12, atol=1e-12)
+
+
+def gradient_in_bf16(x, weight):
+    layer = StopGradientConv2d(32, 8, 2, 2)
+    layer.weight.data = weight
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(x.requires_grad_())
+    return torch.autograd.grad(out, layer.weight, torch.ones_like(out))[0]
+
+
+def test_heads_of_many_channels_use_it_in_bf16(monkeypatch):
+    torch.manual_seed(0)
+    x, weight = torch.randn(4, 32, 8, 8), torch.randn(16, 32, 3, 3)
+    ours = gradient_in_bf16(x, weight)
+    monkeypatch.setattr(groups, "COLUMNS", 64)
+    torch.testing.assert_close(ours, gradient_in_bf16(x, weight), rtol=1e-2, atol=1e-2)
+    monkeypatch.setattr(groups, "COLUMNS", 32)
+    monkeypatch.setattr(groups, "product_gradient", lambda grad, x, stride: torch.zeros(16, 32, 3, 3))
+    assert not gradient_in_bf16(x, weight).any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,12 +69,34 @@ def diversity(logits_GBC: Tensor, labels_B: Tensor, temperature: float = 3.0) ->
     classes, groups = logits_GBC.shape[2], n_groups(logits_GBC)
     if groups == 1:
         return _precise(logits_GBC.new_zeros(1))
-    target_BC = _is_target(labels_B, classes)
-    # a softmax over the other entries alone is the renormalised softmax without its target entry
-    rest_GBC = (_precise(logits_GBC) / temperature).masked_fill(target_BC, float("-inf")).softmax(-1)
-    unit_GBC = F.normalize(rest_GBC, dim=-1)
-    others_GBC = peers.current().gather_groups(unit_GBC.detach(), 0).sum(0) - unit_GBC.detach()
-    return (unit_GBC * others_GBC).sum(-1).mean(1) / (groups * (groups - 1))
+    loss_G = _Diversity.apply(logits_GBC, _is_target(labels_B, classes), temperature, groups)
+    assert isinstance(loss_G, Tensor)
+    return loss_G
+
+
+class _Diversity(torch.autograd.Function):
+    """The penalty with its gradient, which is short.
+
+    With u = p / |p| of a softmax p at temperature T and a fixed vector v, c = u . v has the gradient u (v - c u) / T.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_GBC: Tensor, target_BC: Tensor, temperature: float, groups: int) -> Tensor:
+        # a softmax over the other entries alone is the renormalised softmax without its target entry
+        rest_GBC = (_precise(logits_GBC) / temperature).masked_fill(target_BC, float("-inf")).softmax(-1)
+        unit_GBC = F.normalize(rest_GBC, dim=-1)
+        others_GBC = peers.current().gather_groups(unit_GBC, 0).sum(0) - unit_GBC
+        cosine_GB = (unit_GBC * others_GBC).sum(-1)
+        pairs = groups * (groups - 1)
+        slope_GBC = unit_GBC * (others_GBC - cosine_GB[..., None] * unit_GBC)
+        ctx.save_for_backward(slope_GBC / (temperature * len(target_BC) * pairs))
+        ctx.dtype = logits_GBC.dtype
+        return cosine_GB.mean(1) / pairs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (slope_GBC,) = ctx.saved_tensors
+        return (slope_GBC * grads[0][:, None, None]).to(ctx.dtype), None, None, None
 
 
 def supervised_contrastive(projections_GBP: Tensor, labels_B: Tensor, temperature: float = 0.07) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from locallearn.nn import peers
+from locallearn.nn import dense, peers
 
 LANES = 8
 """A convolution of fewer channels a group takes as long as one of this many, or longer."""
@@ -23,9 +23,6 @@ would write to the same cache lines."""
 
 GRADIENT_LANES = 16
 """As :data:`LANES`, of the input gradient of a stop-gradient convolution, which has more rows than columns."""
-
-COLUMNS = 32
-"""Channels from which on a matrix product makes a weight's gradient in bf16 faster than oneDNN's convolution does."""
 
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int, groups: int, dense: bool) -> nn.Conv2d:
@@ -78,7 +75,7 @@ class _PackedConv(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         packed = pack(weight, ctx.groups, ctx.together)
         mask = (ctx.needs_input_grad[0], True, False)
-        grad_x, grad, _ = _conv_backward(grads[0], x, packed, ctx.stride, ctx.groups // ctx.together, mask)
+        grad_x, grad, _ = dense.backward(grads[0], x, packed, ctx.stride, ctx.groups // ctx.together, mask)
         own = _blocks(grad.contiguous(), ctx.groups, ctx.together).reshape(weight.shape)
         return grad_x if mask[0] else None, own, None, None, None
 
@@ -164,7 +161,7 @@ class _StopGradientConv(torch.autograd.Function):
     def forward(ctx: Any, own: Tensor, seen: Tensor, weight: Tensor, stride: int, groups: int, first: int) -> Tensor:
         ctx.save_for_backward(own, seen, weight)
         ctx.stride, ctx.groups, ctx.first = stride, groups, first
-        return F.conv2d(seen, weight, stride=stride, padding=weight.shape[-1] // 2)
+        return dense.forward(seen, weight, stride)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None, None, None, None]:
@@ -177,9 +174,9 @@ class _StopGradientConv(torch.autograd.Function):
             if together > 1:
                 columns = pack(columns, groups, together)
             needed = (True, False, False)
-            grad_own = _conv_backward(grads[0], own, columns, ctx.stride, groups // together, needed)[0]
+            grad_own = dense.backward(grads[0], own, columns, ctx.stride, groups // together, needed)[0]
         if ctx.needs_input_grad[2]:
-            grad_weight = _weight_gradient(grads[0], seen, weight, ctx.stride)
+            grad_weight = dense.weight_gradient(grads[0], seen, weight, ctx.stride)
         return grad_own, None, grad_weight, None, None, None
 
 
@@ -189,33 +186,6 @@ def own_channels(weight: Tensor, groups: int, channels: int, first: int) -> Tens
     blocks = weight.view(groups, rows // groups, -1, channels, height, width)
     own = blocks.diagonal(offset=first, dim1=0, dim2=2).permute(4, 0, 1, 2, 3)
     return own.reshape(rows, channels, height, width)
-
-
-def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """The gradient of a dense 3x3 convolution's weight."""
-    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[1] >= COLUMNS:
-        return product_gradient(grad, x, stride)
-    return _conv_backward(grad, x, weight, stride, 1, (False, True, False))[1]
-
-
-def product_gradient(grad: Tensor, x: Tensor, stride: int) -> Tensor:
-    """The same as a matrix product with what each output has seen: [B, O, H', W'], [B, C, H, W] -> [O, C, 3, 3]."""
-    padded_BHWC = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1).contiguous()
-    channels = x.shape[1]
-    b, h, w, c = padded_BHWC.stride()
-    shape = (len(x), *grad.shape[2:], 3, 3, channels)
-    seen = padded_BHWC.as_strided(shape, (b, stride * h, stride * w, h, w, c)).reshape(-1, 9 * channels)
-    made = grad.permute(0, 2, 3, 1).reshape(len(seen), -1)
-    return (made.t() @ seen).view(-1, 3, 3, channels).permute(0, 3, 1, 2)
-
-
-def _conv_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, stride: int, groups: int, mask: tuple[bool, bool, bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    pad = weight.shape[-1] // 2
-    return torch.ops.aten.convolution_backward(
-        grad, x, weight, None, (stride, stride), (pad, pad), (1, 1), False, (0, 0), groups, mask
-    )
 
 
 class StopGradientConv2d(nn.Module):

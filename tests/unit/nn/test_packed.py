@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from locallearn.nn import groups
-from locallearn.nn.groups import PackedConv2d, StopGradientConv2d, conv, pack, packed_together, product_gradient
+from locallearn.nn.groups import PackedConv2d, conv, pack, packed_together
 
 
 @pytest.mark.parametrize(
@@ -66,34 +66,3 @@ def test_only_small_groups_are_packed():
     kinds = [type(conv(64, 64, 3, 1, n, dense=False)) is PackedConv2d for n in (1, 2, 4, 8, 16)]
     assert kinds == [False, False, False, False, True]
     assert type(conv(64, 64, 3, 1, 16, dense=True)) is torch.nn.Conv2d
-
-
-@pytest.mark.parametrize(("stride", "height", "width"), [(1, 4, 5), (2, 4, 6), (2, 5, 7)])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_a_matrix_product_makes_the_gradient_of_a_convolutions_weight(stride, height, width, layout):
-    torch.manual_seed(0)
-    x = torch.randn(2, 3, height, width, dtype=torch.float64).to(memory_format=layout)
-    weight = torch.randn(4, 3, 3, 3, dtype=torch.float64, requires_grad=True)
-    out = F.conv2d(x, weight, stride=stride, padding=1)
-    grad = torch.randn_like(out)
-    (expected,) = torch.autograd.grad(out, weight, grad)
-    torch.testing.assert_close(product_gradient(grad, x, stride), expected, rtol=1e-12, atol=1e-12)
-
-
-def gradient_in_bf16(x, weight):
-    layer = StopGradientConv2d(32, 8, 2, 2)
-    layer.weight.data = weight
-    with torch.autocast("cpu", torch.bfloat16):
-        out = layer(x.requires_grad_())
-    return torch.autograd.grad(out, layer.weight, torch.ones_like(out))[0]
-
-
-def test_heads_of_many_channels_use_it_in_bf16(monkeypatch):
-    torch.manual_seed(0)
-    x, weight = torch.randn(4, 32, 8, 8), torch.randn(16, 32, 3, 3)
-    ours = gradient_in_bf16(x, weight)
-    monkeypatch.setattr(groups, "COLUMNS", 64)
-    torch.testing.assert_close(ours, gradient_in_bf16(x, weight), rtol=1e-2, atol=1e-2)
-    monkeypatch.setattr(groups, "COLUMNS", 32)
-    monkeypatch.setattr(groups, "product_gradient", lambda grad, x, stride: torch.zeros(16, 32, 3, 3))
-    assert not gradient_in_bf16(x, weight).any()

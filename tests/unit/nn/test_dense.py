@@ -1,0 +1,41 @@
+"""Matrix products that stand in for convolutions."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from locallearn.nn import dense
+from locallearn.nn.groups import StopGradientConv2d
+
+
+@pytest.mark.parametrize(("stride", "height", "width"), [(1, 4, 5), (2, 4, 6), (2, 5, 7)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_matrix_products_are_a_convolution_and_its_weights_gradient(stride, height, width, layout):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, height, width, dtype=torch.float64).to(memory_format=layout)
+    weight = torch.randn(4, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    out = F.conv2d(x, weight, stride=stride, padding=1)
+    grad = torch.randn_like(out)
+    (expected,) = torch.autograd.grad(out, weight, grad)
+    torch.testing.assert_close(dense.product(x, weight, stride), out, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(dense.product_gradient(grad, x, stride), expected, rtol=1e-12, atol=1e-12)
+
+
+def in_bf16(x, weight):
+    layer = StopGradientConv2d(32, 8, 2, 2)
+    layer.weight.data = weight
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(x.requires_grad_())
+    return out, *torch.autograd.grad(out, layer.weight, torch.ones_like(out))
+
+
+@pytest.mark.parametrize(("rule", "name", "which"), [("ROWS", "product", 0), ("COLUMNS", "product_gradient", 1)])
+def test_large_heads_use_them_in_bf16(rule, name, which, monkeypatch):
+    torch.manual_seed(0)
+    x, weight = torch.randn(4, 32, 8, 8), torch.randn(16, 32, 3, 3)
+    monkeypatch.setattr(dense, rule, 100)
+    theirs = in_bf16(x, weight)[which]
+    monkeypatch.setattr(dense, rule, 1)
+    torch.testing.assert_close(in_bf16(x, weight)[which], theirs, rtol=2e-2, atol=2e-2)
+    monkeypatch.setattr(dense, name, lambda *given: torch.zeros_like(theirs))
+    assert not in_bf16(x, weight)[which].any()

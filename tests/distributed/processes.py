@@ -13,7 +13,11 @@ HERE = Path(__file__).parent
 
 def environment(rank: int, count: int, port: int) -> dict[str, str]:
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
-    return {**os.environ, **{name: str(value) for name, value in names.items()}, "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(
+        [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )  # for these tests' modules
+    more = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return {**os.environ, **{name: str(value) for name, value in names.items()}, **more}
 
 
 def free_port() -> int:

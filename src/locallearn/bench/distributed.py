@@ -1,0 +1,253 @@
+"""Training on several processes of this machine: the distributed runtime beside torch's pipelining and DDP, in turns.
+
+Every contender has processes of its own (:mod:`locallearn.bench.crew`), all started before anything is timed. In each
+turn one after the other trains some steps while the others wait. A turn's time is that of a step in the steady state:
+the longest time from step to step of its processes, without the steps that fill and empty a pipeline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from locallearn.bench.crew import Crew
+from locallearn.bench.predicted import Link, link_of, predict
+from locallearn.bench.step import Setting, step_config
+from locallearn.bench.timing import Timing, ratio
+from locallearn.bench.trainers import Job, Lap, Way
+from locallearn.config import MeshConfig, RunConfig
+
+LEAD = 2
+"""Steps of a turn before those that are timed: the pipeline fills."""
+
+_IDLE_TURNS = 1000
+"""How many times longer than an answer may take a process group waits for the next turn."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        model: backbone.
+        processes: how many, N.
+        cells: (K, G) of the local networks, each with K x G = N.
+        cuts: where the network with K = N modules is cut, and the pipelines.
+        peers: of ``"e2e"``, ``"1f1b"``, ``"gpipe"`` and ``"ddp"``.
+        microbatches: parts of a batch in the pipelines.
+        steps: timed steps of a turn.
+        setting: batch, precision, repeats, and the threads of each of N processes.
+        timeout: how long a turn of one contender may take [s].
+    """
+
+    model: str
+    processes: int
+    cells: tuple[tuple[int, int], ...]
+    cuts: tuple[str, ...]
+    peers: tuple[str, ...]
+    microbatches: int
+    steps: int
+    setting: Setting
+    timeout: float
+
+
+def bench_distributed(plan: Plan) -> dict[str, Any]:
+    """Measure everything in turns.
+
+    Returns:
+        ``link`` (``bandwidth`` [bytes/s] and ``latency`` [s] between two processes here); ``rows``, see :func:`_row`;
+        and ``ratios``, see :func:`ratios`.
+
+    Raises:
+        LocalLearnError: a process failed or hung; all are ended.
+    """
+    jobs = jobs_of(plan)
+    with contextlib.ExitStack() as stack:
+        crews = {name: Crew(name, job, plan.timeout) for name, job in jobs.items()}
+        for crew in crews.values():
+            stack.callback(crew.close)
+        started = {name: crew.answers() for name, crew in crews.items()}
+        laps = {name: Laps(crew, plan) for name, crew in crews.items()}
+        for lap in laps.values():
+            lap.turn()  # not counted
+        peaks = {name: crew.ask("memory") for name, crew in crews.items()}
+        for lap in laps.values():
+            lap.turn_alone()
+            lap.forget()
+        link = _measure_link(crews)
+        for _ in range(plan.setting.repeats):
+            for lap in laps.values():
+                lap.turn()
+            for lap in laps.values():
+                lap.turn_alone()
+        kept = {name: crew.ask("weigh", plan.setting.repeats and 2) for name, crew in crews.items()}
+    rows = {name: _row(jobs[name], laps[name], plan) for name in jobs}
+    for name, row in rows.items():
+        row |= {"activation_bytes": kept[name], "peak_bytes": peaks[name], "start_bytes": started[name]}
+        row |= predict(jobs[name], laps[name].alone_seconds, plan.setting.batch_size / row["images_per_second"], link)
+    return {"link": link._asdict(), "rows": list(rows.values()), "ratios": ratios(plan, laps)}
+
+
+def jobs_of(plan: Plan) -> dict[str, Job]:
+    """The jobs of all contenders by their names."""
+    n, one = plan.processes, plan.setting
+    many = dataclasses.replace(one, threads=n * (one.threads or 1))
+    pipeline = _config(plan, n, 1, MeshConfig(depth=n))
+    e2e = _config(plan, 1, 1, MeshConfig())
+    jobs = {}
+    if "e2e" in plan.peers:
+        jobs |= {"e2e": Job("inline", e2e, one), "e2e, threads": Job("inline", e2e, many)}
+    for depth, width in plan.cells:
+        name = cell_name(depth, width)
+        inline = _config(plan, depth, width, MeshConfig())
+        jobs[f"{name} inline"] = Job("inline", inline, one)
+        jobs[f"{name} inline, threads"] = Job("inline", inline, many)
+        jobs[name] = Job("distributed", _config(plan, depth, width, MeshConfig(depth=depth, width=width)), one)
+    ways: dict[str, Way] = {"1f1b": "1f1b", "gpipe": "gpipe"}
+    jobs |= {name: Job(way, pipeline, one, plan.microbatches) for name, way in ways.items() if name in plan.peers}
+    if "ddp" in plan.peers:
+        jobs["ddp"] = Job("ddp", dataclasses.replace(e2e, runtime="distributed", mesh=_mesh(plan, data=n)), one)
+    return jobs
+
+
+def cell_name(depth: int, width: int) -> str:
+    """How a K x G network is named: ``dgl K=2 G=1``."""
+    return f"{'dgl' if width == 1 else 'gn-dgl'} K={depth} G={width}"
+
+
+def _config(plan: Plan, depth: int, width: int, mesh: MeshConfig) -> RunConfig:
+    method = "e2e" if depth == width == 1 else "dgl" if width == 1 else "gn-dgl"
+    config = step_config(plan.model, method, depth, width)
+    cuts = plan.cuts if depth == plan.processes else config.cuts
+    if mesh.size == 1:
+        return dataclasses.replace(config, cuts=cuts)
+    return dataclasses.replace(
+        config, cuts=cuts, runtime="distributed", mesh=_mesh(plan, depth=mesh.depth, width=mesh.width)
+    )
+
+
+def _mesh(plan: Plan, **sizes: int) -> MeshConfig:
+    return MeshConfig(**sizes, timeout=plan.timeout * _IDLE_TURNS)
+
+
+class Laps:
+    """What the turns of one contender took.
+
+    Attributes:
+        seconds: of a step in each turn [s].
+        waits: for each process, the share of each turn that it waited for others.
+        alone: for each process, the seconds of its part of a step without the others, turn by turn.
+    """
+
+    def __init__(self, crew: Crew, plan: Plan) -> None:
+        self.crew, self.steps = crew, plan.steps
+        mesh = crew.job.config.mesh
+        # the first modules are ahead by what waits to be sent, and they must not end while the last one is timed
+        self.tail = mesh.in_flight + 2 if crew.job.way == "distributed" and mesh.depth > 1 else 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.seconds: list[float] = []
+        self.waits: list[list[float]] = [[] for _ in range(self.crew.size)]
+        self.alone: list[list[float]] = [[] for _ in range(self.crew.size)]
+
+    def turn(self) -> None:
+        """Train."""
+        laps = self.crew.ask("run", LEAD + self.steps + self.tail)
+        self.seconds.append(max(step_seconds(lap, LEAD, self.steps) for lap in laps))
+        for waits, lap in zip(self.waits, laps, strict=True):
+            waits.append(waited_share(lap, LEAD, self.steps))
+
+    def turn_alone(self) -> None:
+        """Let the processes, where there are several, do their part of a step one after the other."""
+        for rank in range(self.crew.size) if self.crew.size > 1 else ():
+            lap = self.crew.ask("alone", 1 + self.steps, ranks=[rank])[0]
+            self.alone[rank].append(step_seconds(lap, 1, self.steps))
+
+    @property
+    def timing(self) -> Timing:
+        """Of a step [s]."""
+        return Timing(tuple(self.seconds))
+
+    @property
+    def alone_timing(self) -> list[Timing]:
+        """Of each process's part of a step, without the others [s]; none of a single process."""
+        return [Timing(tuple(seconds)) for seconds in self.alone if seconds]
+
+    @property
+    def alone_seconds(self) -> list[float]:
+        """Medians of the same."""
+        return [timing.median for timing in self.alone_timing]
+
+    @property
+    def slowest_alone(self) -> Timing:
+        """The process whose part of a step takes longest."""
+        return max(self.alone_timing, key=lambda timing: timing.median)
+
+
+def step_seconds(lap: Lap, lead: int, steps: int) -> float:
+    """Seconds from step to step, over ``steps`` steps after the first ``lead``."""
+    return (lap.ends[lead + steps - 1] - lap.ends[lead - 1]) / steps
+
+
+def waited_share(lap: Lap, lead: int, steps: int) -> float:
+    """The share of the same time that was spent waiting for others."""
+    waited = lap.waits[lead + steps - 1] - lap.waits[lead - 1]
+    return waited / (steps * step_seconds(lap, lead, steps))
+
+
+def _measure_link(crews: Mapping[str, Crew]) -> Link | None:
+    """Time messages between the first two processes of a crew whose threads do not listen meanwhile."""
+    idle = [crew for crew in crews.values() if crew.job.way in ("1f1b", "gpipe", "ddp")]
+    if not idle:
+        return None
+    small, large = 8, 2**22
+    return link_of(idle[0].ask("echo", small, 50)[0], idle[0].ask("echo", large, 20)[0], large)
+
+
+def _row(job: Job, laps: Laps, plan: Plan) -> dict[str, Any]:
+    """Figures of one contender.
+
+    ``name``, ``processes``, ``threads`` (of each process), ``images_per_second`` (median), ``spread`` (quartile
+    distance over median), ``seconds`` (of a step, by turn), ``waiting`` (median share of a step that each process
+    waits for others; None where it is not known) and ``alone_seconds`` (median of each process's part of a step).
+    The caller adds for each process ``activation_bytes`` (peak of what autograd keeps), ``peak_bytes`` and
+    ``start_bytes`` (resident memory: the most, and before the first step), and what :func:`predict` tells.
+    """
+    timing = laps.timing
+    measured = job.way == "distributed"
+    return {
+        "name": laps.crew.name,
+        "processes": laps.crew.size,
+        "threads": job.setting.threads,
+        "images_per_second": plan.setting.batch_size / timing.median,
+        "spread": timing.spread,
+        "seconds": list(timing.seconds),
+        "waiting": [Timing(tuple(waits)).median for waits in laps.waits] if measured else None,
+        "alone_seconds": laps.alone_seconds,
+    }
+
+
+def ratios(plan: Plan, laps: Mapping[str, Laps]) -> dict[str, dict[str, float]]:
+    """For every cell how many times as fast it is as each peer, and ``of slower node``: the share of what the slower
+    of its nodes does alone. Medians over turns of the ratio within a turn."""
+    found = {}
+    for depth, width in plan.cells:
+        own = laps[cell_name(depth, width)]
+        others = {name: lap.timing for name, lap in laps.items() if lap is not own and not _is_cell(name, plan)}
+        found[own.crew.name] = {f"x {name}": ratio(timing, own.timing) for name, timing in others.items()}
+        found[own.crew.name]["of slower node"] = ratio(own.slowest_alone, own.timing)
+    return found
+
+
+def _is_cell(name: str, plan: Plan) -> bool:
+    return name in {cell_name(*cell) for cell in plan.cells}
+
+
+def peer_names(plan: Plan) -> Sequence[str]:
+    """Names of the contenders that are no cells."""
+    return [name for name in jobs_of(plan) if not _is_cell(name, plan)]

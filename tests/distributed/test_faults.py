@@ -153,7 +153,7 @@ for i, (features, step, module) in enumerate(cases):
                 sender.close()
         else:
             link = Link(0, "module 1 (rank 0)")
-            receiver = Receiver(0, [link], "module 2 (rank 1)", group, device, (3, 2, 2), 5, 6)
+            receiver = Receiver(0, [link], "module 2 (rank 1)", group, device, (3, 2, 2), 5, 6, 1)
             try:
                 found = receiver.get(2).features
                 print(torch.equal(found, x), found.stride() == features.stride())

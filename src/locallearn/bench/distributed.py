@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,19 +76,19 @@ def bench_distributed(plan: Plan) -> dict[str, Any]:
             lap.turn()  # not counted
         peaks = {name: crew.ask("memory") for name, crew in crews.items()}
         for lap in laps.values():
-            lap.turn_alone()
+            lap.turn_of_parts()
             lap.forget()
-        link = _measure_link(crews)
+        link = measure_link(crews)
         for _ in range(plan.setting.repeats):
             for lap in laps.values():
                 lap.turn()
             for lap in laps.values():
-                lap.turn_alone()
+                lap.turn_of_parts()
         kept = {name: crew.ask("weigh", plan.setting.repeats and 2) for name, crew in crews.items()}
     rows = {name: _row(jobs[name], laps[name], plan) for name in jobs}
     for name, row in rows.items():
         row |= {"activation_bytes": kept[name], "peak_bytes": peaks[name], "start_bytes": started[name]}
-        row |= predict(jobs[name], laps[name].alone_seconds, plan.setting.batch_size / row["images_per_second"], link)
+        row |= predict(jobs[name], row["apart_seconds"], plan.setting.batch_size / row["images_per_second"], link)
     return {"link": link._asdict(), "rows": list(rows.values()), "ratios": ratios(plan, laps)}
 
 
@@ -139,14 +140,15 @@ class Laps:
     Attributes:
         seconds: of a step in each turn [s].
         waits: for each process, the share of each turn that it waited for others.
-        alone: for each process, the seconds of its part of a step without the others, turn by turn.
+        alone: for each process, the seconds of its part of a step, while the others wait, turn by turn.
+        apart: the same while the others do theirs, without a message between them.
     """
 
     def __init__(self, crew: Crew, plan: Plan) -> None:
         self.crew, self.steps = crew, plan.steps
         mesh = crew.job.config.mesh
-        # the first modules are ahead by what waits to be sent, and they must not end while the last one is timed
-        self.tail = mesh.in_flight + 2 if crew.job.way == "distributed" and mesh.depth > 1 else 0
+        # the first modules are ahead by what is on its way, and they must not end while the last one is timed
+        self.tail = 2 * mesh.in_flight + 2 if crew.job.way == "distributed" and mesh.depth > 1 else 0
         self.forget()
 
     def forget(self) -> None:
@@ -154,6 +156,7 @@ class Laps:
         self.seconds: list[float] = []
         self.waits: list[list[float]] = [[] for _ in range(self.crew.size)]
         self.alone: list[list[float]] = [[] for _ in range(self.crew.size)]
+        self.apart: list[list[float]] = [[] for _ in range(self.crew.size)]
 
     def turn(self) -> None:
         """Train."""
@@ -162,31 +165,33 @@ class Laps:
         for waits, lap in zip(self.waits, laps, strict=True):
             waits.append(waited_share(lap, LEAD, self.steps))
 
-    def turn_alone(self) -> None:
-        """Let the processes, where there are several, do their part of a step one after the other."""
-        for rank in range(self.crew.size) if self.crew.size > 1 else ():
-            lap = self.crew.ask("alone", 1 + self.steps, ranks=[rank])[0]
-            self.alone[rank].append(step_seconds(lap, 1, self.steps))
+    def turn_of_parts(self) -> None:
+        """Let the processes, where there are several, do their parts of a step: one after the other, then at once."""
+        if self.crew.size == 1:
+            return
+        for rank, alone in enumerate(self.alone):
+            alone.append(self._parts([rank])[0])
+        for apart, seconds in zip(self.apart, self._parts(range(self.crew.size)), strict=True):
+            apart.append(seconds)
+
+    def _parts(self, ranks: Sequence[int]) -> list[float]:
+        laps = self.crew.ask("alone", 1 + self.steps, ranks=ranks)
+        return [step_seconds(lap, 1, self.steps) for lap in laps]
 
     @property
     def timing(self) -> Timing:
         """Of a step [s]."""
         return Timing(tuple(self.seconds))
 
-    @property
-    def alone_timing(self) -> list[Timing]:
-        """Of each process's part of a step, without the others [s]; none of a single process."""
-        return [Timing(tuple(seconds)) for seconds in self.alone if seconds]
 
-    @property
-    def alone_seconds(self) -> list[float]:
-        """Medians of the same."""
-        return [timing.median for timing in self.alone_timing]
+def medians(seconds: Sequence[Sequence[float]]) -> list[float]:
+    """The median of what each process took; none where nothing was taken."""
+    return [statistics.median(each) for each in seconds if each]
 
-    @property
-    def slowest_alone(self) -> Timing:
-        """The process whose part of a step takes longest."""
-        return max(self.alone_timing, key=lambda timing: timing.median)
+
+def slowest(seconds: Sequence[Sequence[float]]) -> Timing:
+    """What the process took that takes longest."""
+    return Timing(tuple(max(seconds, key=statistics.median)))
 
 
 def step_seconds(lap: Lap, lead: int, steps: int) -> float:
@@ -200,7 +205,7 @@ def waited_share(lap: Lap, lead: int, steps: int) -> float:
     return waited / (steps * step_seconds(lap, lead, steps))
 
 
-def _measure_link(crews: Mapping[str, Crew]) -> Link | None:
+def measure_link(crews: Mapping[str, Crew]) -> Link | None:
     """Time messages between the first two processes of a crew whose threads do not listen meanwhile."""
     idle = [crew for crew in crews.values() if crew.job.way in ("1f1b", "gpipe", "ddp")]
     if not idle:
@@ -214,7 +219,8 @@ def _row(job: Job, laps: Laps, plan: Plan) -> dict[str, Any]:
 
     ``name``, ``processes``, ``threads`` (of each process), ``images_per_second`` (median), ``spread`` (quartile
     distance over median), ``seconds`` (of a step, by turn), ``waiting`` (median share of a step that each process
-    waits for others; None where it is not known) and ``alone_seconds`` (median of each process's part of a step).
+    waits for others; None where it is not known), and each process's part of a step (medians): ``alone_seconds``
+    while the others wait, ``apart_seconds`` while they do theirs without a message.
     The caller adds for each process ``activation_bytes`` (peak of what autograd keeps), ``peak_bytes`` and
     ``start_bytes`` (resident memory: the most, and before the first step), and what :func:`predict` tells.
     """
@@ -227,27 +233,27 @@ def _row(job: Job, laps: Laps, plan: Plan) -> dict[str, Any]:
         "images_per_second": plan.setting.batch_size / timing.median,
         "spread": timing.spread,
         "seconds": list(timing.seconds),
-        "waiting": [Timing(tuple(waits)).median for waits in laps.waits] if measured else None,
-        "alone_seconds": laps.alone_seconds,
+        "waiting": medians(laps.waits) if measured else None,
+        "alone_seconds": medians(laps.alone),
+        "apart_seconds": medians(laps.apart),
     }
 
 
 def ratios(plan: Plan, laps: Mapping[str, Laps]) -> dict[str, dict[str, float]]:
-    """For every cell how many times as fast it is as each peer, and ``of slower node``: the share of what the slower
-    of its nodes does alone. Medians over turns of the ratio within a turn."""
+    """For every cell how many times as fast it is as each peer, and the share of what its slowest process does.
+
+    ``of slower node alone``: while the others wait; ``of slower node apart``: while they do their parts without
+    messages, so that what is missing is the messages' alone. Medians over turns of the ratio within a turn.
+    """
     found = {}
     for depth, width in plan.cells:
         own = laps[cell_name(depth, width)]
         others = {name: lap.timing for name, lap in laps.items() if lap is not own and not _is_cell(name, plan)}
         found[own.crew.name] = {f"x {name}": ratio(timing, own.timing) for name, timing in others.items()}
-        found[own.crew.name]["of slower node"] = ratio(own.slowest_alone, own.timing)
+        found[own.crew.name]["of slower node alone"] = ratio(slowest(own.alone), own.timing)
+        found[own.crew.name]["of slower node apart"] = ratio(slowest(own.apart), own.timing)
     return found
 
 
 def _is_cell(name: str, plan: Plan) -> bool:
     return name in {cell_name(*cell) for cell in plan.cells}
-
-
-def peer_names(plan: Plan) -> Sequence[str]:
-    """Names of the contenders that are no cells."""
-    return [name for name in jobs_of(plan) if not _is_cell(name, plan)]

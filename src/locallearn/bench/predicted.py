@@ -1,4 +1,4 @@
-"""The cost model's timeline, calibrated by what each process computes alone, beside what was measured."""
+"""The cost model's timeline, calibrated by what each process computes, beside what was measured."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def link_of(small: Sequence[float], large: Sequence[float], n_bytes: int) -> Lin
     return Link(n_bytes / max(statistics.median(large) / 2 - latency, 1e-9), latency)
 
 
-def predict(job: Job, alone_seconds: Sequence[float], measured: float, link: Link | None) -> dict[str, Any]:
+def predict(job: Job, part_seconds: Sequence[float], measured: float, link: Link | None) -> dict[str, Any]:
     """What the timeline makes of the measured parts of a step.
 
     Args:
         job: what was measured.
-        alone_seconds: of every process's part of a step.
+        part_seconds: of every process's part of a step, while the others do theirs.
         measured: seconds of a step.
         link: between processes; None where it costs nothing.
 
@@ -42,24 +42,24 @@ def predict(job: Job, alone_seconds: Sequence[float], measured: float, link: Lin
         ``predicted_images_per_second``, and ``deviation`` of the measured step from the predicted one, relative to
         it; both None where one process does all.
     """
-    if not alone_seconds:
+    if not part_seconds:
         return {"predicted_images_per_second": None, "deviation": None}
     batch_size = job.setting.batch_size
     counted = cost(job.config, job.setting.image, batch_size=batch_size, precision=job.setting.precision)  # type: ignore[arg-type]
     machine = Machine(
         bandwidth=link.bandwidth if link else None,
         latency=link.latency if link else 0.0,
-        step_seconds=tuple(alone_seconds),
+        step_seconds=tuple(part_seconds),
     )
 
     def run(batches: int) -> Run:
         if job.way == "distributed":
             return run_local(counted, machine, batches, job.config.mesh.in_flight)
         if job.way == "ddp":
-            return run_copies(counted, machine, batches, len(alone_seconds))
+            return run_copies(counted, machine, batches, len(part_seconds))
         schedule = plans.gpipe if job.way == "gpipe" else plans.one_forward_one_backward
         return run_pipeline(
-            counted, machine, schedule(len(alone_seconds), job.microbatches, batches), job.microbatches
+            counted, machine, schedule(len(part_seconds), job.microbatches, batches), job.microbatches
         )
 
     seconds = (run(_BATCHES).makespan - run(_BATCHES // 2).makespan) / (_BATCHES - _BATCHES // 2)

@@ -111,23 +111,26 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+_PARTS = (
+    "p x t: processes x threads of each; alone: each process's part of a step [ms] while the others wait, apart: while "
+    "they do theirs, without messages; waiting: for others, share of a step; predicted: by the timeline from the parts"
+)
+
+
 def _speed(found: Mapping[str, Any]) -> Table:
     title = f"{found['model']} on {found['processes']} processes, batch {found['batch_size']}, {found['precision']}"
-    caption = (
-        "p x t: processes x threads of each; alone: each process's part of a step [ms], no other running; waiting: "
-        "for others, share of a step; predicted: images/s by the timeline from the parts alone"
-    )
-    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
-    for column in ("", "p x t", "images/s", "spread", "alone", "waiting", "predicted", "off by"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
+    table = Table(title=title, caption=_PARTS, box=box.SIMPLE_HEAD, padding=(0, 1))
+    for column in ("", "p x t", "images/s", "spread", "alone", "apart", "waiting", "predicted", "off by"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for row in found["rows"]:
-        predicted, alone = row["predicted_images_per_second"], row["alone_seconds"]
+        predicted = row["predicted_images_per_second"]
         table.add_row(
             row["name"],
             f"{row['processes']} x {row['threads']}",
             f"{row['images_per_second']:,.0f}",
             f"{row['spread']:.1%}",
-            " ".join(f"{1e3 * seconds:.0f}" for seconds in alone),
+            _milliseconds(row["alone_seconds"]),
+            _milliseconds(row["apart_seconds"]),
             " ".join(f"{share:.0%}" for share in row["waiting"] or ()),
             f"{predicted:,.0f}" if predicted else "",
             f"{row['deviation']:+.1%}" if predicted else "",
@@ -135,8 +138,12 @@ def _speed(found: Mapping[str, Any]) -> Table:
     return table
 
 
+def _milliseconds(seconds: Sequence[float]) -> str:
+    return " ".join(f"{1e3 * each:.0f}" for each in seconds)
+
+
 def _ratios(ratios: Mapping[str, Mapping[str, float]]) -> Table:
-    caption = "of slower node: share of the speed that the slower of its nodes has alone"
+    caption = "of slower node: share of the speed that the slower of its nodes has, alone or apart"
     table = Table(title="How many times as fast, in turns", caption=caption, box=box.SIMPLE_HEAD)
     table.add_column("")
     for name in ratios:

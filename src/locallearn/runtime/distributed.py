@@ -78,8 +78,9 @@ class DistributedRuntime(Runtime):
             elif action.kind == "receive":
                 channels, *sides = self.shapes[action.module]
                 expected = (channels // len(links), *sides)
+                ahead = self.config.in_flight
                 self._receiver = Receiver(
-                    action.module, links, here, world.features, world.device, expected, start, end
+                    action.module, links, here, world.features, world.device, expected, start, end, ahead
                 )
 
     def _name(self, rank: int) -> str:

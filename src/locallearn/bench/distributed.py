@@ -21,9 +21,6 @@ from locallearn.bench.timing import Timing, ratio
 from locallearn.bench.trainers import Job, Lap, Way
 from locallearn.config import MeshConfig, RunConfig
 
-LEAD = 2
-"""Steps of a turn before those that are timed: the pipeline fills."""
-
 _IDLE_TURNS = 1000
 """How many times longer than an answer may take a process group waits for the next turn."""
 
@@ -42,6 +39,8 @@ class Plan:
         steps: timed steps of a turn.
         setting: batch, precision, repeats, and the threads of each of N processes.
         timeout: how long a turn of one contender may take [s].
+        in_flight: batches of features on the way to the next module.
+        lead: steps of a turn before those that are timed, while the pipeline fills.
     """
 
     model: str
@@ -53,6 +52,8 @@ class Plan:
     steps: int
     setting: Setting
     timeout: float
+    in_flight: int = MeshConfig.in_flight
+    lead: int = 2
 
 
 def bench_distributed(plan: Plan) -> dict[str, Any]:
@@ -84,12 +85,12 @@ def bench_distributed(plan: Plan) -> dict[str, Any]:
                 lap.turn()
             for lap in laps.values():
                 lap.turn_of_parts()
-        kept = {name: crew.ask("weigh", plan.setting.repeats and 2) for name, crew in crews.items()}
+        kept = {name: crew.ask("weigh", 2) for name, crew in crews.items()}
     rows = {name: _row(jobs[name], laps[name], plan) for name in jobs}
     for name, row in rows.items():
         row |= {"activation_bytes": kept[name], "peak_bytes": peaks[name], "start_bytes": started[name]}
         row |= predict(jobs[name], row["apart_seconds"], plan.setting.batch_size / row["images_per_second"], link)
-    return {"link": link._asdict(), "rows": list(rows.values()), "ratios": ratios(plan, laps)}
+    return {"link": link._asdict() if link else None, "rows": list(rows.values()), "ratios": ratios(plan, laps)}
 
 
 def jobs_of(plan: Plan) -> dict[str, Job]:
@@ -130,8 +131,8 @@ def _config(plan: Plan, depth: int, width: int, mesh: MeshConfig) -> RunConfig:
     )
 
 
-def _mesh(plan: Plan, **sizes: int) -> MeshConfig:
-    return MeshConfig(**sizes, timeout=plan.timeout * _IDLE_TURNS)
+def _mesh(plan: Plan, depth: int = 1, width: int = 1, data: int = 1) -> MeshConfig:
+    return MeshConfig(depth, width, data, in_flight=plan.in_flight, timeout=plan.timeout * _IDLE_TURNS)
 
 
 class Laps:
@@ -145,7 +146,7 @@ class Laps:
     """
 
     def __init__(self, crew: Crew, plan: Plan) -> None:
-        self.crew, self.steps = crew, plan.steps
+        self.crew, self.lead, self.steps = crew, plan.lead, plan.steps
         mesh = crew.job.config.mesh
         # the first modules are ahead by what is on its way, and they must not end while the last one is timed
         self.tail = 2 * mesh.in_flight + 2 if crew.job.way == "distributed" and mesh.depth > 1 else 0
@@ -160,10 +161,10 @@ class Laps:
 
     def turn(self) -> None:
         """Train."""
-        laps = self.crew.ask("run", LEAD + self.steps + self.tail)
-        self.seconds.append(max(step_seconds(lap, LEAD, self.steps) for lap in laps))
+        laps = self.crew.ask("run", self.lead + self.steps + self.tail)
+        self.seconds.append(max(step_seconds(lap, self.lead, self.steps) for lap in laps))
         for waits, lap in zip(self.waits, laps, strict=True):
-            waits.append(waited_share(lap, LEAD, self.steps))
+            waits.append(waited_share(lap, self.lead, self.steps))
 
     def turn_of_parts(self) -> None:
         """Let the processes, where there are several, do their parts of a step: one after the other, then at once."""
@@ -217,17 +218,21 @@ def measure_link(crews: Mapping[str, Crew]) -> Link | None:
 def _row(job: Job, laps: Laps, plan: Plan) -> dict[str, Any]:
     """Figures of one contender.
 
-    ``name``, ``processes``, ``threads`` (of each process), ``images_per_second`` (median), ``spread`` (quartile
-    distance over median), ``seconds`` (of a step, by turn), ``waiting`` (median share of a step that each process
-    waits for others; None where it is not known), and each process's part of a step (medians): ``alone_seconds``
-    while the others wait, ``apart_seconds`` while they do theirs without a message.
+    ``name``, ``label`` (the same for all ways to run one network), ``processes``, ``threads`` (of each process),
+    ``images_per_second`` (median), ``spread`` (quartile distance over median), ``seconds`` (of a step, by turn),
+    ``waiting`` (median share of a step that each process waits for others; None where it is not known), and each
+    process's part of a step (medians): ``alone_seconds`` while the others wait, ``apart_seconds`` while they do
+    theirs without a message.
+
     The caller adds for each process ``activation_bytes`` (peak of what autograd keeps), ``peak_bytes`` and
     ``start_bytes`` (resident memory: the most, and before the first step), and what :func:`predict` tells.
     """
     timing = laps.timing
     measured = job.way == "distributed"
+    name = laps.crew.name
     return {
-        "name": laps.crew.name,
+        "name": name,
+        "label": name.split(",")[0].removesuffix(" inline"),
         "processes": laps.crew.size,
         "threads": job.setting.threads,
         "images_per_second": plan.setting.batch_size / timing.median,

@@ -169,8 +169,7 @@ class Pipeline(Trainer):
         """Train on the batch once, with the other processes."""
         self._optimizer.zero_grad(set_to_none=True)
         images = (self._batch.images,) if self._first else ()
-        target = {"target": self._batch.labels} if self._last else {}
-        self._schedule.step(*images, **target, return_outputs=False)
+        self._schedule.step(*images, target=self._batch.labels if self._last else None, return_outputs=False)
         self._optimizer.step()
 
     def alone(self) -> None:
@@ -188,7 +187,7 @@ class Pipeline(Trainer):
 class _Stage(nn.Module):
     """The blocks of a module; the last one with the classifier.
 
-    Between stages features travel as [B, H, W, C], which is how they lie in memory, since only contiguous tensors may.
+    Between stages features travel as [B, H, W, C], as they lie in memory, for only contiguous tensors can be sent.
     """
 
     def __init__(self, module: LocalModule, first: bool, last: bool, precision: str) -> None:

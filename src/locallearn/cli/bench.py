@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from locallearn.bench.inference import TABLE_3_5, bench_inference
-from locallearn.cli import bench_distributed, bench_memory, bench_step
+from locallearn.cli import bench_distributed, bench_hosts, bench_memory, bench_step
 from locallearn.cli.measuring import MeasuringOptions, check_positive, facts, show
 from locallearn.cli.options import parse
 from locallearn.core.network import ImageShape
@@ -41,6 +41,7 @@ what:
   step         training steps of K x G networks against a loop over groups and against backpropagation
   memory       activation memory and time by K, beside checkpointing and gradient accumulation
   distributed  nodes on several processes against torch's pipelining and data parallelism
+  hosts        the same on two hosts by latency and bandwidth of the network between them
   inference    split networks against the end-to-end one
 
 locallearn bench WHAT --help tells its options."""
@@ -55,6 +56,7 @@ def run(arguments: Sequence[str]) -> int:
         "step": bench_step.run,
         "memory": bench_memory.run,
         "distributed": bench_distributed.run,
+        "hosts": bench_hosts.run,
         "inference": _inference,
     }
     if arguments[0] not in commands:

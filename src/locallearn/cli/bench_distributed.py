@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -33,7 +34,7 @@ class DistributedOptions(MeasuringOptions):
     cuts: tuple[str, ...] = ("auto",)
     """Where the network is cut into as many modules as processes, in the pipelines too: auto, balanced, or blocks."""
     peers: tuple[Literal["e2e", "1f1b", "gpipe", "ddp"], ...] = ("e2e", "1f1b", "ddp")
-    """What to measure in turns with them: backpropagation in one process, torch's pipelines, DistributedDataParallel."""
+    """What to measure beside them: backpropagation in one process, torch's pipelines and DistributedDataParallel."""
     batch_size: int = 128
     """Images a step [images]."""
     microbatches: int = 4
@@ -66,7 +67,7 @@ class DistributedOptions(MeasuringOptions):
 
     def _check_batch(self) -> None:
         if self.microbatches < self.processes or self.batch_size % self.microbatches:
-            expected = f"a divisor of the {self.batch_size} images of a batch, at least the {self.processes} processes"
+            expected = f"a divisor of the {self.batch_size} images of a batch, at least {self.processes}"
             raise ConfigError("--microbatches", self.microbatches, expected)
         least = 2 * max(self.processes, self.microbatches)
         if self.batch_size < least:
@@ -107,39 +108,53 @@ def run(arguments: Sequence[str]) -> int:
         **facts(device, precision, options.repeats),
         **bench_distributed(plan),
     }
-    show(options, found, [_speed(found), _ratios(found["ratios"]), _memory(found["rows"])])
+    show(options, found, _tables(found))
     return 0
 
 
-_PARTS = (
-    "p x t: processes x threads of each; alone: each process's part of a step [ms] while the others wait, apart: while "
-    "they do theirs, without messages; waiting: for others, share of a step; predicted: by the timeline from the parts"
-)
+def _tables(found: Mapping[str, Any]) -> list[Table]:
+    rows = found["rows"]
+    return [_speed(found), _parts(rows), _ratios(found["ratios"]), _memory(rows)]
 
 
 def _speed(found: Mapping[str, Any]) -> Table:
     title = f"{found['model']} on {found['processes']} processes, batch {found['batch_size']}, {found['precision']}"
-    table = Table(title=title, caption=_PARTS, box=box.SIMPLE_HEAD, padding=(0, 1))
-    for column in ("", "p x t", "images/s", "spread", "alone", "apart", "waiting", "predicted", "off by"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    caption = "p x t: processes x threads of each; waiting: for others, share of a step; predicted: by the timeline"
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
+    for column in ("", "p x t", "images/s", "spread", "waiting", "predicted", "off by"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
     for row in found["rows"]:
         predicted = row["predicted_images_per_second"]
         table.add_row(
-            row["name"],
+            row["label"],
             f"{row['processes']} x {row['threads']}",
             f"{row['images_per_second']:,.0f}",
             f"{row['spread']:.1%}",
-            _milliseconds(row["alone_seconds"]),
-            _milliseconds(row["apart_seconds"]),
-            " ".join(f"{share:.0%}" for share in row["waiting"] or ()),
+            " ".join(f"{share:.1%}" for share in row["waiting"] or ()),
             f"{predicted:,.0f}" if predicted else "",
             f"{row['deviation']:+.1%}" if predicted else "",
         )
     return table
 
 
+def _parts(rows: Sequence[Mapping[str, Any]]) -> Table:
+    caption = "alone: while the others wait; apart: while they do theirs, without messages (the prediction's ground)"
+    table = Table(title="Each process's part of a step [ms]", caption=caption, box=box.SIMPLE_HEAD)
+    for column in ("", "alone", "apart", "step"):
+        table.add_column(column, justify="right" if column else "left")
+    for row in (row for row in rows if row["processes"] > 1):
+        cells = [_milliseconds(row[name]) for name in ("alone_seconds", "apart_seconds")]
+        table.add_row(row["name"], *cells, _milliseconds([statistics.median(row["seconds"])]))
+    return table
+
+
+def found_seconds(row: Mapping[str, Any]) -> float:
+    """The median step of a row [s]."""
+    return statistics.median(row["seconds"])
+
+
 def _milliseconds(seconds: Sequence[float]) -> str:
-    return " ".join(f"{1e3 * each:.0f}" for each in seconds)
+    return "  ".join(f"{1e3 * each:.1f}" for each in seconds)
 
 
 def _ratios(ratios: Mapping[str, Mapping[str, float]]) -> Table:

@@ -47,8 +47,8 @@ class Machine:
         if not 0 <= self.latency < math.inf:
             raise ConfigError("latency", self.latency, "seconds, at least 0")
 
-    def seconds(self, macs: float, device: int, step_macs: float) -> float:
-        """How long a device takes for that many of a batch's multiply-accumulates, forward and backward [s]."""
+    def seconds(self, macs: float, device: int = 0, step_macs: float = 1.0) -> float:
+        """How long a device takes for that many multiply-accumulates, of ``step_macs`` that it has in a step [s]."""
         if self.step_seconds:
             return self.step_seconds[device] * macs / step_macs
         assert self.device_flops is not None

@@ -49,7 +49,10 @@ class DistributedRuntime(Runtime):
         self.steps, self.shapes, self.names = steps, shapes, names
         self.actions = placement.actions(world.rank)
         world.names = [self._name(rank) for rank in range(placement.mesh.size)]
-        self._gathers = ProcessPeers(world, "its module", shared=True)
+        self._peers = {m: step.peers for m, step in steps.items() if isinstance(step.peers, ProcessPeers)}
+        for action in self.actions:
+            if action.kind == "gather":
+                self._peers[action.module].keeps = True
         self.stopping = False
         """Whether training stops after the last batch; all processes have agreed."""
         self._senders: list[Sender] = []
@@ -90,8 +93,7 @@ class DistributedRuntime(Runtime):
     @property
     def waited(self) -> float:
         """Seconds that this rank has waited for others so far: for features, for room to send, in exchanges."""
-        ends = [*self._senders, self._gathers, *(step.peers for step in self.steps.values())]
-        found = sum(getattr(end, "waited", 0.0) for end in ends)
+        found = sum(end.waited for end in (*self._senders, *self._peers.values()))
         return found + (self._receiver.waited if self._receiver is not None else 0.0)
 
     def stops(self, requested: bool) -> bool:
@@ -127,7 +129,7 @@ class DistributedRuntime(Runtime):
                 assert self._receiver is not None
                 features, self.stopping = self._receiver.get(len(own))
             elif action.kind == "gather":
-                features = self._gathers.gather_groups(features, 1)
+                features = self._peers[action.module].features(features)
             elif action.kind == "step":
                 features, loss = self._train(action.module, features, batch, index, parts)
                 losses.append(loss)
@@ -138,10 +140,9 @@ class DistributedRuntime(Runtime):
     def _train(
         self, module: int, features: Tensor, batch: Batch, index: int, parts: Sequence[range]
     ) -> tuple[Tensor, LocalLoss]:
-        step = self.steps[module]
-        if isinstance(step.peers, ProcessPeers):
-            step.peers.parts = parts
-        return step(features, batch, index)
+        if module in self._peers:
+            self._peers[module].parts = parts
+        return self.steps[module](features, batch, index)
 
 
 def _rows(batch: Batch, rows: range) -> Batch:

@@ -1,9 +1,9 @@
 """Features on their way from the ranks of one module to those of the next.
 
 Threads send and receive while the process computes. At most ``in_flight`` batches are on their way from a sender, and
-a receiver takes in as many ahead of the one that it computes. They are on their way at the same time: a batch does not
-wait until the one before it has arrived, which over a long link takes several times the link's latency. Every message
-begins with a header that says what it is, so that a mismatch is an error and not a hang.
+a receiver takes in as many ahead of the one that it computes. They are on their way together: none waits until the
+one before it has arrived, which takes several times the link's latency. Every message begins with a header that says
+what it is, so that a mismatch is an error and not a hang.
 """
 
 from __future__ import annotations

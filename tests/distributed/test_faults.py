@@ -138,7 +138,7 @@ def test_a_silent_process_is_named(tmp_path):
 
 DISAGREE = """
 import datetime, sys, torch, torch.distributed as dist
-from locallearn.runtime.transport import Link, Receiver, Sender, TransportError
+from locallearn.runtime.transport import PAYLOAD, Link, Receiver, Sender, TransportError
 torch.set_num_threads(1)
 dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=30))
 group, device, x = dist.group.WORLD, torch.device("cpu"), torch.arange(24.0).view(2, 3, 2, 2)
@@ -161,7 +161,7 @@ for i, (features, step, module) in enumerate(cases):
                 print(error)
         if i >= 2 and i != 5:  # the payload that nobody wants
             if dist.get_rank() == 1:
-                dist.recv(torch.empty(features.numel()), 0, group=group)
+                dist.recv(torch.empty(features.numel()), 0, group=group, tag=PAYLOAD)
             else:
                 sender.close()
 dist.barrier()

@@ -24,8 +24,11 @@ from locallearn.runtime.world import naming
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MAX_DIMS = 5
-_HEADER = 7 + 2 * _MAX_DIMS
+_FIELDS = 7 + 2 * _MAX_DIMS
 _VERSION = 1
+
+HEADER, PAYLOAD = 0, 1
+"""Tags: headers and features are on their way at the same time, each in order."""
 
 
 class TransportError(LocalLearnError):
@@ -190,8 +193,8 @@ class Sender:
             header, x, computed = item
             if computed is not None:
                 computed.wait()
-            messages = (header.pack().to(x.device), flat(x).to(header.wire))
-            self._sent.put([self._begin(m, i, to) for i, m in enumerate(messages) for to in self.targets])
+            messages = ((HEADER, header.pack().to(x.device)), (PAYLOAD, flat(x).to(header.wire)))
+            self._sent.put([self._begin(m, tag, to) for tag, m in messages for to in self.targets])
         self._sent.put(None)
 
     def _begin(self, message: Tensor, tag: int, target: Link) -> _Transfer:
@@ -279,9 +282,9 @@ class Receiver:
                 return
 
     def _header(self, source: Link, step: int) -> Header:
-        packed = torch.empty(_HEADER, dtype=torch.int64, device=self._device)
+        packed = torch.empty(_FIELDS, dtype=torch.int64, device=self._device)
         with naming(source.name):
-            dist.recv(packed, source.rank, group=self._group, tag=0)
+            dist.recv(packed, source.rank, group=self._group, tag=HEADER)
         header = Header.unpack(packed)
         for what, found, awaited in (
             ("module", header.module + 1, self.module + 1),
@@ -295,7 +298,7 @@ class Receiver:
     def _begin(self, header: Header, source: Link) -> tuple[Header, _Transfer]:
         payload = torch.empty(header.shape[0] * _size(self.expected), dtype=header.wire, device=self._device)
         with naming(source.name):
-            work = dist.irecv(payload, source.rank, group=self._group, tag=1)
+            work = dist.irecv(payload, source.rank, group=self._group, tag=PAYLOAD)
         return header, _Transfer(work, payload, source)
 
     def _receive_all(self) -> None:

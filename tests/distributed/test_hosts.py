@@ -17,19 +17,8 @@ from locallearn.training.checkpoint import CheckpointFolder, load
 REASON = wire.why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
-TRAIN = [
-    "train",
-    "dgl",
-    "--model",
-    "tiny-resnet",
-    "--depth",
-    "2",
-    "--data.train-limit",
-    "96",
-    "--data.test-limit",
-    "32",
-]
-TRAIN += ["--train.epochs", "1", "--train.batch-size", "32", "--train.precision", "fp32", "--train.threads", "1"]
+TRAIN = ["train", "dgl", "--model", "tiny-resnet", "--depth", "2", "--train.epochs", "2", "--train.batch-size", "32"]
+TRAIN += ["--data.train-limit", "96", "--data.test-limit", "32", "--train.precision", "fp32", "--train.threads", "1"]
 TRAIN += ["--train.device", "cpu", "--run"]
 
 

@@ -14,12 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from locallearn.bench.crew import Crew
 from locallearn.bench.predicted import Link, link_of, predict
 from locallearn.bench.step import Setting, step_config
 from locallearn.bench.timing import Timing, ratio
 from locallearn.bench.trainers import Job, Lap, Way
 from locallearn.config import MeshConfig, RunConfig
+from locallearn.core.network import build_network
 
 _IDLE_TURNS = 1000
 """How many times longer than an answer may take a process group waits for the next turn."""
@@ -94,7 +97,11 @@ def bench_distributed(plan: Plan) -> dict[str, Any]:
 
 
 def jobs_of(plan: Plan) -> dict[str, Job]:
-    """The jobs of all contenders by their names."""
+    """The jobs of all contenders by their names.
+
+    Raises:
+        ConfigError: a network cannot be built or cut so.
+    """
     n, one = plan.processes, plan.setting
     many = dataclasses.replace(one, threads=n * (one.threads or 1))
     pipeline = _config(plan, n, 1, MeshConfig(depth=n))
@@ -112,6 +119,9 @@ def jobs_of(plan: Plan) -> dict[str, Job]:
     jobs |= {name: Job(way, pipeline, one, plan.microbatches) for name, way in ways.items() if name in plan.peers}
     if "ddp" in plan.peers:
         jobs["ddp"] = Job("ddp", dataclasses.replace(e2e, runtime="distributed", mesh=_mesh(plan, data=n)), one)
+    for job in jobs.values():  # before any process is started
+        with torch.device("meta"):
+            build_network(job.config, one.image)
     return jobs
 
 

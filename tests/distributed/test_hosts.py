@@ -23,7 +23,7 @@ TRAIN += ["--train.device", "cpu", "--run"]
 
 
 def weights(folder):
-    path = CheckpointFolder(folder / "checkpoints").paths()[-1]
+    path = CheckpointFolder(folder / "checkpoints", 1).paths()[-1]
     return load(path).tensors
 
 

@@ -102,14 +102,24 @@ def copy_group(node, module, group):
     node.load_state_dict(state)
 
 
-def plain_step(nodes, x, labels, *, stop_gradient, diversity_weight=0.0, temperature=3.0):
+def pooled(x, side):
+    """Every value becomes the mean of its square of ``side`` pixels; squares end where the map does."""
+    out = torch.empty_like(x)
+    for top in range(0, x.shape[2], side):
+        for left in range(0, x.shape[3], side):
+            square = x[:, :, top : top + side, left : left + side]
+            out[:, :, top : top + side, left : left + side] = square.mean((2, 3), keepdim=True)
+    return out
+
+
+def plain_step(nodes, x, labels, *, stop_gradient, diversity_weight=0.0, temperature=3.0, pool_others=1):
     """Features, per-node losses and gradients of one module, as a loop over its groups (Algorithms 1 and 2)."""
     groups = len(nodes)
     features = [node.features(x, g, groups) for g, node in enumerate(nodes)]
     logits = []
     for g, node in enumerate(nodes):
         if stop_gradient:
-            seen = torch.cat([f if i == g else f.detach() for i, f in enumerate(features)], 1)
+            seen = torch.cat([f if i == g else pooled(f.detach(), pool_others) for i, f in enumerate(features)], 1)
         else:
             seen = features[g]
         logits.append(node.head(seen))

@@ -14,6 +14,7 @@ import torch.distributed as dist
 import small
 from distributed.processes import HERE, finish, free_port, start
 from locallearn.config import CheckpointConfig, MeshConfig, to_toml
+from locallearn.runtime import launch
 from locallearn.training import runs
 from locallearn.training.checkpoint import load
 
@@ -116,6 +117,35 @@ def test_ctrl_c_ends_all_processes_and_leaves_a_run_that_another_mesh_resumes(tm
     assert runs.resume(run, runtime="inline", mesh=MeshConfig())["steps"] == STEPS
 
 
+def test_the_last_of_four_that_dies_is_named_and_all_end(tmp_path):
+    """It is lost to a thread that sends to it, while every other process waits for one that lives."""
+    run = tmp_path / "run"
+    mesh = ["--width", "2", "--mesh.width", "2", "--processes", "4", "--run", str(run)]
+    command = [sys.executable, "-m", "locallearn", "train", "gn-dgl", *OPTIONS[1:], *mesh]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: steps(run) > 0, process)
+        os.kill(workers(process)[3], signal.SIGKILL)
+        begin = time.monotonic()
+        _, errors = process.communicate(timeout=100)
+        assert time.monotonic() - begin < 25
+    finally:
+        process.kill()
+    lines = [line for line in errors.splitlines() if line.startswith("locallearn:")]
+    assert len(lines) == 1, errors
+    assert "(rank 3) is lost" in lines[0] or "another process of module 2" in lines[0]
+
+
+def test_a_process_that_lives_does_not_hide_one_that_died(monkeypatch):
+    monkeypatch.setattr(launch, "_GRACE_SECONDS", 0.2)
+    programs = ("import time; time.sleep(100)", "raise SystemExit(3)")
+    crew = launch._Crew([subprocess.Popen([sys.executable, "-c", program]) for program in programs])
+    begin = time.monotonic()
+    assert crew.wait() == 3
+    assert time.monotonic() - begin < 50
+    assert crew.first_failure == "process 1 ended with exit code 3"
+
+
 def test_a_silent_process_is_named(tmp_path):
     config = dataclasses.replace(
         small.config("dgl", 2, (1,)), runtime="distributed", mesh=MeshConfig(depth=2, timeout=3)
@@ -143,25 +173,26 @@ torch.set_num_threads(1)
 dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=30))
 group, device, x = dist.group.WORLD, torch.device("cpu"), torch.arange(24.0).view(2, 3, 2, 2)
 last = x.contiguous(memory_format=torch.channels_last)
-cases = [(x, 5, 0), (last, 5, 0), (x[:, :2], 5, 0), (x, 6, 0), (x, 5, 1), (x[:1], 5, 0)]
+cases = [(x, 5, 0), (last, 5, 0), (x[:, :2], 5, 0), (x, 6, 0), (x, 5, 1), (x.bfloat16(), 5, 0), (x[:1], 5, 0)]
 for i, (features, step, module) in enumerate(cases):
     for wire in (None, torch.bfloat16)[: 2 if i < 2 else 1]:
         if dist.get_rank() == 0:
             sender = Sender(module, [Link(1, "module 2 (rank 1)")], group, device, 2, wire)
             sender.put(features, step)
-            if i in (0, 1, 5):
+            if i in (0, 1, 6):
                 sender.close()
         else:
             link = Link(0, "module 1 (rank 0)")
-            receiver = Receiver(0, [link], "module 2 (rank 1)", group, device, (3, 2, 2), 5, 6, 1)
+            receiver = Receiver(0, [link], "module 2 (rank 1)", group, device, (3, 2, 2), x.dtype, 5, 6, 1, wire)
             try:
                 found = receiver.get(2).features
                 print(torch.equal(found, x), found.stride() == features.stride())
             except TransportError as error:
                 print(error)
-        if i >= 2 and i != 5:  # the payload that nobody wants
+        if i >= 2 and i != 6:  # the payload that nobody wants
             if dist.get_rank() == 1:
-                dist.recv(torch.empty(features.numel()), 0, group=group, tag=PAYLOAD)
+                unwanted = torch.empty(features.numel(), dtype=features.dtype)
+                dist.recv(unwanted, 0, group=group, tag=PAYLOAD)
             else:
                 sender.close()
 dist.barrier()
@@ -179,6 +210,7 @@ def test_what_does_not_fit_is_an_error_that_names_both_ends():
         "module 2 (rank 1) got feature shape (2, 2, 2) from module 1 (rank 0) instead of (3, 2, 2)",
         "module 2 (rank 1) got step 6 from module 1 (rank 0) instead of 5",
         "module 2 (rank 1) got module 2 from module 1 (rank 0) instead of 1",
+        "module 2 (rank 1) got features of torch.bfloat16 from module 1 (rank 0) instead of torch.float32",
         "module 2 (rank 1) got 1 images instead of 2 from module 1 (rank 0)",
     ]
 

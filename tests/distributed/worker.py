@@ -1,10 +1,11 @@
 """One process of a test: trains one case after the other with the processes beside it.
 
 Called with a folder that holds ``NAME.toml`` for every case; writes the run ``NAME`` beside it. A case whose name
-is that of a fault in ``FAULTS`` is trained with it, on the last rank.
+is that of a fault in ``FAULTS`` is trained with it, on the last rank; one that begins with ``fp64_`` in fp64.
 """
 
 import contextlib
+import dataclasses
 import os
 import sys
 import traceback
@@ -16,6 +17,8 @@ import torch.distributed as dist
 from locallearn.config import from_toml
 from locallearn.core import module as core
 from locallearn.data.store import Batch, ImageStore
+from locallearn.losses import two_views
+from locallearn.nn import groups
 from locallearn.runtime.peers import ProcessPeers
 from locallearn.training import runs
 
@@ -88,6 +91,16 @@ def stale_features():
     return patched(ProcessPeers, "gather_groups", nothing)
 
 
+def coarser_features():
+    """What other groups send, pooled, is put back in the wrong place."""
+    enlarged = groups.enlarged
+
+    def shifted(*given):
+        return enlarged(*given).roll(1, 2)
+
+    return patched(groups, "enlarged", shifted)
+
+
 def wrong_labels():
     """Batches of this process are of other images than those of the others."""
     epoch = ImageStore.epoch
@@ -99,9 +112,67 @@ def wrong_labels():
     return patched(ImageStore, "epoch", shifted)
 
 
+def mispaired_views():
+    """Views of other images are taken for a pair."""
+    whole = two_views._whole_batch
+
+    def rolled(projections):
+        first, second = whole(projections).chunk(2, 1)
+        return torch.cat([first, second.roll(1, 1)], 1)
+
+    return patched(two_views, "_whole_batch", rolled)
+
+
+def other_views():
+    """This process draws other views than the others."""
+    epoch = ImageStore.epoch
+
+    def later(self, number, *rest):
+        return epoch(self, number + 1, *rest)
+
+    return patched(ImageStore, "epoch", later)
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    old = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(old)
+
+
+@contextlib.contextmanager
+def in_fp64():
+    """Train in double precision, which is none of the package's: sums in another order then differ by 1e-13."""
+    batch, make = ImageStore._batch, ImageStore._make
+
+    def double(self, images, labels, step):
+        found = batch(self, images, labels, step)
+        return dataclasses.replace(found, images=found.images.double(), pixels=found.pixels.double())
+
+    def augmented(self, *which):
+        with default_dtype(torch.float32):
+            return make(self, *which)
+
+    with default_dtype(torch.float64), patched(ImageStore, "_batch", double), patched(ImageStore, "_make", augmented):
+        yield
+
+
 FAULTS = {
     fault.__name__: fault
-    for fault in (halved_gradient, lost_batch, own_statistics, own_gradient, stale_features, wrong_labels)
+    for fault in (
+        halved_gradient,
+        lost_batch,
+        own_statistics,
+        own_gradient,
+        stale_features,
+        coarser_features,
+        wrong_labels,
+        mispaired_views,
+        other_views,
+    )
 }
 
 
@@ -109,9 +180,10 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     for path in sorted(folder.glob("*.toml")):
-        found = [FAULTS[path.stem]] if path.stem in FAULTS else []
-        last = dist.get_rank() == dist.get_world_size() - 1
-        with found[0]() if found and last else contextlib.nullcontext():
+        name = path.stem.removeprefix("fp64_")
+        fault = FAULTS.get(name) if dist.get_rank() == dist.get_world_size() - 1 else None
+        fp64 = in_fp64 if name != path.stem else None
+        with (fault or contextlib.nullcontext)(), (fp64 or contextlib.nullcontext)():
             runs.train(from_toml(path.read_text()), folder / path.stem)
     dist.destroy_process_group()
 

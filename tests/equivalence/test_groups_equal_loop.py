@@ -13,8 +13,14 @@ IMAGE = ImageShape(3, 8, 5)
 SPEC = [("stem", 8, 1), ("1_0", 8, 1), ("1_1", 8, 1), ("2_0", 16, 2)]  # tiny-resnet
 
 
-def build(depth, width, head="1c2f", stop_gradient=True, diversity=0.5):
-    objective = ObjectiveConfig(head=head, head_width=12, stop_gradient=stop_gradient, diversity_weight=diversity)
+def build(depth, width, head="1c2f", stop_gradient=True, diversity=0.5, pool_others=1):
+    objective = ObjectiveConfig(
+        head=head,
+        head_width=12,
+        stop_gradient=stop_gradient,
+        pool_others=pool_others,
+        diversity_weight=diversity,
+    )
     config = RunConfig(method="gn-dgl", model="tiny-resnet", depth=depth, width=(width,), objective=objective, seed=3)
     network = build_network(config, IMAGE).double()
     with torch.no_grad():  # batch norm that does something
@@ -58,6 +64,7 @@ def compare(depth, width, **settings):
             labels,
             stop_gradient=config.objective.stop_gradient,
             diversity_weight=config.objective.diversity_weight,
+            pool_others=config.objective.pool_others,
         )
         close(features, expected, "features")
         close(loss.logits, torch.stack(logits), "logits")
@@ -90,6 +97,28 @@ def test_grouped_network_equals_loop(depth, width, stop_gradient):
 @pytest.mark.parametrize("stop_gradient", [True, False])
 def test_every_head_equals_loop(head, stop_gradient):
     compare(2, 2, head=head, stop_gradient=stop_gradient)
+
+
+@pytest.mark.parametrize("pool_others", [2, 3, 4, 99])
+def test_other_groups_may_be_pooled(pool_others):
+    """3 does not divide a side of 8 or 4, and 99 leaves the mean of a map."""
+    compare(2, 2, pool_others=pool_others)
+    compare(1, 4, pool_others=pool_others)
+
+
+def test_own_channels_that_are_pooled_too_are_caught(monkeypatch):
+    enlarged = grouped_layers.enlarged
+
+    def shifted(pooled, factor, sides):
+        return enlarged(pooled, factor, sides).roll(1, 2)
+
+    monkeypatch.setattr(grouped_layers, "own_channels", lambda weight, groups, n, first: weight[:, :n] * 0)
+    with pytest.raises(AssertionError, match="logits"):
+        compare(2, 2, pool_others=2)
+    monkeypatch.undo()
+    monkeypatch.setattr(grouped_layers, "enlarged", shifted)
+    with pytest.raises(AssertionError, match="logits"):
+        compare(2, 2, pool_others=2)
 
 
 def test_a_lost_stop_gradient_is_caught(monkeypatch):

@@ -78,7 +78,8 @@ def train(network, n=12, precision="fp32"):
 
 
 def test_every_method_is_tried():
-    assert {method for method, *_ in CASES.values()} == set(methods)
+    """But mae, which needs a vision transformer: tests/equivalence/test_masked_autoencoding.py."""
+    assert {method for method, *_ in CASES.values()} == set(methods) - {"mae"}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -78,7 +78,6 @@ def test_wrong_toml_is_one_line_that_names_field_and_value(text, message):
         (lambda: OptimizerConfig(momentum=0.0), "optimizer.nesterov"),
         (lambda: ScheduleConfig(milestones=(5, 3), factors=(1.0, 1.0)), "rising epochs"),
         (lambda: ScheduleConfig(milestones=(5,)), "one factor for each"),
-        (lambda: RunConfig(schedule=ScheduleConfig(warmup_epochs=11)), r"at most train.epochs (10)"),
         (lambda: ObjectiveConfig(diversity_temperature=0.0), "above 0"),
         (lambda: CheckpointConfig(keep_last=0), "checkpoint.keep_last: 0"),
     ],
@@ -114,6 +113,21 @@ def test_digest_names_what_is_computed():
     )
     assert {digest(config) for config in same} == {digest(base)}
     assert len({digest(config) for config in (base, *other)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pool_others": 0}, "pool_others: 0 "),
+        ({"pool_others": 2, "stop_gradient": False}, "pool_others: 2 .* expected 1 without objective.stop_gradient"),
+        ({"pool_others": 2, "head": "0c2f"}, "pool_others: 2 .* expected 1 with objective.head 0c2f, which pools"),
+        ({"pool_others": 2, "head": "mlp-sr"}, "expected 1 with objective.head mlp-sr, which pools"),
+    ],
+)
+def test_pooling_where_nothing_is_pooled_is_one_line(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        ObjectiveConfig(**settings)
+    assert ObjectiveConfig(pool_others=2, head="0c2f", loss="predsim").pool_others == 2  # whose heads are its own
 
 
 def test_settings_at_their_defaults_are_no_part_of_a_digest():

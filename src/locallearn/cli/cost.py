@@ -29,7 +29,7 @@ class CostOptions:
     """Options of ``cost``."""
 
     model: str = "resnet32"
-    """Backbone, for example resnet32, resnet32x2, vgg6a."""
+    """Backbone, for example resnet32, resnet32x2, vgg6a, vit-tiny."""
     method: str = "gn-dgl"
     """How the network is cut and trained, for example e2e, dgl, gn-dgl or single-thread."""
     depth: int = 1
@@ -38,6 +38,8 @@ class CostOptions:
     """G: width groups of every module, or one number for each module."""
     cuts: tuple[str, ...] = ("auto",)
     """Where modules end: auto (the thesis's table, else balanced), balanced, or the names of blocks."""
+    patch_size: int | None = None
+    """Side of the patches of a vision transformer [pixels]; by default the model's own."""
     objective: Annotated[ObjectiveConfig, tyro.conf.arg(name="")] = field(default_factory=ObjectiveConfig)
     image_size: int = 32
     """Side of an image [pixels]."""
@@ -84,6 +86,7 @@ def run(arguments: Sequence[str]) -> int:
         depth=options.depth,
         width=options.width,
         cuts=options.cuts,
+        patch_size=options.patch_size,
         objective=options.objective,
     )
     image = ImageShape(options.channels, options.image_size, options.classes)

@@ -70,7 +70,7 @@ class ResumeOptions:
 
 USAGE = """Train a recipe as K x G nodes: locallearn train RECIPE [--option value ...] --run DIR.
 
-RECIPE is a method (e2e, dgl, gn-dgl, single-thread) for the embedded digits, or MODEL-METHOD such as
+RECIPE is a method (such as e2e, dgl, gn-dgl or dgssl) for the embedded digits, or MODEL-METHOD such as
 resnet32-gn-dgl; `locallearn recipes` lists them. Continue a run with: locallearn train --resume DIR."""
 
 

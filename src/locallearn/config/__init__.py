@@ -7,6 +7,7 @@ holds what was decided.
 
 from locallearn.config.data import AugmentConfig, DataConfig
 from locallearn.config.files import digest, from_dict, from_toml, to_dict, to_toml
+from locallearn.config.masking import MaskingConfig
 from locallearn.config.mesh import MeshConfig
 from locallearn.config.modification import ModificationConfig
 from locallearn.config.objective import ObjectiveConfig
@@ -20,6 +21,7 @@ __all__ = [
     "AugmentConfig",
     "CheckpointConfig",
     "DataConfig",
+    "MaskingConfig",
     "MeshConfig",
     "ModificationConfig",
     "ObjectiveConfig",

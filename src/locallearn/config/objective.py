@@ -15,7 +15,9 @@ from locallearn.config.checks import (
     positive_int,
     probability,
 )
+from locallearn.config.masking import MaskingConfig
 from locallearn.config.modification import ModificationConfig
+from locallearn.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class ObjectiveConfig:
 
     loss: str | None = None
     """Local loss: cross-entropy, predsim or infopro; on two views of every image nt-xent, barlow-twins or vicreg. By
-    default the method's own: cross-entropy for dgl and gn-dgl, nt-xent for simclr and dgssl."""
+    default the method's own: cross-entropy for dgl and gn-dgl, nt-xent for simclr and dgssl; mae
+    has masked-pixels alone."""
     head: str = "1c2f"
     """Auxiliary head: <n>c<m>f with n convolutions (the first of stride 2, doubling the channels) and m linear
     layers, or mlp-sr (pooled to a quarter of each side, 1x1 convolutions, multi-layer perceptron)."""
@@ -34,6 +37,9 @@ class ObjectiveConfig:
     """Hidden units of the head's linear layers, times the model's width factor."""
     stop_gradient: bool = True
     """Each group's head also sees the other groups' features, without gradient (Algorithm 2)."""
+    pool_others: int = 1
+    """The other groups' features are averaged over squares of so many pixels a side before heads see them, as Sec.
+    3.2.3 suggests: that much less travels, squared. 1 leaves them whole; a map's side or more leaves its mean."""
     diversity_weight: float = 0.5
     """Weight of the diversity penalty between groups (Eq. 1); 0 turns it off. The other group is detached, as in
     the thesis; code that does not detach it has twice the gradient at the same weight. Losses on two views have no
@@ -60,9 +66,10 @@ class ObjectiveConfig:
     vicreg_weights: tuple[float, ...] = ()
     """Weights of invariance, variance and covariance in vicreg; by default 25, 25 and 1, as published."""
     modification: ModificationConfig = field(default_factory=ModificationConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
 
     def __post_init__(self) -> None:
-        for name in ("head_width", "predsim_inputs", "projection"):
+        for name in ("head_width", "predsim_inputs", "projection", "pool_others"):
             positive_int(f"objective.{name}", getattr(self, name))
         for name in ("diversity_temperature", "temperature"):
             check(
@@ -72,6 +79,7 @@ class ObjectiveConfig:
                 "a finite number above 0",
             )
         probability("objective.predsim_weight", self.predsim_weight)
+        self._check_pooling()
         choice("objective.infopro_loss", self.infopro_loss, "contrastive", "cross-entropy")
         for weight in self.infopro_weights:
             non_negative("objective.infopro_weights", weight)
@@ -82,3 +90,11 @@ class ObjectiveConfig:
         check("objective.vicreg_weights", self.vicreg_weights, lambda v: len(v) in (0, 3), "three numbers, or none")
         non_negative("objective.diversity_weight", self.diversity_weight)
         fraction("objective.label_smoothing", self.label_smoothing)
+
+    def _check_pooling(self) -> None:
+        """Only where maps are exchanged there is something to pool."""
+        if self.pool_others > 1 and not self.stop_gradient:
+            raise ConfigError("objective.pool_others", self.pool_others, "1 without objective.stop_gradient")
+        if self.pool_others > 1 and self.loss != "predsim" and (self.head == "mlp-sr" or self.head.startswith("0c")):
+            expected = f"1 with objective.head {self.head}, which pools before it looks at the other groups"
+            raise ConfigError("objective.pool_others", self.pool_others, expected)

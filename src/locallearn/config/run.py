@@ -37,9 +37,9 @@ class RunConfig:
 
     method: str = "gn-dgl"
     """How the network is cut and trained: e2e, dgl, gn-dgl, infopro, predsim or single-thread; without labels
-    simclr, dgssl or dgssl-llm."""
+    simclr, dgssl, dgssl-llm or mae."""
     model: str = "resnet8"
-    """Backbone, for example resnet8, resnet32, resnet32x2, vgg6a."""
+    """Backbone, for example resnet8, resnet32, resnet32x2, vgg6a, vit-tiny."""
     depth: int = 1
     """K: depth modules that the backbone is cut into."""
     width: tuple[int, ...] = (1,)
@@ -49,6 +49,8 @@ class RunConfig:
     """Where modules end: auto (the thesis's table, else balanced), balanced, layerwise, or the names of blocks."""
     dropout: float = 0.0
     """Dropout after every block of a VGG."""
+    patch_size: int | None = None
+    """Side of the patches that a vision transformer cuts images into [pixels]; by default the model's own."""
     seed: int = 0
     """Seed of everything random in the run."""
     runtime: RuntimeName = "inline"
@@ -80,6 +82,7 @@ class RunConfig:
         if not self.cuts:
             raise ConfigError("cuts", self.cuts, "auto, balanced, layerwise, or the names of blocks")
         fraction("dropout", self.dropout)
+        positive_int("patch_size", self.patch_size)
         slow = self.asynchronous.slow_module
         check("asynchronous.slow_module", slow, lambda v: v <= self.depth, f"at most depth ({self.depth})")
         check("seed", self.seed, lambda v: is_int(v) and 0 <= v < 2**63, "a whole number in [0, 2^63)")
@@ -90,12 +93,6 @@ class RunConfig:
             raise ConfigError("mesh.wire", self.mesh.wire, "none with runtime inline, where nothing travels")
         if self.checkpoint.keep_epochs and self.runtime == "asynchronous":
             raise ConfigError("checkpoint.keep_epochs", self.checkpoint.keep_epochs, "0 with runtime asynchronous")
-        if self.schedule.warmup_epochs > self.train.epochs:
-            raise ConfigError(
-                "schedule.warmup_epochs",
-                self.schedule.warmup_epochs,
-                f"at most train.epochs ({self.train.epochs})",
-            )
 
     @property
     def groups(self) -> tuple[int, ...]:

@@ -56,7 +56,7 @@ class ScheduleConfig:
     name: Literal["cosine", "milestones", "constant"] = "cosine"
     """Cosine to zero, steps at milestones, or none."""
     warmup_epochs: int = 0
-    """Epochs of linear warm-up [epochs]."""
+    """Epochs of linear warm-up; a training that is shorter is all warm-up [epochs]."""
     warmup_rate: float = 0.01
     """Learning rate that the warm-up starts from."""
     milestones: tuple[int, ...] = ()

@@ -31,7 +31,7 @@ class InferenceNetwork(nn.Module):
         super().__init__()
         modules = list(network)
         self.blocks = nn.Sequential(*(module.blocks for module in modules if len(module.blocks)))
-        self.classifier = None if network.views == 2 else modules[-1].objective.get_submodule("head")
+        self.classifier = modules[-1].objective.get_submodule("head") if network.has_classifier else None
         self.pool = GlobalAveragePool()
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))

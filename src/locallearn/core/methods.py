@@ -20,6 +20,7 @@ PROJECTION_HEAD = "0c2f"
 
 NT_XENT = "nt-xent"
 MODIFIED_NT_XENT = "nt-xent-llm"
+MASKED_PIXELS = "masked-pixels"
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,25 @@ class Layout:
     """How the K modules are built, and whether a decoupled classifier follows them (Fig. 3.4).
 
     ``views`` is the number of views of every image that the losses must be made for: 2 in self-supervised methods,
-    whose networks have no classifier.
+    whose networks have no classifier. ``masked`` says that the losses must be made for hidden patches; such networks
+    have none either.
     """
 
     modules: tuple[ModuleLayout, ...]
     decoupled_classifier: bool
     views: int = 1
+    masked: bool = False
 
 
 def classifier_layout(config: RunConfig, channel_groups: int = 1) -> ModuleLayout:
     """A module of one node that ends in average pooling and the network's linear classifier."""
     objective = dataclasses.replace(
-        config.objective, loss=CROSS_ENTROPY, head=CLASSIFIER_HEAD, stop_gradient=False, diversity_weight=0.0
+        config.objective,
+        loss=CROSS_ENTROPY,
+        head=CLASSIFIER_HEAD,
+        stop_gradient=False,
+        pool_others=1,
+        diversity_weight=0.0,
     )
     return ModuleLayout(1, channel_groups, objective)
 
@@ -149,14 +157,28 @@ def decoupled_greedy_self_supervised(config: RunConfig) -> Layout:
 def layerwise_loss_modification(config: RunConfig) -> Layout:
     """DGSSL with layerwise loss modification (Algorithms 5 to 7): the last module alone sees every pair."""
     _need_loss(config, MODIFIED_NT_XENT)
+    scorer = config.objective.modification.scorer
+    if scorer == "ema" and config.depth > 1 and config.runtime == "distributed":
+        expected = "another scorer with runtime distributed, where no process has the whole network"
+        raise ConfigError("objective.modification.scorer", scorer, expected)
     return _self_supervised(config, MODIFIED_NT_XENT)
 
 
 def _self_supervised(config: RunConfig, loss: str) -> Layout:
     """K modules of G groups without a classifier; the head of the last one is SimCLR's projection head."""
-    _need(config, "runtime", "inline", config.runtime == "inline")
+    _need(config, "runtime", "inline or distributed", config.runtime in ("inline", "distributed"))
     objective = dataclasses.replace(config.objective, loss=loss, diversity_weight=0.0)
     layouts = [ModuleLayout(groups, groups, objective) for groups in config.groups]
-    last = dataclasses.replace(objective, head=PROJECTION_HEAD)
+    last = dataclasses.replace(objective, head=PROJECTION_HEAD, pool_others=1)
     layouts[-1] = dataclasses.replace(layouts[-1], objective=last)
     return Layout(tuple(layouts), False, views=2)
+
+
+@methods.register("mae")
+def masked_autoencoder(config: RunConfig) -> Layout:
+    """Masked autoencoding (He et al., 2022) of a vision transformer: end to end, or K modules with own decoders."""
+    _need(config, "width", "1", set(config.groups) == {1})
+    _need(config, "runtime", "inline or distributed", config.runtime in ("inline", "distributed"))
+    _need_loss(config, MASKED_PIXELS)
+    objective = dataclasses.replace(config.objective, loss=MASKED_PIXELS, diversity_weight=0.0)
+    return Layout((ModuleLayout(1, 1, objective),) * config.depth, False, masked=True)

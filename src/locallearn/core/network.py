@@ -12,11 +12,13 @@ from locallearn.config import RunConfig
 from locallearn.core.methods import ModuleLayout, classifier_layout, methods
 from locallearn.core.module import LocalModule
 from locallearn.core.widths import divisible
+from locallearn.data.patches import Masking
 from locallearn.errors import ConfigError
 from locallearn.losses.objectives import ObjectiveInput, objectives
 from locallearn.nn.backbones import Backbone, build_backbone
 from locallearn.nn.init import initialise
 from locallearn.nn.macs import dry_run
+from locallearn.nn.vit import PatchEmbedding
 from locallearn.plan import cuts
 from locallearn.seeding import seeded
 
@@ -63,12 +65,29 @@ class LocalNetwork(nn.Module):
         """Views of every image that training compares: 1, or 2 in a self-supervised network."""
         return next(iter(self)).objective.views
 
+    @property
+    def masking(self) -> Masking | None:
+        """What training shows of every image; None is all of it."""
+        return next(iter(self)).objective.masking
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether the network ends in a classifier; self-supervised ones end in features."""
+        return self.views == 1 and self.masking is None
+
+    def given(self, image: ImageShape) -> tuple[int, ...]:
+        """Shape of what the first module is given of one image in training."""
+        if self.masking is None:
+            return image.channels, image.size, image.size
+        side, visible = self.masking
+        return image.channels * side * side + 1, 1, visible
+
     def forward(self, images: Tensor) -> Tensor:
         """Scores [B, classes] of the last layer, for images [B, C, H, W]. Auxiliary heads are not computed.
 
         A self-supervised network has no classifier and gives :meth:`features`.
         """
-        if self.views == 2:
+        if not self.has_classifier:
             return self.features(images)
         features = images
         for module in self:
@@ -90,7 +109,7 @@ def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:
         ConfigError: the method, model, depth, width, cuts or head do not go together.
     """
     layout = methods.build(config.method, config)
-    backbone = build_backbone(config.model, image.channels, image.size, config.dropout)
+    backbone = build_backbone(config.model, image.channels, image.size, config.dropout, config.patch_size)
     spans = _spans(config, backbone, image)
     groups = [plan.channel_groups for span, plan in zip(spans, layout.modules, strict=True) for _ in span]
     backbone = divisible(backbone, image.channels, groups)
@@ -98,10 +117,15 @@ def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:
     modules = []
     for k, (span, plan) in enumerate(zip(spans, layout.modules, strict=True), start=1):
         blocks = _blocks(backbone, span, plan, config.seed)
+        if k == 1 and layout.masked and not isinstance(blocks[0], PatchEmbedding):
+            raise ConfigError("model", config.model, f"a vision transformer (vit-tiny) with method {config.method}")
         shape = dry_run(blocks, shape).shape
         module = _module(str(k), blocks, plan, shape, config, backbone, image)
         if module.objective.views != layout.views:
             expected = f"a loss on {layout.views} view(s) of every image with method {config.method}"
+            raise ConfigError("objective.loss", plan.objective.loss, expected)
+        if (module.objective.masking is not None) != layout.masked:
+            expected = "a loss on whole images, or method mae"
             raise ConfigError("objective.loss", plan.objective.loss, expected)
         modules.append(module)
     if layout.decoupled_classifier:
@@ -133,6 +157,9 @@ def _blocks(backbone: Backbone, span: range, plan: ModuleLayout, seed: int) -> n
     sequence = nn.Sequential()
     for i in span:
         block = backbone.blocks[i]
+        if plan.channel_groups > 1 and not block.splits:
+            expected = f"1 with {backbone.family}, whose attention mixes all channels"
+            raise ConfigError("width", plan.channel_groups, expected)
         if block.channels % plan.channel_groups:
             expected = f"a divisor of the {block.channels} channels of block {block.name}"
             raise ConfigError("width", plan.channel_groups, expected)

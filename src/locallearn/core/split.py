@@ -161,8 +161,9 @@ def _objective(
         else:
             head = build_token_head(given) if len(given.shape) == 2 else given.head(given.classes)
             made = UserLoss(head, objective)
-    if made.views != 1:
-        raise ConfigError("objective", objective, "a loss on one view of every example (a method like dgssl has two)")
+    if made.views != 1 or made.masking is not None:
+        expected = "a loss on one view of every whole example (methods like dgssl and mae have others)"
+        raise ConfigError("objective", objective, expected)
     initialise(made, given.groups, seed, str(k), "head")
     made.start()
     return made

@@ -50,7 +50,7 @@ def forward_pass(network: LocalNetwork, image: ImageShape) -> ForwardPass:
         if not is_classifier(module):
             stages.append(Stage(run.macs, torch.Size(shape).numel(), n_parameters(module.blocks)))
     assert module is not None
-    if network.views == 2:
+    if not network.has_classifier:
         return ForwardPass(tuple(stages), 0)
     last, (classifier, bias_macs) = stages.pop(), _classifier(module, shape)
     stages.append(Stage(last.macs + classifier.macs, last.features, last.parameters + classifier.parameters))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from locallearn.config import ObjectiveConfig, RunConfig, TrainConfig
+from locallearn.config import MeshConfig, ObjectiveConfig, RunConfig, TrainConfig
 from locallearn.core.network import ImageShape, LocalNetwork, build_network
 from locallearn.costs.forward import Stage, forward_pass
 from locallearn.costs.steps import ModuleCost, dry_steps
@@ -130,8 +130,9 @@ def cost(
     if isinstance(of, RunConfig):
         with torch.device("meta"):
             network = build_network(of, image)
-            method = "dgl" if network.views == 1 else "dgssl"
+            method = "dgl" if network.has_classifier else "dgssl"
             plain = dataclasses.replace(of, method=method, width=(1,), objective=ObjectiveConfig())
+            plain = dataclasses.replace(plain, runtime="inline", mesh=MeshConfig())
             of, reference = network, reference or build_network(plain, image)
     forward = forward_pass(of, image)
     modules = dry_steps(of, image, train)

@@ -67,8 +67,7 @@ class Candidate:
         if self.devices == 1:
             return 0
         receivers = self.cost.modules[k + 1].groups if k + 1 < len(self.cost.modules) else 0
-        receivers += (module.groups - 1) * module.shares_features
-        return receivers * module.output_bytes + (module.groups - 1) * module.score_bytes
+        return receivers * module.output_bytes + (module.groups - 1) * (module.shared_bytes + module.score_bytes)
 
 
 @dataclass(frozen=True)
@@ -125,13 +124,13 @@ def enumerate_candidates(
         The candidates, and those that cannot be built.
 
     Raises:
-        ConfigError: the model is not known, a number is too small, or the method trains on two views of an image.
+        ConfigError: the model is not known, a number is too small, or the method trains without labels.
     """
     for name, values in (("depths", depths), ("widths", widths), ("batches", [batches]), ("in_flight", [in_flight])):
         if not values or min(values) < 1:
             raise ConfigError(name, tuple(values), "whole numbers of at least 1")
     found, refused = [], []
-    backbone = build_backbone(config.model, image.channels, image.size, config.dropout)
+    backbone = build_backbone(config.model, image.channels, image.size, config.dropout, config.patch_size)
     names, costs = [block.name for block in backbone.blocks], block_costs(backbone, image)
     for head, depth, width in itertools.product(heads or (config.objective.head,), sorted(depths), sorted(widths)):
         if on_step:
@@ -152,10 +151,10 @@ def enumerate_candidates(
 
 
 def _check_supervised(config: RunConfig, image: ImageShape) -> None:
-    """Two views of every image would be twice the batch, which the usual ways are not compared for here."""
+    """Two views, or hidden patches, are another batch than that which the usual ways are compared for here."""
     with torch.device("meta"):
-        views = build_network(config, image).views
-    if views != 1:
+        supervised = build_network(config, image).has_classifier
+    if not supervised:
         raise ConfigError("method", config.method, "a method with labels; locallearn cost counts the others")
 
 

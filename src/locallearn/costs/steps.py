@@ -21,6 +21,7 @@ from locallearn.core.network import ImageShape, LocalNetwork
 from locallearn.costs.forward import is_classifier, n_parameters
 from locallearn.costs.memory import ActivationMeter
 from locallearn.data.store import Batch
+from locallearn.nn.groups import StopGradientConv2d
 from locallearn.nn.macs import counting
 
 
@@ -32,7 +33,7 @@ class ModuleCost:
         groups: G.
         block_macs: the node's share of the blocks; the rest of its multiply-accumulates is ``head_macs``.
         head_macs: its heads and decoder, and the decoupled classifier where there is one.
-        shares_features: whether its heads see the features of the other groups.
+        shared_bytes: its features of one batch as the heads of the other groups see them; 0 where they do not.
         score_bytes: class scores of one batch that it sends to the other groups (diversity penalty).
         largest_bytes: the largest tensor that is kept for the backward pass, of all groups together.
         weight_bytes: the largest weight, likewise.
@@ -44,7 +45,7 @@ class ModuleCost:
     parameters: int
     activation_bytes: int
     output_bytes: int
-    shares_features: bool
+    shared_bytes: int
     score_bytes: int
     largest_bytes: int
     weight_bytes: int
@@ -53,6 +54,11 @@ class ModuleCost:
     def macs(self) -> int:
         """Multiply-accumulates of one image in a forward pass of one node."""
         return self.block_macs + self.head_macs
+
+    @property
+    def shares_features(self) -> bool:
+        """Whether its heads see the features of the other groups."""
+        return self.shared_bytes > 0
 
 
 def dry_steps(network: LocalNetwork, image: ImageShape, train: TrainConfig) -> list[ModuleCost]:
@@ -63,14 +69,24 @@ def dry_steps(network: LocalNetwork, image: ImageShape, train: TrainConfig) -> l
     with FakeTensorMode(allow_non_fake_inputs=True):
         network.to_empty(device="cpu")
         n = train.batch_size * network.views
-        images = torch.empty(n, image.channels, image.size, image.size).contiguous(memory_format=layout)
-        scores = torch.empty(n, n) if network.views == 2 else None
-        batch = Batch(images, torch.empty(n, dtype=torch.int64), images, 0, scores=scores)
-        features = images
+        batch = _batch(network, image, n, layout)
+        features = batch.images
         for module in network:
             counted, features = _dry_step(module, features, batch, str(train.precision))
             modules.append(_with_classifier(modules.pop(), counted) if is_classifier(module) else counted)
     return modules
+
+
+def _batch(network: LocalNetwork, image: ImageShape, n: int, layout: torch.memory_format) -> Batch:
+    """What the network is given of n images or views."""
+    pixels = torch.empty(n, image.channels, image.size, image.size).contiguous(memory_format=layout)
+    images, scores, visible = pixels, None, None
+    if network.masking is not None:
+        images = torch.empty(n, *network.given(image)).contiguous(memory_format=torch.channels_last)
+        visible = torch.empty(n, network.masking.visible, dtype=torch.int64)
+    if network.views == 2:
+        scores = torch.empty(n, n)
+    return Batch(images, torch.empty(n, dtype=torch.int64), pixels, 0, scores=scores, visible=visible)
 
 
 def _dry_step(module: LocalModule, features: Tensor, batch: Batch, precision: str) -> tuple[ModuleCost, Tensor]:
@@ -93,12 +109,21 @@ def _dry_step(module: LocalModule, features: Tensor, batch: Batch, precision: st
         parameters=_share(n_parameters(module), groups),
         activation_bytes=_share(meter.peak_bytes, groups),
         output_bytes=_share(features.numel() * features.element_size(), groups),
-        shares_features=shares,
+        shared_bytes=_share(_seen_by_others(module, features), groups) if shares else 0,
         score_bytes=0 if scores is None else scores[0].numel() * scores.element_size(),
         largest_bytes=meter.largest_bytes,
         weight_bytes=max((p.nbytes for p in module.parameters()), default=0),
     )
     return counted, features
+
+
+def _seen_by_others(module: LocalModule, features: Tensor) -> int:
+    """Bytes of all features as other groups see them, pooled where that is asked for."""
+    pools = (m.pool for m in module.objective.modules() if isinstance(m, StopGradientConv2d))
+    pool = next(pools, None)
+    if pool is not None and features.dim() == 4:
+        features = pool(features)
+    return features.numel() * features.element_size()
 
 
 def _is_plain(layer: nn.Module) -> bool:
@@ -115,7 +140,7 @@ def _with_classifier(last: ModuleCost, classifier: ModuleCost) -> ModuleCost:
         activation_bytes=max(last.activation_bytes, classifier.activation_bytes),
         largest_bytes=max(last.largest_bytes, classifier.largest_bytes),
         weight_bytes=max(last.weight_bytes, classifier.weight_bytes),
-        shares_features=last.groups > 1,
+        shared_bytes=last.output_bytes if last.groups > 1 else 0,
     )
 
 

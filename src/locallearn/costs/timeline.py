@@ -130,7 +130,8 @@ def run_local(cost: Cost, machine: Machine, batches: int, in_flight: int) -> Run
 
     def message_bytes(need: Need) -> float:
         module = modules[need.work.module - 1]
-        return module.output_bytes if need.what == "features" else module.score_bytes
+        sizes = {"features": module.output_bytes, "shared": module.shared_bytes, "scores": module.score_bytes}
+        return sizes[need.what]
 
     schedule = plans.local(
         [module.groups for module in modules],

@@ -77,6 +77,8 @@ def find_images(path: Path) -> list[Path]:
     Raises:
         DataError: there are none.
     """
+    if not path.exists():
+        raise DataError(f"{path} is not there; expected a folder of images")
     files = _images_in(path)
     if not files:
         raise DataError(f"{path} holds no images ({', '.join(sorted(_SUFFIXES))})")

@@ -16,6 +16,7 @@ from locallearn.config import AugmentConfig
 from locallearn.data.augment import augment as change
 from locallearn.data.augment import crop_boxes
 from locallearn.data.datasets import Dataset, ImageSet, resolve_augment
+from locallearn.data.patches import Masking, draw_visible, shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,12 +26,14 @@ class Batch:
     With two views of every image B is 2N: the first views of all N images, then their second views in the same order.
 
     Attributes:
-        images: float [B, C, H, W], augmented and normalised.
+        images: float [B, C, H, W], augmented and normalised; in masked training their visible patches alone
+            (:func:`locallearn.data.patches.shown`).
         labels: int64 [B].
         pixels: float [B, C, H, W] in [0, 1], augmented and not normalised (InfoPro reconstructs them).
         step: position in the epoch, from 0.
         boxes: int64 [B, 4], the part of its image that each of two views shows: top, left, height, width [pixels].
         scores: float [B, B], how similar a scorer finds each pair of views (:mod:`locallearn.training.scorers`).
+        visible: int64 [B, V], numbers of the patches that masked training shows.
     """
 
     images: Tensor
@@ -40,6 +43,7 @@ class Batch:
     # factories, for a plain default is an attribute of the class, which a late batch would find in place of its own
     boxes: Tensor | None = field(default_factory=lambda: None)
     scores: Tensor | None = field(default_factory=lambda: None)
+    visible: Tensor | None = field(default_factory=lambda: None)
 
     def with_scores(self, scores: Tensor) -> Batch:
         """The same with these similarities."""
@@ -81,6 +85,7 @@ class ImageStore:
         seed: seed of the run.
         channels_last: give images in channels-last memory.
         views: augmented views of every image that :meth:`epoch` gives, 1 or 2, each with draws of its own.
+        masking: what :meth:`epoch` shows of every image; all of it by default.
 
     Raises:
         ConfigError: ``augment`` does not fit the images.
@@ -95,6 +100,7 @@ class ImageStore:
         seed: int,
         channels_last: bool = True,
         views: int = 1,
+        masking: Masking | None = None,
     ) -> None:
         # Channels-last in any case: augmentation moves whole pixels.
         self._images = images.images.contiguous(memory_format=torch.channels_last).to(device)
@@ -104,6 +110,7 @@ class ImageStore:
         self._std = torch.tensor(dataset.std, dtype=torch.float32, device=device).view(1, -1, 1, 1)
         self._seed = seed
         self._views = views
+        self._masking = masking
         self._format = torch.channels_last if channels_last else torch.contiguous_format
 
     def steps(self, batch_size: int) -> int:
@@ -134,7 +141,15 @@ class ImageStore:
             return self._two_views(images, labels, epoch, step)
         if self._augment is not None:
             images = change(images, self._augment, seeding.derive(self._seed, "augment", epoch, step))
-        return self._batch(images, labels, step)
+        batch = self._batch(images, labels, step)
+        return batch if self._masking is None else self._masked(batch, self._masking, epoch)
+
+    def _masked(self, batch: Batch, masking: Masking, epoch: int) -> Batch:
+        count, _, height, width = batch.images.shape
+        total = height * width // masking.side**2
+        draw = seeding.generator(self._seed, "mask", epoch, batch.step)
+        visible = draw_visible(count, total, masking.visible, draw).to(batch.images.device, non_blocking=True)
+        return dataclasses.replace(batch, images=shown(batch.images, masking.side, visible), visible=visible)
 
     def _two_views(self, images: Tensor, labels: Tensor, epoch: int, step: int) -> Batch:
         assert self._augment is not None

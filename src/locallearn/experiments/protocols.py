@@ -120,12 +120,10 @@ class Study:
         """The complete configuration of a cell."""
         config = PROTOCOLS[self.protocol].settle(cells()[cell].config)
         epochs = self.epochs or config.train.epochs
-        warmup = min(config.schedule.warmup_epochs, epochs)
         keep = min(config.checkpoint.keep_epochs, max(1, epochs // 4))
         return dataclasses.replace(
             config,
             seed=seed,
-            schedule=dataclasses.replace(config.schedule, warmup_epochs=warmup),
             train=dataclasses.replace(config.train, epochs=epochs),
             checkpoint=dataclasses.replace(config.checkpoint, keep_epochs=keep),
             data=dataclasses.replace(config.data, train_limit=self.train_limit or 0),

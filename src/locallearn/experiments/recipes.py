@@ -1,7 +1,8 @@
 """Recipes: functions that return a complete configuration, by name.
 
 ``METHOD`` alone (``gn-dgl``) is a quick run on the embedded digits; ``MODEL-METHOD`` (``resnet32-gn-dgl``) follows
-the thesis: Sec. 3.3.2 for ResNets, Sec. 3.3.1 for VGGs, Chapter 4 for methods without labels, on CIFAR-10;
+the thesis: Sec. 3.3.2 for ResNets, Sec. 3.3.1 for VGGs, Chapter 4 for methods without labels, on CIFAR-10. The
+thesis has no vision transformers: their recipes (``vit-tiny-dgl``, ``vit-tiny-mae``) are customary settings.
 ``vgg6a-6group-gn-dgl`` has the widthwise split of the thesis's 6-Group. Every setting can then be changed.
 """
 
@@ -13,6 +14,7 @@ import re
 from locallearn.config import (
     AugmentConfig,
     DataConfig,
+    MaskingConfig,
     ModificationConfig,
     ObjectiveConfig,
     OptimizerConfig,
@@ -34,6 +36,7 @@ _DEPTH_WIDTH = {
     "simclr": (1, 1),
     "dgssl": (4, 1),
     "dgssl-llm": (4, 1),
+    "mae": (1, 1),
 }
 """K and G of each method's recipe."""
 
@@ -44,6 +47,9 @@ _OWN = (4, 1)
 SELF_SUPERVISED = ("simclr", "dgssl", "dgssl-llm")
 """Methods whose recipes follow Chapter 4."""
 
+_GROUPED = ("gn-dgl", "single-thread")
+"""Methods of several groups, which vision transformers cannot be split into."""
+
 
 def _adam(rate: float) -> OptimizerConfig:
     return OptimizerConfig(name="adam", learning_rate=rate, weight_decay=0.0)
@@ -53,6 +59,8 @@ def digits(method: str) -> RunConfig:
     """ResNet-8 on scikit-learn's digits: seconds to train, above 97 % with every method."""
     if method in SELF_SUPERVISED:
         return self_supervised_digits(method)
+    if method == "mae":
+        return masked_digits()
     depth, width = _DEPTH_WIDTH.get(method, _OWN)
     return RunConfig(
         method=method,
@@ -158,6 +166,39 @@ def self_supervised(model: str, method: str) -> RunConfig:
     )
 
 
+def masked_digits() -> RunConfig:
+    """``vit-nano`` on scikit-learn's digits, 16 patches each, of which 6 are shown."""
+    masking = MaskingConfig(ratio=0.6, decoder_width=64)
+    return RunConfig(
+        method="mae",
+        model="vit-nano",
+        objective=ObjectiveConfig(masking=masking),
+        augment=AugmentConfig(resized_crop=(0.3, 1.0), flip=0.0),
+        optimizer=_adam(1e-3),
+        schedule=ScheduleConfig(warmup_epochs=2, warmup_rate=0.0, unit="step"),
+        train=TrainConfig(epochs=30, batch_size=32, precision="fp32"),
+    )
+
+
+def vit(model: str, method: str) -> RunConfig:
+    """Adam with a warm-up and a cosine: 200 epochs with labels, 800 without, as others use for small images.
+
+    ``mae`` has the augmentation of He et al. (2022), crops and flips; methods on two views that of Fig. A.2.
+    """
+    if method in SELF_SUPERVISED:
+        config = self_supervised(model, method)
+    else:
+        depth, width = _DEPTH_WIDTH.get(method, _OWN)
+        crops = AugmentConfig(resized_crop=(0.2, 1.0), flip=0.5) if method == "mae" else AugmentConfig()
+        train = TrainConfig(epochs=800 if method == "mae" else 200, batch_size=256)
+        data = DataConfig(name="cifar10")
+        config = RunConfig(
+            method=method, model=model, depth=depth, width=(width,), data=data, augment=crops, train=train
+        )
+    schedule = ScheduleConfig(warmup_epochs=config.train.epochs // 20, warmup_rate=0.0)
+    return dataclasses.replace(config, optimizer=_adam(1e-3), schedule=schedule)
+
+
 def recipe(name: str) -> RunConfig:
     """The configuration of a recipe: a method, or a model and a method (``resnet32-gn-dgl``).
 
@@ -182,6 +223,8 @@ def _on_cifar10(model: str, method: str) -> RunConfig:
         build_backbone(split[1], 3, 32)  # refuses unknown models
         return vgg(split[1], method, int(split[2]))
     build_backbone(model, 3, 32)
+    if model.startswith("vit-tiny"):
+        return vit(model, method)
     if not model.startswith(("resnet", "vgg")):  # small, or a user's own: on the digits, for a first try
         return dataclasses.replace(digits(method), model=model)
     if method in SELF_SUPERVISED:
@@ -192,4 +235,11 @@ def _on_cifar10(model: str, method: str) -> RunConfig:
 def recipe_names() -> list[str]:
     """Every recipe by name. Models also take a width factor, as in ``resnet32x2-gn-dgl``."""
     splits = [f"vgg6a-{split}group-gn-dgl" for split in (4, 6, 8, 10)]
-    return [*_DEPTH_WIDTH, *(f"{model}-{method}" for model in backbones for method in _DEPTH_WIDTH), *splits]
+    pairs = [(model, method) for model in backbones for method in _DEPTH_WIDTH]
+    named = [f"{model}-{method}" for model, method in pairs if _fits(model, method)]
+    return [*_DEPTH_WIDTH, *named, *splits]
+
+
+def _fits(model: str, method: str) -> bool:
+    """Whether the method can train the model: transformers have no groups, and nothing else has patches to hide."""
+    return method not in _GROUPED if model.startswith("vit-") else method != "mae"

@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from locallearn.config import ObjectiveConfig
+from locallearn.data.patches import Masking
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError
 from locallearn.losses.functional import cross_entropy, diversity, n_groups
@@ -48,6 +49,8 @@ class Objective(nn.Module):
 
     views: ClassVar[int] = 1
     """Views of every image that a batch must hold: 1, or 2 for losses that compare them."""
+    masking: Masking | None = None
+    """What a batch must show of every image, for losses on hidden patches; None is all of it."""
     needs_labels: ClassVar[bool] = True
     """Whether a batch without labels is refused; only batches of a user's own model may have none."""
     replicable: ClassVar[bool] = False
@@ -108,6 +111,7 @@ class ObjectiveInput:
             groups=self.groups,
             hidden=self.hidden,
             stop_gradient=config.stop_gradient,
+            pool_others=config.pool_others,
         )
 
 

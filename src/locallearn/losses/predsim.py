@@ -84,5 +84,5 @@ def predsim(given: ObjectiveInput) -> PredSim:
     if weight < 1:
         classifier = PooledClassifier(given.shape, given.classes, groups, stop, config.predsim_inputs)
     if weight > 0:
-        similarity = SimilarityHead(given.shape, groups, stop)
+        similarity = SimilarityHead(given.shape, groups, stop, config.pool_others)
     return PredSim(classifier, similarity, given.classes, config)

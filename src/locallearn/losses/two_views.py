@@ -21,6 +21,7 @@ from locallearn.losses.contrastive import (
 )
 from locallearn.losses.decorrelation import barlow_twins, vicreg
 from locallearn.losses.objectives import LocalLoss, Objective, ObjectiveInput, objectives
+from locallearn.nn import peers
 
 
 class TwoViews(Objective):
@@ -33,6 +34,7 @@ class TwoViews(Objective):
 
     views = 2
     needs_labels = False
+    replicable = True
 
     def __init__(self, head: nn.Module, loss: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -41,7 +43,13 @@ class TwoViews(Objective):
 
     def forward(self, features: Tensor, batch: Batch) -> LocalLoss:
         """Losses of the nodes whose features of 2N views are ``features``, [2N, C, H, W] or [2N, C]."""
-        return LocalLoss(self.loss(self.head(features)), {}, None)
+        return LocalLoss(self.loss(_whole_batch(self.head(features))), {}, None)
+
+
+def _whole_batch(projections_GBP: Tensor) -> Tensor:
+    """Projections [G, 2N, P] of all images, where replicas have a part of each of the two views."""
+    views_G2NP = projections_GBP.unflatten(1, (2, -1))
+    return peers.current().whole_batch(views_G2NP, 2).flatten(1, 2)
 
 
 class ModifiedNTXent(Objective):
@@ -56,6 +64,7 @@ class ModifiedNTXent(Objective):
 
     views = 2
     needs_labels = False
+    replicable = True
 
     def __init__(
         self, head: nn.Module, temperature: float, config: ModificationConfig, position: tuple[int, int]
@@ -65,12 +74,12 @@ class ModifiedNTXent(Objective):
         self.temperature = temperature
         self.config = config
         self.position = position
+        self.chooses = position[0] < position[1]
 
     def forward(self, features: Tensor, batch: Batch) -> LocalLoss:
         """Losses of the nodes whose features of 2N views are ``features``; the terms are the shares of pairs."""
-        projections = self.head(features)
-        j, depth = self.position
-        if j == depth:
+        projections = _whole_batch(self.head(features))
+        if not self.chooses:
             return LocalLoss(nt_xent(projections, self.temperature), {}, None)
         similarities = cosine_similarities(projections)
         positives, negatives = self._select(self._scores(similarities, batch))
@@ -88,7 +97,8 @@ class ModifiedNTXent(Objective):
         """Which positives [G, N] and which negatives [G, 2N, 2N]; 1 stands for G where all groups choose alike."""
         config, (j, depth) = self.config, self.position
         sign = 1 if config.difficulty == "increasing" else -1  # the hardest pairs are the easiest of negated scores
-        scores = sign * scores
+        # a pair has one similarity: rounding must not choose it from one side and leave it out from the other
+        scores = sign * (scores + scores.mT) / 2
         positive = config.positive_ratio ** (depth - j)
         negative = config.negative_ratio ** (depth - j) if config.pairs == "both" else 1.0
         alpha, beta = share_thresholds(scores, positive, negative)

@@ -6,12 +6,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
 from locallearn.errors import ConfigError
 from locallearn.nn.blocks import BasicBlock, Bottleneck, ConvBlock, LinearBlock
+from locallearn.nn.vit import PatchEmbedding, TransformerBlock
 from locallearn.registry import Registry
 
 
@@ -25,11 +26,12 @@ class MakeBlock(Protocol):
 
 @dataclass(frozen=True)
 class Block:
-    """One block of a backbone: its name, its output channels and how to build it."""
+    """One block of a backbone: its name, its output channels, how to build it and whether it has width groups."""
 
     name: str
     channels: int
     make: MakeBlock
+    splits: bool = True
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,17 @@ class Backbone:
 
 @dataclass(frozen=True)
 class BackboneInput:
-    """What a backbone is built for: its name, channels and side of the image [pixels], width factor, dropout."""
+    """What a backbone is built for: its name, channels and side of the image [pixels], width factor, dropout.
+
+    ``patch_size`` [pixels] is the user's choice of patches; None leaves it to the backbone.
+    """
 
     name: str
     channels: int
     image_size: int
     factor: float = 1
     dropout: float = 0.0
+    patch_size: int | None = None
 
 
 backbones: Registry[Callable[[BackboneInput], tuple[tuple[Block, ...], float]]] = Registry(
@@ -66,7 +72,9 @@ backbones: Registry[Callable[[BackboneInput], tuple[tuple[Block, ...], float]]] 
 """Builders of a backbone's blocks and its factor on the hidden units of heads, by name."""
 
 
-def build_backbone(name: str, channels: int, image_size: int, dropout: float = 0.0) -> Backbone:
+def build_backbone(
+    name: str, channels: int, image_size: int, dropout: float = 0.0, patch_size: int | None = None
+) -> Backbone:
     """Build the backbone ``name``, a registered one with an optional width factor (``resnet32x2``).
 
     Args:
@@ -75,15 +83,16 @@ def build_backbone(name: str, channels: int, image_size: int, dropout: float = 0
         channels: channels of the image.
         image_size: side of the image [pixels].
         dropout: dropout after every block, where the backbone has it (VGG).
+        patch_size: side of the patches of a vision transformer [pixels]; by default the model's own.
 
     Raises:
-        ConfigError: unknown name, or images too small for it.
+        ConfigError: unknown name, images too small for it, or patches that do not divide them.
     """
     match = re.fullmatch(r"(.+?)x([1-9]\d?|0\.\d{1,3})", name)
     family, factor = (match[1], float(match[2])) if match and name not in backbones else (name, 1)
     if family not in backbones:
         backbones.get(name)  # raises, and quotes what the user wrote
-    blocks, widen = backbones.build(family, BackboneInput(name, channels, image_size, factor, dropout))
+    blocks, widen = backbones.build(family, BackboneInput(name, channels, image_size, factor, dropout, patch_size))
     return Backbone(name, family, blocks, widen)
 
 
@@ -112,6 +121,12 @@ def _scaled(given: BackboneInput, width: int) -> int:
     return int(scaled)
 
 
+def _no_patches(given: BackboneInput) -> None:
+    if given.patch_size is not None:
+        expected = f"nothing with {given.name}, for vision transformers alone have patches"
+        raise ConfigError("patch_size", given.patch_size, expected)
+
+
 def _resnet(
     given: BackboneInput,
     kind: Callable[..., nn.Module],
@@ -119,6 +134,7 @@ def _resnet(
     widths: Sequence[int],
     counts: Sequence[int],
 ) -> tuple[tuple[Block, ...], float]:
+    _no_patches(given)
     f = given.factor
     width = _scaled(given, stem)
     blocks = [Block("stem", width, partial(ConvBlock, given.channels, width))]
@@ -129,6 +145,7 @@ def _resnet(
 
 def _vgg(given: BackboneInput, plan: str, hidden: int) -> tuple[tuple[Block, ...], float]:
     """``plan`` lists convolution widths and M for a 2x2 max pool, which belongs to the block after it."""
+    _no_patches(given)
     blocks: list[Block] = []
     channels, size, pool, n_convs = given.channels, given.image_size, False, 0
     for item in plan.split():
@@ -145,6 +162,27 @@ def _vgg(given: BackboneInput, plan: str, hidden: int) -> tuple[tuple[Block, ...
     inputs = channels * size * size
     blocks.append(Block("fc1", hidden, partial(LinearBlock, inputs, hidden, pool, given.dropout)))
     return tuple(blocks), float(given.factor)
+
+
+def _vit(given: BackboneInput, width: int, depth: int, patch: int) -> tuple[tuple[Block, ...], float]:
+    """``depth`` transformer blocks of ``width`` channels on patches of ``patch`` pixels a side."""
+    patch, width = given.patch_size or patch, _scaled(given, width)
+    if given.image_size % patch:
+        raise ConfigError("patch_size", patch, f"a divisor of {given.image_size}, the side of the images [pixels]")
+    stem = _whole(PatchEmbedding, given.channels, given.image_size, patch, width)
+    blocks = [Block("stem", width, stem, splits=False)]
+    for i in range(1, depth + 1):
+        blocks.append(Block(f"block{i}", width, _whole(TransformerBlock, width, i == depth), splits=False))
+    return tuple(blocks), float(given.factor)
+
+
+def _whole(kind: Callable[..., nn.Module], *args: Any) -> MakeBlock:
+    """Builds a block that has no groups."""
+
+    def make(*, groups: int, dense: bool) -> nn.Module:
+        return kind(*args)
+
+    return make
 
 
 for _depth in (8, 20, 32, 44, 56, 110):
@@ -166,3 +204,5 @@ for _name, _plan, _hidden in (
     ("vgg19a", "64 64 M 128 128 M 256 256 256 256 M 512 512 512 512 M 512 512 512 512", 1024),
 ):
     backbones.add(_name, partial(_vgg, plan=_plan, hidden=_hidden))
+backbones.add("vit-tiny", partial(_vit, width=192, depth=12, patch=4))
+backbones.add("vit-nano", partial(_vit, width=64, depth=4, patch=2))

@@ -5,6 +5,7 @@ Group g of G owns rows [g n/G, (g+1) n/G) of every parameter and buffer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -195,24 +196,45 @@ class StopGradientConv2d(nn.Module):
         outputs: channels that each head makes.
         stride: stride.
         groups: G; C must be a multiple of it.
+        pool_others: side of the squares that the other groups' channels are averaged over (Sec. 3.2.3) [pixels]. On
+            several ranks only the averages travel.
 
     Shapes: input [B, C, H, W], output [B, G * outputs, H', W'], weight [G * outputs, C, 3, 3]. On a rank that has
     n of the G groups the input is their channels, and the output and weight are their rows.
     """
 
-    def __init__(self, channels: int, outputs: int, stride: int, groups: int) -> None:
+    def __init__(self, channels: int, outputs: int, stride: int, groups: int, pool_others: int = 1) -> None:
         super().__init__()
-        self.stride, self.groups = stride, groups
+        self.stride, self.groups, self.pool_others = stride, groups, pool_others
         self.weight = nn.Parameter(torch.empty(groups * outputs, channels, 3, 3))
+        self.pool = nn.AvgPool2d(pool_others, ceil_mode=True) if pool_others > 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve; the values are those of a dense convolution."""
         x, weight = _autocast(x, self.weight)
         others = peers.current()
+        if self.pool is not None:
+            return self._pooled(x, weight, self.pool)
         seen = others.gather_groups(x.detach(), 1)
         out = _StopGradientConv.apply(x, seen, weight, self.stride, self.groups, others.index * self.groups)
         assert isinstance(out, Tensor)
         return out
+
+    def _pooled(self, x: Tensor, weight: Tensor, pool: nn.AvgPool2d) -> Tensor:
+        """All groups pooled, and what each group's own channels have more than that: one dense, one grouped pass."""
+        others, own, pad = peers.current(), x.shape[1], weight.shape[-1] // 2
+        pooled = others.gather_groups(pool(x.detach()), 1)
+        coarse = enlarged(pooled, self.pool_others, x.shape[2:])
+        more = x - coarse[:, others.index * own : (others.index + 1) * own]
+        columns = own_channels(weight, self.groups, own // self.groups, others.index * self.groups)
+        of_all = F.conv2d(coarse, weight, stride=self.stride, padding=pad)
+        return of_all + F.conv2d(more, columns, stride=self.stride, padding=pad, groups=self.groups)
+
+
+def enlarged(pooled_BCHW: Tensor, factor: int, sides: Sequence[int]) -> Tensor:
+    """Every value over the square of ``factor`` pixels a side that it is the mean of; squares end at the map's."""
+    factor = min(factor, max(sides))
+    return F.interpolate(pooled_BCHW, scale_factor=factor)[..., : sides[0], : sides[1]]
 
 
 def stop_gradient_vectors(x_BC: Tensor, groups: int) -> Tensor:

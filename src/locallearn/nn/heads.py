@@ -25,6 +25,7 @@ class HeadInput:
         groups: G.
         hidden: hidden units, as the settings and the model's width factor have them.
         stop_gradient: whether heads see the other groups' features, detached.
+        pool_others: side of the squares that those are averaged over first [pixels].
     """
 
     shape: tuple[int, ...]
@@ -32,6 +33,7 @@ class HeadInput:
     groups: int = 1
     hidden: int = 128
     stop_gradient: bool = False
+    pool_others: int = 1
 
 
 heads: Registry[Callable[[HeadInput], nn.Module]] = Registry("objective.head", "given: HeadInput", nn.Module)
@@ -59,6 +61,7 @@ def build_head(
     groups: int = 1,
     hidden: int = 128,
     stop_gradient: bool = False,
+    pool_others: int = 1,
 ) -> nn.Module:
     """Build the heads of one module: a registered one, or ``<n>c<m>f``.
 
@@ -69,14 +72,22 @@ def build_head(
         groups: G.
         hidden: hidden units of the linear layers of ``<n>c<m>f``.
         stop_gradient: whether heads see the other groups' features, detached.
+        pool_others: side of the squares that those are averaged over first [pixels].
 
     Raises:
         ConfigError: no such head.
     """
     if name in heads:
-        return heads.build(name, HeadInput(shape, outputs, groups, hidden, stop_gradient))
+        return heads.build(name, HeadInput(shape, outputs, groups, hidden, stop_gradient, pool_others))
     return AuxiliaryHead(
-        name, shape[0], len(shape) == 3, outputs, groups=groups, hidden=hidden, stop_gradient=stop_gradient
+        name,
+        shape[0],
+        len(shape) == 3,
+        outputs,
+        groups=groups,
+        hidden=hidden,
+        stop_gradient=stop_gradient,
+        pool_others=pool_others,
     )
 
 
@@ -106,6 +117,7 @@ class AuxiliaryHead(nn.Module):
         groups: G.
         hidden: hidden units of the linear layers.
         stop_gradient: whether heads see the other groups' features.
+        pool_others: side of the squares that those are averaged over first, where there are convolutions [pixels].
 
     Shapes: input [B, C, H, W] or [B, C], output [G, B, outputs].
     """
@@ -120,10 +132,12 @@ class AuxiliaryHead(nn.Module):
         groups: int = 1,
         hidden: int = 128,
         stop_gradient: bool = False,
+        pool_others: int = 1,
     ) -> None:
         super().__init__()
         n_convs, n_linears = parse_head(name)
         self.groups = groups
+        self.pool_others = pool_others
         self.stop_gradient = stop_gradient and groups > 1
         seen = channels if self.stop_gradient else channels // groups
         self.convs = nn.Sequential()
@@ -144,7 +158,7 @@ class AuxiliaryHead(nn.Module):
         for i in range(n):
             stride = 2 if i == 0 else 1
             if i == 0 and self.stop_gradient:
-                layers.append(StopGradientConv2d(channels, width, stride, self.groups))
+                layers.append(StopGradientConv2d(channels, width, stride, self.groups, self.pool_others))
             else:
                 inputs = channels if i == 0 else width * self.groups
                 layers.append(conv(inputs, width * self.groups, 3, stride, self.groups, dense=False))

@@ -2,7 +2,8 @@
 
 The accounting is that of Tables 3.4 and 3.5: convolution k k in/groups out H W (plus one per output where it has a
 bias), batch norm 2 per output element, ReLU 1 per element, pooling 1 per input element, linear in * out + out;
-additions, interpolation, sigmoid and softmax are free.
+additions, interpolation, sigmoid and softmax are free. Layer norm counts as batch norm does, GELU as ReLU, and
+attention over T tokens 2 T per output element: queries with keys, and weights with values.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from locallearn.nn.groups import GroupLinear, StopGradientConv2d
 from locallearn.nn.pool import GlobalAveragePool
+from locallearn.nn.vit import Attend
 
 
 @singledispatch
@@ -58,6 +60,11 @@ def _(layer: nn.Module, inputs: Tensor, output: Tensor) -> int:
 @layer_macs.register(GroupLinear)
 def _(layer: nn.Linear | GroupLinear, inputs: Tensor, output: Tensor) -> int:
     return output.numel() * (layer.weight.shape[1] + _has_bias(layer))
+
+
+@layer_macs.register(Attend)
+def _(layer: nn.Module, inputs: Tensor, output: Tensor) -> int:
+    return 2 * output.numel() * output.shape[1]
 
 
 def _has_bias(layer: nn.Module) -> bool:

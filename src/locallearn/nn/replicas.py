@@ -25,17 +25,22 @@ class _Normalise(torch.autograd.Function):
         ctx.peers, ctx.n = peers.current(), n
         ctx.save_for_backward(x, mean, inv_std, weight)
         scale = inv_std * weight
-        return (x.float() * _c(scale) + _c(bias - mean * scale)).to(x.dtype)
+        return (_precise(x) * _c(scale) + _c(bias - mean * scale)).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, inv_std, weight = ctx.saved_tensors
-        grad = grads[0].float()
-        unit = (x.float() - _c(mean)) * _c(inv_std)
+        grad = _precise(grads[0])
+        unit = (_precise(x) - _c(mean)) * _c(inv_std)
         own = torch.stack([_sum(grad), _sum(grad * unit)])
         sums = ctx.peers.batch_sums(own.clone()) / ctx.n
         grad_x = (grad - _c(sums[0]) - unit * _c(sums[1])) * _c(inv_std * weight)
         return grad_x.to(x.dtype), None, None, own[1], own[0], None
+
+
+def _precise(x: Tensor) -> Tensor:
+    """At least fp32."""
+    return x.float() if x.dtype.itemsize < 4 else x
 
 
 def _c(value_C: Tensor) -> Tensor:
@@ -66,7 +71,7 @@ class ReplicaBatchNorm(nn.modules.batchnorm._BatchNorm):
         assert self.momentum is not None
         exchange = peers.current().batch_sums
         with torch.no_grad():
-            x = x_BCP.float()
+            x = _precise(x_BCP)
             count = x.new_full((1,), x.shape[0] * x.shape[2])
             *sums, n = exchange(torch.cat([_sum(x), count])).split([x.shape[1], 1])
             mean = sums[0] / n

@@ -63,18 +63,19 @@ class SimilarityHead(nn.Module):
         shape: features of one image over all groups, (C, H, W) or (C,).
         groups: G.
         stop_gradient: whether group g's layer sees all C channels, the others detached, or its own C/G only.
+        pool_others: side of the squares that the others are averaged over first [pixels].
 
     Shapes: input [B, C, H, W] or [B, C], output [G, B, C] with ``stop_gradient``, else [G, B, C/G].
     """
 
-    def __init__(self, shape: tuple[int, ...], groups: int, stop_gradient: bool) -> None:
+    def __init__(self, shape: tuple[int, ...], groups: int, stop_gradient: bool, pool_others: int = 1) -> None:
         super().__init__()
         self.groups = groups
         self.stop_gradient = stop_gradient and groups > 1
         channels = shape[0] * (groups if self.stop_gradient else 1)
         self.layer: nn.Module
         if len(shape) == 3 and self.stop_gradient:
-            self.layer = StopGradientConv2d(shape[0], shape[0], 1, groups)
+            self.layer = StopGradientConv2d(shape[0], shape[0], 1, groups, pool_others)
         else:  # a linear layer is a 1x1 convolution of one position
             self.layer = conv(channels, channels, 3 if len(shape) == 3 else 1, 1, groups, dense=False)
 

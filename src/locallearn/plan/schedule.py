@@ -31,7 +31,8 @@ class Work(NamedTuple):
 class Need(NamedTuple):
     """Work that must be done first, and what travels from it.
 
-    ``what`` is ``"features"``, ``"scores"``, ``"gradient"``, or ``""`` where only the end of the work is awaited.
+    ``what`` is ``"features"`` (for the next module), ``"shared"`` (features for the heads of the other groups),
+    ``"scores"``, ``"gradient"``, or ``""`` where only the end of the work is awaited.
     """
 
     work: Work
@@ -75,7 +76,7 @@ def local(
             before = _of_module(groups, "F", k - 1, batch, "features") if k else []
             if k + 1 < len(groups) and batch >= in_flight:  # the next module's queue has room again
                 before += _of_module(groups, "F", k + 1, batch - in_flight, "")
-            peers = [_of_module(groups, kind, k, batch, what) for kind, what in (("F", "features"), ("H", "scores"))]
+            peers = [_of_module(groups, kind, k, batch, what) for kind, what in (("F", "shared"), ("H", "scores"))]
             waits = (before, peers[0] * features[k], peers[1] * scores[k])
             for kind, wanted in zip("FHB", waits, strict=True):
                 needs[Work(device, kind, k + 1, batch)] = tuple(n for n in wanted if n.work.device != device)

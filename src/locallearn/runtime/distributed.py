@@ -32,8 +32,10 @@ class DistributedRuntime(Runtime):
         steps: the local steps of this rank's modules by module, counted from 0; their peers are
             :class:`~locallearn.runtime.peers.ProcessPeers`.
         shapes: of one image's features over all groups of every module.
+        types: of every module's features.
         names: of the modules.
         config: how features travel.
+        views: of every image in a batch, 1 or 2.
     """
 
     def __init__(
@@ -42,11 +44,14 @@ class DistributedRuntime(Runtime):
         placement: Placement,
         steps: Mapping[int, LocalStep],
         shapes: Sequence[tuple[int, ...]],
+        types: Sequence[torch.dtype],
         names: Sequence[str],
         config: MeshConfig,
+        views: int = 1,
     ) -> None:
         self.world, self.placement, self.config = world, placement, config
-        self.steps, self.shapes, self.names = steps, shapes, names
+        self.steps, self.shapes, self.types, self.names = steps, shapes, types, names
+        self.views = views
         self.actions = placement.actions(world.rank)
         world.names = [self._name(rank) for rank in range(placement.mesh.size)]
         self._peers = {m: step.peers for m, step in steps.items() if isinstance(step.peers, ProcessPeers)}
@@ -71,19 +76,19 @@ class DistributedRuntime(Runtime):
             end: the step after the last one.
         """
         world, here = self.world, self.world.names[self.world.rank]
+        wire = _WIRE[self.config.wire]
         for action in self.actions:
             links = [Link(rank, world.names[rank]) for rank in action.ranks]
             if action.kind == "send":
-                wire = _WIRE[self.config.wire]
                 self._senders.append(
                     Sender(action.module, links, world.features, world.device, self.config.in_flight, wire)
                 )
             elif action.kind == "receive":
                 channels, *sides = self.shapes[action.module]
                 expected = (channels // len(links), *sides)
-                ahead = self.config.in_flight
+                dtype, ahead = self.types[action.module], self.config.in_flight
                 self._receiver = Receiver(
-                    action.module, links, here, world.features, world.device, expected, start, end, ahead
+                    action.module, links, here, world.features, world.device, expected, dtype, start, end, ahead, wire
                 )
 
     def _name(self, rank: int) -> str:
@@ -95,6 +100,11 @@ class DistributedRuntime(Runtime):
         """Seconds that this rank has waited for others so far: for features, for room to send, in exchanges."""
         found = sum(end.waited for end in (*self._senders, *self._peers.values()))
         return found + (self._receiver.waited if self._receiver is not None else 0.0)
+
+    def settle(self) -> None:
+        """Wait until all features that were sent have arrived."""
+        for sender in self._senders:
+            sender.flush()
 
     def stops(self, requested: bool) -> bool:
         """Whether all processes have agreed to stop after the last batch."""
@@ -116,9 +126,9 @@ class DistributedRuntime(Runtime):
             PeerLostError: another process is gone.
             TransportError: a module sent something else than what this one awaits.
         """
-        parts = split(len(batch.labels), self.placement.mesh.data)
+        parts = split(len(batch.labels) // self.views, self.placement.mesh.data)
         own = parts[self.world.place.data]
-        batch = _rows(batch, own)
+        batch = _rows(batch, own, self.views)
         features, losses = torch.empty(0), []
         if self.world.place.depth == 0:
             self.stopping = self.world.agree(stop)
@@ -127,7 +137,7 @@ class DistributedRuntime(Runtime):
                 features = batch.images
             elif action.kind == "receive":
                 assert self._receiver is not None
-                features, self.stopping = self._receiver.get(len(own))
+                features, self.stopping = self._receiver.get(self.views * len(own))
             elif action.kind == "gather":
                 features = self._peers[action.module].features(features)
             elif action.kind == "step":
@@ -145,13 +155,17 @@ class DistributedRuntime(Runtime):
         return self.steps[module](features, batch, index)
 
 
-def _rows(batch: Batch, rows: range) -> Batch:
-    """The images of one replica; labels stay those of the whole batch, which losses are of."""
-    if len(rows) == len(batch.labels):
+def _rows(batch: Batch, rows: range, views: int) -> Batch:
+    """The images of one replica; labels and scores stay those of the whole batch, which losses are of."""
+    if len(rows) * views == len(batch.labels):
         return batch
-    part = slice(rows.start, rows.stop)
+
+    def part(x_BCHW: Tensor) -> Tensor:
+        return torch.cat([view[rows.start : rows.stop] for view in x_BCHW.chunk(views)])
 
     def make() -> Batch:
-        return Batch(batch.images[part], batch.labels, batch.pixels[part], batch.step)
+        visible = None if batch.visible is None else part(batch.visible)
+        images, pixels = part(batch.images), part(batch.pixels)
+        return Batch(images, batch.labels, pixels, batch.step, batch.boxes, batch.scores, visible)
 
     return LateBatch(batch.labels, batch.step, make)

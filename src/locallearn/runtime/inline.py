@@ -26,6 +26,13 @@ class Runtime:
         """Whether to stop now, where this process was asked to; several must agree on the step."""
         return requested
 
+    def settle(self) -> None:
+        """Wait until what was sent to other processes has arrived; before anything that all of them do together.
+
+        Raises:
+            PeerLostError: one of them is gone, which a thread that sends may have noticed while nobody asked it.
+        """
+
     def step(self, batch: Batch, index: int, stop: bool = False) -> list[LocalLoss]:
         """Train on one batch.
 

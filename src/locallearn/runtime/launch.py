@@ -101,7 +101,8 @@ class _Crew:
 
     def _look(self) -> None:
         """Note who failed first; of several, one that was killed is the cause."""
-        failed = [(process.returncode, rank) for rank, process in enumerate(self.crew) if process.returncode]
+        codes = [process.poll() for process in self.crew]  # of all: one that lives hides no other
+        failed = [(code, rank) for rank, code in enumerate(codes) if code]
         if failed and not self.first_failure:
             self._code, rank = min(failed)
             how = f"was killed by signal {-self._code}" if self._code < 0 else f"ended with exit code {self._code}"

@@ -227,9 +227,11 @@ class Receiver:
         group: the process group of features.
         device: where features go.
         expected: shape of one image's features from one source.
+        dtype: their type.
         start: the first step that arrives.
         end: the step after the last one.
         ahead: batches that may be on their way or here before they are computed, at least 1.
+        wire: how they travel; None means as they are.
     """
 
     def __init__(
@@ -240,11 +242,14 @@ class Receiver:
         group: dist.ProcessGroup,
         device: torch.device,
         expected: tuple[int, ...],
+        dtype: torch.dtype,
         start: int,
         end: int,
         ahead: int,
+        wire: torch.dtype | None = None,
     ) -> None:
         self.module, self.sources, self.here, self.expected = module, sources, here, expected
+        self.dtype, self.wire = dtype, wire or dtype
         self.waited = 0.0
         self._group, self._device = group, device
         self._steps = range(start, end)
@@ -290,6 +295,8 @@ class Receiver:
             ("module", header.module + 1, self.module + 1),
             ("step", header.step, step),
             ("feature shape", header.shape[1:], self.expected),
+            ("features of", header.dtype, self.dtype),
+            ("a message in", header.wire, self.wire),
         ):
             if found != awaited:
                 raise TransportError(f"{self.here} got {what} {found} from {source.name} instead of {awaited}")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from locallearn.config import AugmentConfig, RunConfig, digest
-from locallearn.core.network import build_network
+from locallearn.core.network import LocalNetwork, build_network
 from locallearn.costs.memory import ActivationMeter
 from locallearn.data.datasets import Dataset, ImageSet
 from locallearn.data.store import Batch, ImageStore
@@ -26,7 +26,7 @@ from locallearn.training.nodes import Nodes
 from locallearn.training.observer import Observer
 from locallearn.training.optim import learning_rate
 from locallearn.training.record import RunFolder
-from locallearn.training.scorers import build_scorer
+from locallearn.training.scorers import build_scorer, chooses_pairs
 from locallearn.training.setup import image_shape
 from locallearn.training.stop import StopRequest
 from locallearn.training.summary import summarise
@@ -72,7 +72,8 @@ class Training:
         self.network = network if self.world.leader else self.nodes.network
         self.runtime: Runtime = self.nodes.runtime
         self.scorer = build_scorer(config, network, dataset)
-        self.train_store = self._store(dataset.train, config.augment, network.views)
+        self._asks_scorer = chooses_pairs(self.nodes.network)
+        self.train_store = self._store(dataset.train, config.augment, network)
         self.test_store = self._store(dataset.test, None)
         self.steps_per_epoch = self.train_store.steps(train.batch_size)
         smallest = self.train_store.smallest(train.batch_size)
@@ -93,15 +94,20 @@ class Training:
         if self.scorer.identity is not None:
             self.progress["scorer"] = self.scorer.identity
 
-    def _store(self, images: ImageSet, augment: AugmentConfig | None, views: int = 1) -> ImageStore:
+    def _store(
+        self, images: ImageSet, augment: AugmentConfig | None, network: LocalNetwork | None = None
+    ) -> ImageStore:
+        """Images as the losses of a network want them in training, or as they are."""
         last, seed = bool(self.config.train.channels_last), self.config.seed
-        return ImageStore(images, self.dataset, augment, self.device, seed, last, views)
+        views, masking = (1, None) if network is None else (network.views, network.masking)
+        return ImageStore(images, self.dataset, augment, self.device, seed, last, views, masking)
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 
     def write_checkpoint(self) -> Path:
         """Write where training stands now; of several processes each writes its part."""
         self._check(self.guard.bad_loss() or self.guard.bad_weight(self.step))
+        self.runtime.settle()
         tensors = self.nodes.tensors() | self.sums.saved() | self.scorer.tensors()
         progress = {**self.progress, "step": self.step, "digest": digest(self.config)}
         found = checkpoints.Checkpoint(tensors, progress)
@@ -238,7 +244,8 @@ class Training:
                 group["lr"] = rate
 
     def _step(self, batch: Batch) -> None:
-        batch = self.scorer.scored(batch)
+        if self._asks_scorer:
+            batch = self.scorer.scored(batch)
         if self.phase_step:
             losses = self.runtime.step(batch, self.phase_step, self.stop.requested)
         else:  # the first step of a phase is also weighed
@@ -264,6 +271,7 @@ class Training:
         images = self.sums.tensors["images"].item()
         self.progress["images"] += images / self.phases
         self._check(self.guard.bad_loss())
+        self.runtime.settle()
         whole = Sums(self.recorded, self.device)
         whole.tensors = self.world.whole(self.sums.tensors)
         self.progress["activation_bytes"] = self.world.largest(self.progress["activation_bytes"])

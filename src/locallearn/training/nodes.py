@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from locallearn.config import RunConfig
-from locallearn.core.module import LocalModule, LocalStep
+from locallearn.core.module import LocalModule, LocalStep, autocast
 from locallearn.core.network import ImageShape, LocalNetwork
 from locallearn.core.shard import rows, shard
 from locallearn.costs.steps import dry_steps
@@ -55,8 +58,10 @@ class Nodes:
         self.network = LocalNetwork(list(held.values()))
         self.steps = {i: self._step(module, self._peers(world, i, module)) for i, module in held.items()}
         names = [module.name for module in network]
-        shapes = feature_shapes(network, image)
-        self.runtime = DistributedRuntime(world, placement, self.steps, shapes, names, config.mesh)
+        shapes, types = feature_shapes(network, image), feature_types(network, image, config)
+        self.runtime = DistributedRuntime(
+            world, placement, self.steps, shapes, types, names, config.mesh, network.views
+        )
 
     def _peers(self, world: ProcessWorld, i: int, module: LocalModule) -> Peers:
         return ProcessPeers(world, f"module {module.name}", shared=module.groups < self._groups[i])
@@ -122,9 +127,23 @@ def placement_of(config: RunConfig, network: LocalNetwork, image: ImageShape, wo
 
 
 def feature_shapes(network: LocalNetwork, image: ImageShape) -> list[tuple[int, ...]]:
-    """Features of one image over all groups of every module, (C, H, W) or (C,)."""
-    shape, shapes = (image.channels, image.size, image.size), []
+    """Features of one image over all groups of every module in training, (C, H, W) or (C,)."""
+    shape, shapes = network.given(image), []
     for module in network:
         shape = dry_run(module.blocks, shape).shape
         shapes.append(shape)
     return shapes
+
+
+def feature_types(network: LocalNetwork, image: ImageShape, config: RunConfig) -> list[torch.dtype]:
+    """Types of the features of every module in training, found on tensors without data."""
+    network, types = copy.deepcopy(network).to("meta").train(), []
+    device = torch.device(str(config.train.device)).type
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        network.to_empty(device=device)
+        features = torch.empty(2, image.channels, image.size, image.size, device=device)
+        for module in network:
+            with autocast(features.device, str(config.train.precision)):
+                features = module.blocks(features)
+            types.append(features.dtype)
+    return types

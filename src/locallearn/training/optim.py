@@ -36,8 +36,9 @@ def learning_rate(config: RunConfig, step: int, steps_per_epoch: int) -> float:
     passed = step // steps_per_epoch if schedule.unit == "epoch" else step / steps_per_epoch
     e = passed + 1 if schedule.unit == "epoch" else passed
     rate = initial * _decay(schedule, e, passed, config.train.epochs)
-    if passed < schedule.warmup_epochs:
-        share = passed / schedule.warmup_epochs
+    warmup = min(schedule.warmup_epochs, config.train.epochs)
+    if passed < warmup:
+        share = passed / warmup
         rate = rate * share + schedule.warmup_rate * (1 - share)
     return rate
 

@@ -141,6 +141,12 @@ def _by_features(network: LocalNetwork, images: Tensor, batch: Batch, precision:
     return batch.with_scores(cosine_similarities(features_BC[None])[0])
 
 
+def chooses_pairs(network: LocalNetwork) -> bool:
+    """Whether any of these modules chooses pairs, which the last one of K never does."""
+    chosen = [module.objective for module in network if isinstance(module.objective, ModifiedNTXent)]
+    return any(objective.chooses for objective in chosen)
+
+
 def build_scorer(config: RunConfig, network: LocalNetwork, dataset: Dataset) -> Scorer:
     """The scorer that a resolved configuration asks for; one that does nothing where no module chooses pairs.
 
@@ -149,15 +155,11 @@ def build_scorer(config: RunConfig, network: LocalNetwork, dataset: Dataset) -> 
         UsageError: the scorer's folder is not a run, or has no checkpoint.
     """
     settings = config.objective.modification
-    chooses = any(isinstance(module.objective, ModifiedNTXent) for module in network) and config.depth > 1
-    if not chooses or settings.scorer == "self":
+    if not chooses_pairs(network) or settings.scorer == "self":
         return Scorer()
     if settings.scorer == "augmentation":
         return Severity()
     if settings.scorer == "ema":
-        if config.runtime == "distributed":
-            expected = "another scorer with runtime distributed, where no process has the whole network"
-            raise ConfigError("objective.modification.scorer", settings.scorer, expected)
         return MovingAverage(network, settings.ema_decay, str(config.train.precision))
     return Pretrained(_open_scorer(config, dataset), str(config.train.precision))
 

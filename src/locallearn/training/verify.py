@@ -114,12 +114,11 @@ def shortened(config: RunConfig, dataset: Dataset) -> tuple[RunConfig, Dataset]:
     train = ImageSet(dataset.train.images[: STEPS * batch], dataset.train.labels[: STEPS * batch])
     test = ImageSet(dataset.test.images[:batch], dataset.test.labels[:batch])
     rate = config.optimizer.learning_rate * batch / config.train.batch_size
-    warmup = min(config.schedule.warmup_epochs, 1)
     small = dataclasses.replace(
         config,
         train=dataclasses.replace(config.train, epochs=1, batch_size=batch, evaluate_every=0),
         optimizer=dataclasses.replace(config.optimizer, learning_rate=rate),
-        schedule=dataclasses.replace(config.schedule, unit="step", warmup_epochs=warmup),
+        schedule=dataclasses.replace(config.schedule, unit="step"),
         checkpoint=CheckpointConfig(every_steps=STEPS // 2, keep_best=False),
     )
     return resolve(small, dataset), dataclasses.replace(dataset, train=train, test=test)

@@ -84,6 +84,16 @@ def test_bytes_on_the_wire(grouped):
     assert found["data-parallel"]["wire_bytes"] == 3 * 2 * 3 * 4 * parameters
 
 
+@pytest.mark.parametrize("side", [2, 4])
+def test_features_for_other_heads_may_be_pooled(grouped, side):
+    pooled = counted(pool_others=side)
+    a = grouped.modules[0].output_bytes
+    assert pooled.modules[0].shared_bytes == a // side**2
+    whole, less = (schedules(found, batches=3)["local"]["wire_bytes"] for found in (grouped, pooled))
+    assert whole - less == 3 * 2 * (a - a // side**2)  # the decoupled classifier needs those of the last module whole
+    assert pooled.modules[0].macs == grouped.modules[0].macs + a // 4 // BATCH  # a node pools its own channels
+
+
 def test_groups_that_share_nothing_send_less():
     a, b = (m.output_bytes for m in counted(stop_gradient=False, diversity_weight=0.0).modules)
     found = schedules(counted(stop_gradient=False, diversity_weight=0.0), batches=1)

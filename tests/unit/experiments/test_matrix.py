@@ -133,7 +133,7 @@ def test_digests_tell_cells_and_studies_apart_and_not_seeds():
         "quick", "paper", "quick-epochs3", "quick-train1000", "quick-epochs3-train1000",
     ]  # fmt: skip
     short = Study("paper", epochs=2, train_limit=64).config("cifar10-resnet32-e2e", 0)
-    assert (short.train.epochs, short.schedule.warmup_epochs, short.data.train_limit) == (2, 2, 64)
+    assert (short.train.epochs, short.schedule.warmup_epochs, short.data.train_limit) == (2, 10, 64)
 
 
 BUILT = {

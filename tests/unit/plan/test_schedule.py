@@ -51,7 +51,7 @@ def test_what_local_work_waits_for():
     assert needs[Work(2, "F", 2, 2)] == (Need(forward[0], "features"), Need(forward[1], "features"))
     assert needs[forward[0]] == (Need(Work(2, "F", 2, 0), ""),)  # room in the queue
     assert needs[Work(0, "F", 1, 1)] == ()
-    assert needs[Work(0, "H", 1, 2)] == (Need(forward[1], "features"),)
+    assert needs[Work(0, "H", 1, 2)] == (Need(forward[1], "shared"),)
     assert needs[Work(0, "B", 1, 2)] == (Need(Work(1, "H", 1, 2), "scores"),)
     assert needs[Work(2, "H", 2, 2)] == needs[Work(2, "B", 2, 2)] == ()
 

@@ -44,6 +44,12 @@ def test_warm_up_by_steps_starts_at_the_given_rate():
     assert found == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1, 0.1])
 
 
+def test_a_training_shorter_than_the_warm_up_is_all_warm_up():
+    schedule = ScheduleConfig(name="constant", warmup_epochs=10, warmup_rate=0.02, unit="step")
+    found = rates(RunConfig(schedule=schedule, train=TrainConfig(epochs=2)))
+    assert found == pytest.approx([0.02, 0.04, 0.06, 0.08])
+
+
 def test_optimizers_follow_their_settings():
     parameter = torch.nn.Parameter(torch.tensor([1.0]))
     sgd = build_optimizer(

@@ -144,6 +144,20 @@ def test_every_module_chooses_by_algorithms_6_and_7():
         assert positive == 0.5**2
 
 
+def test_rounding_does_not_tell_the_two_sides_of_a_pair_apart():
+    """Which of S(a, b) and S(b, a) a matrix product rounds up depends on the product; both are one pair's."""
+    *_, network, _ = made(config(scorer="self", positive_ratio=0.5, negative_ratio=0.5))
+    choose = next(iter(network)).objective._select
+    torch.manual_seed(0)
+    exact = torch.rand(1, 12, 12)
+    exact = exact + exact.mT
+    rounded = exact + torch.triu(torch.full_like(exact, 1e-6)) * torch.randint(-1, 2, exact.shape)
+    assert not torch.equal(rounded, rounded.mT)
+    for a, b in zip(choose(exact), choose(rounded), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(choose(rounded)[1], choose(rounded)[1].mT)
+
+
 def test_thresholds_are_taken_as_they_are():
     settled, dataset, network, batch = made(
         config(scorer="augmentation", positive_thresholds=(0.7, 0.5), negative_thresholds=(0.8, 0.9))

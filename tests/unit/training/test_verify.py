@@ -167,9 +167,9 @@ def test_the_short_run_keeps_the_network_and_the_share_of_the_rate():
         ({}, (2, 1, 1)),
         ({"depth": 1, "width": (2,)}, (1, 2, 1)),
         ({"method": "e2e", "depth": 1, "width": (1,)}, None),
-        ({"method": "dgssl"}, None),
+        ({"method": "dgssl"}, (2, 1, 1)),
     ],
-    ids=["depth", "width", "one-node", "one-process-only"],
+    ids=["depth", "width", "one-node", "self-supervised"],
 )
 def test_the_mesh_of_the_check(changes, mesh):
     found = MESH_OF(small.config(**changes))
@@ -200,8 +200,8 @@ def test_processes_that_train_something_else_fail(monkeypatch):
 
 
 def test_a_process_that_fails_is_one_line(tmp_path):
-    config = small.config("dgssl", 2, (1,), runtime="distributed", mesh=MeshConfig(depth=2))
+    config = small.config("dgssl-llm", 2, (1,), runtime="distributed", mesh=MeshConfig(depth=2))
     short, dataset = shortened(config, load(config.data))
-    line = r"^process \d of 2: .*runtime: 'distributed' is not valid; expected inline with method dgssl$"
+    line = r"^process \d of 2: .*scorer_run: None is not valid; expected the folder of a finished run .*$"
     with pytest.raises(LocalLearnError, match=line):
         train_on_processes(short, dataset, tmp_path / "run")

@@ -103,7 +103,9 @@ class Distributed(Trainer):
 
     def __init__(self, job: Job, world: ProcessWorld) -> None:
         setting = job.setting
-        train = dataclasses.replace(job.config.train, precision=setting.precision)
+        train = dataclasses.replace(
+            job.config.train, precision=setting.precision, device=str(setting.device), channels_last=True
+        )
         network = setting.network(job.config)
         self._batch = setting.batch()
         self._inputs = _inputs(network, self._batch, setting.precision)

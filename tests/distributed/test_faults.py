@@ -168,7 +168,7 @@ def test_a_silent_process_is_named(tmp_path):
 
 DISAGREE = """
 import datetime, sys, torch, torch.distributed as dist
-from locallearn.runtime.transport import Link, Receiver, Sender, TransportError
+from locallearn.runtime.transport import PAYLOAD, Link, Receiver, Sender, TransportError
 torch.set_num_threads(1)
 dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=30))
 group, device, x = dist.group.WORLD, torch.device("cpu"), torch.arange(24.0).view(2, 3, 2, 2)
@@ -183,7 +183,7 @@ for i, (features, step, module) in enumerate(cases):
                 sender.close()
         else:
             link = Link(0, "module 1 (rank 0)")
-            receiver = Receiver(0, [link], "module 2 (rank 1)", group, device, (3, 2, 2), x.dtype, 5, 6, wire)
+            receiver = Receiver(0, [link], "module 2 (rank 1)", group, device, (3, 2, 2), x.dtype, 5, 6, 1, wire)
             try:
                 found = receiver.get(2).features
                 print(torch.equal(found, x), found.stride() == features.stride())
@@ -191,7 +191,8 @@ for i, (features, step, module) in enumerate(cases):
                 print(error)
         if i >= 2 and i != 6:  # the payload that nobody wants
             if dist.get_rank() == 1:
-                dist.recv(torch.empty(features.numel(), dtype=features.dtype), 0, group=group)
+                unwanted = torch.empty(features.numel(), dtype=features.dtype)
+                dist.recv(unwanted, 0, group=group, tag=PAYLOAD)
             else:
                 sender.close()
 dist.barrier()

@@ -38,7 +38,7 @@ if dist.get_rank() == 0:
     sender.close()
     print(len(handed), sender.waited > 0.4)
 else:
-    receiver = Receiver(0, [Link(0, "a")], "b", features, device, (500000,), x.dtype, 0, 8)
+    receiver = Receiver(0, [Link(0, "a")], "b", features, device, (500000,), x.dtype, 0, 8, 1)
     dist.barrier(group=control)
     print(all(torch.equal(receiver.get(2).features, x + step) for step in range(8)))
 dist.barrier(group=control)

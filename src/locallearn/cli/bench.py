@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from locallearn.bench.inference import TABLE_3_5, bench_inference
-from locallearn.cli import bench_memory, bench_step
+from locallearn.cli import bench_distributed, bench_hosts, bench_memory, bench_step
 from locallearn.cli.measuring import MeasuringOptions, check_positive, facts, show
 from locallearn.cli.options import parse
 from locallearn.core.network import ImageShape
@@ -38,9 +38,11 @@ class InferenceOptions(MeasuringOptions):
 _USAGE = """usage: locallearn bench WHAT [options]
 
 what:
-  step       training steps of K x G networks against a loop over groups and against backpropagation
-  memory     activation memory and time by K, beside checkpointing and gradient accumulation
-  inference  split networks against the end-to-end one
+  step         training steps of K x G networks against a loop over groups and against backpropagation
+  memory       activation memory and time by K, beside checkpointing and gradient accumulation
+  distributed  nodes on several processes against torch's pipelining and data parallelism
+  hosts        the same on two hosts by latency and bandwidth of the network between them
+  inference    split networks against the end-to-end one
 
 locallearn bench WHAT --help tells its options."""
 
@@ -50,7 +52,13 @@ def run(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE)
         return 0
-    commands = {"step": bench_step.run, "memory": bench_memory.run, "inference": _inference}
+    commands = {
+        "step": bench_step.run,
+        "memory": bench_memory.run,
+        "distributed": bench_distributed.run,
+        "hosts": bench_hosts.run,
+        "inference": _inference,
+    }
     if arguments[0] not in commands:
         raise UsageError(f"bench: {arguments[0]!r} is not known; expected {', '.join(commands)}")
     return commands[arguments[0]](arguments[1:])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from locallearn.core.module import LocalModule
 from locallearn.nn.blocks import Residual
 from locallearn.nn.groups import GroupLinear
+from locallearn.nn.narrow import narrowed
 from locallearn.nn.replicas import replicate
 
 
@@ -58,7 +59,9 @@ def shard(module: LocalModule, groups: range, replicas: int = 1) -> LocalModule:
             if isinstance(layer, Residual):
                 layer.shortcut_of(groups, module.groups)
         part.groups, part.first = len(groups), groups.start
-    return replicate(part) if replicas > 1 else part
+    if replicas > 1:
+        return replicate(part)
+    return narrowed(part) if len(groups) < module.groups else part
 
 
 def _own(tensor: Tensor, groups: range, total: int) -> Any:

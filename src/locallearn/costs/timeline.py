@@ -26,25 +26,32 @@ class Machine:
     """Equal devices, each with one link to all others.
 
     Attributes:
-        device_flops: operations a second that a device reaches (a multiply-accumulate is two).
+        device_flops: operations a second that a device reaches (a multiply-accumulate is two); or else
+        step_seconds: how long every device computes for a batch, measured [s].
         bandwidth: of what a device sends [bytes/s]; None means no limit.
         latency: from the last byte sent to its arrival [s].
     """
 
-    device_flops: float
+    device_flops: float | None = None
     bandwidth: float | None = None
     latency: float = 0.0
+    step_seconds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name, expected in (("device_flops", "operations a second"), ("bandwidth", "bytes a second")):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ConfigError(name, value, f"{expected}, above 0")
+        if self.device_flops is None and not self.step_seconds:
+            raise ConfigError("device_flops", None, "operations a second, where step_seconds are not measured")
         if not 0 <= self.latency < math.inf:
             raise ConfigError("latency", self.latency, "seconds, at least 0")
 
-    def seconds(self, macs: float) -> float:
-        """How long a device takes for that many multiply-accumulates [s]."""
+    def seconds(self, macs: float, device: int = 0, step_macs: float = 1.0) -> float:
+        """How long a device takes for that many multiply-accumulates, of ``step_macs`` that it has in a step [s]."""
+        if self.step_seconds:
+            return self.step_seconds[device] * macs / step_macs
+        assert self.device_flops is not None
         return 2 * macs / self.device_flops
 
     def links(self, message_bytes: Callable[[Need], float]) -> Links:
@@ -119,7 +126,7 @@ def run_local(cost: Cost, machine: Machine, batches: int, in_flight: int) -> Run
     def seconds(work: Work) -> float:
         module = modules[work.module - 1]
         macs = {"F": module.block_macs, "H": module.head_macs, "B": 2 * module.macs}[work.kind]
-        return machine.seconds(macs * cost.batch_size)
+        return machine.seconds(macs * cost.batch_size, work.device, 3 * module.macs * cost.batch_size)
 
     def message_bytes(need: Need) -> float:
         module = modules[need.work.module - 1]
@@ -144,7 +151,8 @@ def run_pipeline(
     macs = [cost.e2e_macs] if whole else [stage.macs for stage in cost.reference]
 
     def seconds(work: Work) -> float:
-        return machine.seconds(images * macs[work.module - 1] * (2 if work.kind == "B" else 1))
+        own = macs[work.module - 1]
+        return machine.seconds(images * own * (2 if work.kind == "B" else 1), work.device, 3 * cost.batch_size * own)
 
     def message_bytes(need: Need) -> float:
         # the gradient that module k + 1 sends back is as large as the features of module k
@@ -166,7 +174,8 @@ def run_copies(cost: Cost, machine: Machine, batches: int, devices: int) -> Run:
     def seconds(work: Work) -> float:
         if work.kind == "R":
             return reduce
-        return machine.seconds(images * cost.e2e_macs * (2 if work.kind == "B" else 1))
+        macs = images * cost.e2e_macs
+        return machine.seconds(macs * (2 if work.kind == "B" else 1), work.device, 3 * macs)
 
     run = simulate(plans.data_parallel(devices, batches), seconds)
     return Run(run.spans, batches * messages * gradients)

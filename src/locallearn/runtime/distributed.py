@@ -54,7 +54,10 @@ class DistributedRuntime(Runtime):
         self.views = views
         self.actions = placement.actions(world.rank)
         world.names = [self._name(rank) for rank in range(placement.mesh.size)]
-        self._gathers = ProcessPeers(world, "its module", shared=True)
+        self._peers = {m: step.peers for m, step in steps.items() if isinstance(step.peers, ProcessPeers)}
+        for action in self.actions:
+            if action.kind == "gather":
+                self._peers[action.module].keeps = True
         self.stopping = False
         """Whether training stops after the last batch; all processes have agreed."""
         self._senders: list[Sender] = []
@@ -83,9 +86,9 @@ class DistributedRuntime(Runtime):
             elif action.kind == "receive":
                 channels, *sides = self.shapes[action.module]
                 expected = (channels // len(links), *sides)
-                dtype = self.types[action.module]
+                dtype, ahead = self.types[action.module], self.config.in_flight
                 self._receiver = Receiver(
-                    action.module, links, here, world.features, world.device, expected, dtype, start, end, wire
+                    action.module, links, here, world.features, world.device, expected, dtype, start, end, ahead, wire
                 )
 
     def _name(self, rank: int) -> str:
@@ -95,8 +98,7 @@ class DistributedRuntime(Runtime):
     @property
     def waited(self) -> float:
         """Seconds that this rank has waited for others so far: for features, for room to send, in exchanges."""
-        ends = [*self._senders, self._gathers, *(step.peers for step in self.steps.values())]
-        found = sum(getattr(end, "waited", 0.0) for end in ends)
+        found = sum(end.waited for end in (*self._senders, *self._peers.values()))
         return found + (self._receiver.waited if self._receiver is not None else 0.0)
 
     def settle(self) -> None:
@@ -137,7 +139,7 @@ class DistributedRuntime(Runtime):
                 assert self._receiver is not None
                 features, self.stopping = self._receiver.get(self.views * len(own))
             elif action.kind == "gather":
-                features = self._gathers.gather_groups(features, 1)
+                features = self._peers[action.module].features(features)
             elif action.kind == "step":
                 features, loss = self._train(action.module, features, batch, index, parts)
                 losses.append(loss)
@@ -148,10 +150,9 @@ class DistributedRuntime(Runtime):
     def _train(
         self, module: int, features: Tensor, batch: Batch, index: int, parts: Sequence[range]
     ) -> tuple[Tensor, LocalLoss]:
-        step = self.steps[module]
-        if isinstance(step.peers, ProcessPeers):
-            step.peers.parts = parts
-        return step(features, batch, index)
+        if module in self._peers:
+            self._peers[module].parts = parts
+        return self.steps[module](features, batch, index)
 
 
 def _rows(batch: Batch, rows: range, views: int) -> Batch:

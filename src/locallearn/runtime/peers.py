@@ -25,6 +25,7 @@ class ProcessPeers(Peers):
     Attributes:
         parts: rows of the current batch on each replica; set before each step.
         waited: seconds spent in exchanges so far.
+        keeps: whether the features that heads have seen are kept for :meth:`features`.
     """
 
     def __init__(self, world: ProcessWorld, name: str, shared: bool) -> None:
@@ -36,12 +37,27 @@ class ProcessPeers(Peers):
         self._width = world.axis("width") if self.ways > 1 else None
         self._data = world.axis("data") if self.replicas > 1 else None
         self._name = name
+        self.keeps = False
+        self._gathered: tuple[Tensor, Tensor] | None = None
 
     def gather_groups(self, x: Tensor, dim: int) -> Tensor:
         """The values of all groups, stacked on ``dim``; a gradient reaches this rank's own only."""
         if self._width is None:
             return x
-        return torch.cat(self._gather(x, self._width, self.index, self.ways), dim)
+        found = torch.cat(self._gather(x, self._width, self.index, self.ways), dim)
+        if self.keeps and dim == 1:
+            self._gathered = x.detach(), found.detach()
+        return found
+
+    def features(self, x: Tensor) -> Tensor:
+        """The features of all groups; they are not exchanged again where the module's heads have seen them.
+
+        All ranks of the module decide alike, for they compute the same layers. What was kept is let go.
+        """
+        kept, self._gathered = self._gathered, None
+        if kept is not None and _same(kept[0], x):
+            return kept[1]
+        return self.gather_groups(x, 1)
 
     def whole_batch(self, x: Tensor, dim: int) -> Tensor:
         """The values of the whole batch, stacked on ``dim``; a gradient reaches this rank's own images only."""
@@ -87,3 +103,8 @@ class ProcessPeers(Peers):
         with naming(f"another process of {self._name}"):
             exchange()
         self.waited += time.perf_counter() - begin
+
+
+def _same(kept: Tensor, x: Tensor) -> bool:
+    """Whether these are the same numbers: in the same memory, which is not freed while one of them is kept."""
+    return (kept.data_ptr(), kept.dtype, kept.shape) == (x.data_ptr(), x.dtype, x.shape)

@@ -1,8 +1,9 @@
 """Features on their way from the ranks of one module to those of the next.
 
-A thread sends and a thread receives while the process computes. At most ``in_flight`` batches wait to be sent, and
-the receiver takes in one batch ahead of the one that it computes. Every message begins with a header that says what
-it is, so that a mismatch is an error and not a hang.
+Threads send and receive while the process computes. At most ``in_flight`` batches are on their way from a sender, and
+a receiver takes in as many ahead of the one that it computes. They are on their way together: none waits until the
+one before it has arrived, which takes several times the link's latency. Every message begins with a header that says
+what it is, so that a mismatch is an error and not a hang.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -22,8 +24,11 @@ from locallearn.runtime.world import naming
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _MAX_DIMS = 5
-_HEADER = 7 + 2 * _MAX_DIMS
+_FIELDS = 7 + 2 * _MAX_DIMS
 _VERSION = 1
+
+HEADER, PAYLOAD = 0, 1
+"""Tags: headers and features are on their way at the same time, each in order."""
 
 
 class TransportError(LocalLearnError):
@@ -76,23 +81,48 @@ class Link(NamedTuple):
     name: str
 
 
+class _Transfer(NamedTuple):
+    """A message on its way, which must be kept until it has arrived."""
+
+    work: dist.Work | None
+    message: Tensor
+    peer: Link
+
+    def complete(self) -> None:
+        """Wait until it has arrived, or been sent."""
+        with naming(self.peer.name):
+            if self.work is not None:
+                self.work.wait()
+        _finish(self.message.device)
+
+
 class _Background:
-    """A thread whose failure is raised in the process's own thread."""
+    """Threads whose failure is raised in the process's own thread."""
 
-    def __init__(self, work: Callable[[], None], device: torch.device) -> None:
+    def __init__(self, device: torch.device, *works: Callable[[], None]) -> None:
         self.failure: Exception | None = None
-        self._work, self._device = work, device
-        self.thread = threading.Thread(target=self._run, daemon=True)
         self.changed = threading.Condition()
+        self._device = device
+        self._threads = [threading.Thread(target=self._run, args=(work,), daemon=True) for work in works]
 
-    def _run(self) -> None:
+    def start(self) -> None:
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def join(self) -> None:
+        """Wait until they have ended."""
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, work: Callable[[], None]) -> None:
         lane = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         try:
             with torch.cuda.stream(lane):  # copies do not wait for kernels, nor kernels for copies
-                self._work()
+                work()
         except Exception as error:
             with self.changed:
-                self.failure = error
+                self.failure = self.failure or error
                 self.changed.notify_all()
 
     def wait_for(self, ready: Callable[[], bool]) -> float:
@@ -113,7 +143,7 @@ class Sender:
         targets: who gets them.
         group: the process group of features.
         device: where features are.
-        in_flight: batches that may wait to be sent, at least 1.
+        in_flight: batches that may be on their way, at least 1.
         wire: how floating point values travel; None leaves them as they are.
     """
 
@@ -131,8 +161,9 @@ class Sender:
         self._group = group
         self._waiting = 0
         self._queue: queue.SimpleQueue[tuple[Header, Tensor, torch.Event | None] | None] = queue.SimpleQueue()
-        self._background = _Background(self._send_all, device)
-        self._background.thread.start()
+        self._sent: queue.SimpleQueue[list[_Transfer] | None] = queue.SimpleQueue()
+        self._background = _Background(device, self._send_all, self._complete_all)
+        self._background.start()
 
     def put(self, features: Tensor, step: int, last: bool = False) -> None:
         """Hand over the features of a step; waits while ``in_flight`` batches are on their way.
@@ -152,22 +183,28 @@ class Sender:
         self._background.wait_for(lambda: self._waiting == 0)
 
     def close(self) -> None:
-        """Send what waits, and end the thread."""
+        """Send what waits, and end the threads."""
         self.flush()
         self._queue.put(None)
-        self._background.thread.join()
+        self._background.join()
 
     def _send_all(self) -> None:
         while (item := self._queue.get()) is not None:
             header, x, computed = item
             if computed is not None:
                 computed.wait()
-            payload = flat(x).to(header.wire)
-            for message in (header.pack().to(x.device), payload):
-                for target in self.targets:
-                    with naming(target.name):
-                        dist.send(message, target.rank, group=self._group)
-            _finish(x.device)
+            messages = ((HEADER, header.pack().to(x.device)), (PAYLOAD, flat(x).to(header.wire)))
+            self._sent.put([self._begin(m, tag, to) for tag, m in messages for to in self.targets])
+        self._sent.put(None)
+
+    def _begin(self, message: Tensor, tag: int, target: Link) -> _Transfer:
+        with naming(target.name):
+            return _Transfer(dist.isend(message, target.rank, group=self._group, tag=tag), message, target)
+
+    def _complete_all(self) -> None:
+        while (transfers := self._sent.get()) is not None:
+            for transfer in transfers:
+                transfer.complete()
             with self._background.changed:
                 self._waiting -= 1
                 self._background.changed.notify_all()
@@ -181,7 +218,7 @@ class Arrival(NamedTuple):
 
 
 class Receiver:
-    """Receives one module's features from its ranks, one batch ahead.
+    """Receives one module's features from its ranks, some batches ahead.
 
     Args:
         module: the module that sends, counted from 0.
@@ -193,6 +230,7 @@ class Receiver:
         dtype: their type.
         start: the first step that arrives.
         end: the step after the last one.
+        ahead: batches that may be on their way or here before they are computed, at least 1.
         wire: how they travel; None means as they are.
     """
 
@@ -207,6 +245,7 @@ class Receiver:
         dtype: torch.dtype,
         start: int,
         end: int,
+        ahead: int,
         wire: torch.dtype | None = None,
     ) -> None:
         self.module, self.sources, self.here, self.expected = module, sources, here, expected
@@ -214,10 +253,11 @@ class Receiver:
         self.waited = 0.0
         self._group, self._device = group, device
         self._steps = range(start, end)
-        self._room = threading.Semaphore(1)
-        self._arrived: list[Arrival] = []
-        self._background = _Background(self._receive_all, device)
-        self._background.thread.start()
+        self._room = threading.Semaphore(ahead)
+        self._announced: queue.SimpleQueue[list[tuple[Header, _Transfer]]] = queue.SimpleQueue()
+        self._arrived: deque[Arrival] = deque()
+        self._background = _Background(device, self._announce_all, self._receive_all)
+        self._background.start()
 
     def get(self, images: int) -> Arrival:
         """The next batch's features.
@@ -230,29 +270,26 @@ class Receiver:
             PeerLostError: a sender is gone.
         """
         self.waited += self._background.wait_for(lambda: bool(self._arrived))
-        arrival = self._arrived.pop()
+        arrival = self._arrived.popleft()
         self._room.release()
         if len(arrival.features) != images:
             found = f"{len(arrival.features)} images instead of {images}"
             raise TransportError(f"{self.here} got {found} from {self.sources[0].name}")
         return arrival
 
-    def _receive_all(self) -> None:
+    def _announce_all(self) -> None:
+        """Await the header of each batch, and begin to receive what it announces."""
         for step in self._steps:
             self._room.acquire()
-            parts = [self._receive(source, step) for source in self.sources]
-            features = parts[0].features if len(parts) == 1 else torch.cat([part.features for part in parts], 1)
-            arrival = Arrival(features, parts[0].last)
-            with self._background.changed:
-                self._arrived.append(arrival)
-                self._background.changed.notify_all()
-            if arrival.last:
+            headers = [self._header(source, step) for source in self.sources]
+            self._announced.put([self._begin(h, source) for h, source in zip(headers, self.sources, strict=True)])
+            if headers[0].last:
                 return
 
-    def _receive(self, source: Link, step: int) -> Arrival:
-        packed = torch.empty(_HEADER, dtype=torch.int64, device=self._device)
+    def _header(self, source: Link, step: int) -> Header:
+        packed = torch.empty(_FIELDS, dtype=torch.int64, device=self._device)
         with naming(source.name):
-            dist.recv(packed, source.rank, group=self._group)
+            dist.recv(packed, source.rank, group=self._group, tag=HEADER)
         header = Header.unpack(packed)
         for what, found, awaited in (
             ("module", header.module + 1, self.module + 1),
@@ -263,11 +300,28 @@ class Receiver:
         ):
             if found != awaited:
                 raise TransportError(f"{self.here} got {what} {found} from {source.name} instead of {awaited}")
+        return header
+
+    def _begin(self, header: Header, source: Link) -> tuple[Header, _Transfer]:
         payload = torch.empty(header.shape[0] * _size(self.expected), dtype=header.wire, device=self._device)
         with naming(source.name):
-            dist.recv(payload, source.rank, group=self._group)
-        _finish(self._device)
-        return Arrival(payload.to(header.dtype).as_strided(header.shape, header.stride), header.last)
+            work = dist.irecv(payload, source.rank, group=self._group, tag=PAYLOAD)
+        return header, _Transfer(work, payload, source)
+
+    def _receive_all(self) -> None:
+        for _ in self._steps:
+            parts = [self._arrival(header, transfer) for header, transfer in self._announced.get()]
+            features = parts[0].features if len(parts) == 1 else torch.cat([part.features for part in parts], 1)
+            arrival = Arrival(features, parts[0].last)
+            with self._background.changed:
+                self._arrived.append(arrival)
+                self._background.changed.notify_all()
+            if arrival.last:
+                return
+
+    def _arrival(self, header: Header, transfer: _Transfer) -> Arrival:
+        transfer.complete()
+        return Arrival(transfer.message.to(header.dtype).as_strided(header.shape, header.stride), header.last)
 
 
 def _size(shape: Sequence[int]) -> int:

@@ -1,7 +1,9 @@
 import json
 
 import pytest
+from rich.console import Console
 
+from locallearn.cli.bench_distributed import _tables
 from locallearn.cli.main import main
 
 CELL = ["bench", "inference", "--model", "tiny-resnet", "--depth", "2", "--width", "2", "--repeats", "2"]
@@ -20,7 +22,7 @@ def test_inference_prints_measured_and_predicted(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["bench", "speed"], "bench: 'speed' is not known; expected step, memory, inference"),
+        (["bench", "speed"], "bench: 'speed' is not known; expected step, memory, distributed, hosts, inference"),
         (["bench", "inference", "--depth", "2"], "--width: () is not valid; expected as many numbers as --depth"),
         (["bench", "inference", "--precision", "fp8"], "--precision: 'fp8'"),
         (["bench", "inference", "--batch-sizes", "0"], "--batch-sizes: 0"),
@@ -32,6 +34,22 @@ def test_inference_prints_measured_and_predicted(capsys):
         (["bench", "memory", "--batch-size", "8"], "--batch-size: 8"),
         (["bench", "memory", "--models", "resnet9"], "resnet9"),
         (["bench", "inference", "--device", "cuda:77"], "cuda:77"),
+        (["bench", "distributed", "--processes", "1"], "--processes: 1"),
+        (["bench", "distributed", "--depth", "2"], "--width: () is not valid"),
+        (
+            ["bench", "distributed", "--depth", "2", "--width", "2"],
+            "--depth: '2 x 2' is not valid",
+        ),
+        (["bench", "distributed", "--microbatches", "3"], "--microbatches: 3"),
+        (["bench", "distributed", "--batch-size", "4"], "--batch-size: 4 is not valid; expected at least 8"),
+        (["bench", "distributed", "--device", "cuda"], "--device: 'cuda'"),
+        (["bench", "distributed", "--peers", "zb"], "--peers"),
+        (["bench", "distributed", "--timeout", "0"], "--timeout: 0"),
+        (["bench", "distributed", "--model", "resnet9"], "resnet9"),
+        (["bench", "distributed", "--cuts", "9.9"], "9.9"),
+        (["bench", "hosts", "--latency", "-1"], "--latency: -1"),
+        (["bench", "hosts", "--bandwidth", "0"], "--bandwidth: 0"),
+        (["bench", "hosts", "--microbatches", "1"], "--microbatches: 1"),
     ],
 )
 def test_wrong_calls_are_one_line(arguments, message, capsys):
@@ -61,3 +79,36 @@ def test_memory_prints_bytes(capsys):
                  "--precision", "fp32", "--bytes-only", "--json"]) == 0  # fmt: skip
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["models"]["resnet8"]}
     assert rows["dgl K=2 G=1"]["activation_bytes"] < rows["backprop"]["activation_bytes"]
+
+
+def test_distributed_prints_ratios_predictions_and_memory(capsys):
+    call = ["bench", "distributed", "--model", "tiny-resnet", "--image-size", "8", "--batch-size", "8"]
+    call += [
+        "--repeats",
+        "1",
+        "--steps",
+        "1",
+        "--depth",
+        "2",
+        "--width",
+        "1",
+        "--peers",
+        "1f1b",
+        "--precision",
+        "fp32",
+    ]
+    assert main([*call, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert list(rows) == ["dgl K=2 G=1 inline", "dgl K=2 G=1 inline, threads", "dgl K=2 G=1", "1f1b"]
+    names = ["x dgl K=2 G=1 inline", "x dgl K=2 G=1 inline, threads", "x 1f1b"]
+    assert list(found["ratios"]["dgl K=2 G=1"]) == [*names, "of slower node alone", "of slower node apart"]
+    own = rows["dgl K=2 G=1"]
+    assert len(own["waiting"]) == len(own["alone_seconds"]) == len(own["apart_seconds"]) == 2
+    assert all(0 <= share <= 1 for share in own["waiting"])
+    assert all(0 < kept < 2**22 < peak for kept, peak in zip(own["activation_bytes"], own["peak_bytes"], strict=True))
+    assert own["predicted_images_per_second"] > 0
+    assert found["link"]["bandwidth"] > 0
+    for table in _tables(found):
+        Console(width=100).print(table)
+    assert "of slower node alone" in capsys.readouterr().out

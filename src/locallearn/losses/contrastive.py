@@ -86,8 +86,9 @@ def select_negatives(similarities_GBB: Tensor, beta_G: Tensor) -> Tensor:
 def share_thresholds(similarities_GBB: Tensor, positive: float, negative: float) -> tuple[Tensor, Tensor]:
     """Thresholds alpha and beta [G] that choose these shares, in (0, 1], of the easiest pairs of a batch.
 
-    At least that share is chosen, rounded up to whole pairs, and all pairs that are as easy as the last one. A share
-    of 1 gives a threshold that chooses everything, which Algorithm 7 then takes for the positive pairs too.
+    At least that share is chosen, rounded up to whole pairs, and all pairs that are, but for rounding, as easy as
+    the last one. A share of 1 gives a threshold that chooses everything, which Algorithm 7 then takes for the
+    positive pairs too.
     """
     infinite_G = similarities_GBB.new_full((len(similarities_GBB),), math.inf)
     alpha_G, beta_G = -infinite_G, infinite_G
@@ -107,6 +108,9 @@ def _positive(similarities_GBB: Tensor) -> Tensor:
 
 
 def _smallest(values_GM: Tensor, share: float, count: int) -> Tensor:
-    """The last of the smallest ``share`` of ``count`` values, [G]."""
+    """The last of the smallest ``share`` of ``count`` values, which lie in [-1, 1], and a few roundings more, [G].
+
+    Equal views give equal similarities, whichever way a processor adds them up.
+    """
     n = math.ceil(share * count - 1e-9)  # 0.95 * 20 is a little above 19
-    return values_GM.kthvalue(max(n, 1), dim=1).values
+    return values_GM.kthvalue(max(n, 1), dim=1).values + 16 * torch.finfo(values_GM.dtype).eps

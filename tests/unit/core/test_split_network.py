@@ -224,7 +224,7 @@ def test_wrong_calls_are_one_line():
         ({"depth": 2, "head": "1x"}, "objective.head: '1x'"),
         ({"depth": 2, "objective": "crossentropy"}, "did you mean cross-entropy"),
         ({"depth": 2, "objective": "next-token"}, "that are not B x T x C tokens"),
-        ({"depth": 2, "objective": "nt-xent"}, "a loss on one view of every example"),
+        ({"depth": 2, "objective": "nt-xent"}, "a loss on one view of every whole example"),
         ({"depth": 2, "objective": "infopro"}, r"images with pixels outside \[0, 1\]"),
     ):
         with pytest.raises(ConfigError, match=message):

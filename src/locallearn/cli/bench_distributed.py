@@ -139,18 +139,19 @@ def _speed(found: Mapping[str, Any]) -> Table:
 
 def _parts(rows: Sequence[Mapping[str, Any]]) -> Table:
     caption = "alone: while the others wait; apart: while they do theirs, without messages (the prediction's ground)"
-    table = Table(title="Each process's part of a step [ms]", caption=caption, box=box.SIMPLE_HEAD)
-    for column in ("", "alone", "apart", "step"):
-        table.add_column(column, justify="right" if column else "left")
+    table = _named_rows("Each process's part of a step [ms]", caption, "alone", "apart", "step")
     for row in (row for row in rows if row["processes"] > 1):
         cells = [_milliseconds(row[name]) for name in ("alone_seconds", "apart_seconds")]
         table.add_row(row["name"], *cells, _milliseconds([statistics.median(row["seconds"])]))
     return table
 
 
-def found_seconds(row: Mapping[str, Any]) -> float:
-    """The median step of a row [s]."""
-    return statistics.median(row["seconds"])
+def _named_rows(title: str, caption: str, *columns: str) -> Table:
+    """A table whose first column names the row."""
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
+    for column in ("", *columns):
+        table.add_column(column, justify="right" if column else "left")
+    return table
 
 
 def _milliseconds(seconds: Sequence[float]) -> str:
@@ -159,10 +160,7 @@ def _milliseconds(seconds: Sequence[float]) -> str:
 
 def _ratios(ratios: Mapping[str, Mapping[str, float]]) -> Table:
     caption = "of slower node: share of the speed that the slower of its nodes has, alone or apart"
-    table = Table(title="How many times as fast, in turns", caption=caption, box=box.SIMPLE_HEAD)
-    table.add_column("")
-    for name in ratios:
-        table.add_column(name, justify="right")
+    table = _named_rows("How many times as fast, in turns", caption, *ratios)
     for other in next(iter(ratios.values())):
         table.add_row(other, *(f"{values[other]:.2f}" for values in ratios.values()))
     return table
@@ -170,9 +168,7 @@ def _ratios(ratios: Mapping[str, Mapping[str, float]]) -> Table:
 
 def _memory(rows: Sequence[Mapping[str, Any]]) -> Table:
     caption = "kept: for the backward pass, at the peak of a step; peak, start: resident, the most and before step 1"
-    table = Table(title="Memory of each process [MiB]", caption=caption, box=box.SIMPLE_HEAD)
-    for column in ("", "kept", "peak", "start"):
-        table.add_column(column, justify="right" if column else "left")
+    table = _named_rows("Memory of each process [MiB]", caption, "kept", "peak", "start")
     for row in rows:
         cells = [row[name] for name in ("activation_bytes", "peak_bytes", "start_bytes")]
         table.add_row(row["name"], *("  ".join(mebibytes(n) for n in values) for values in cells))

@@ -272,6 +272,8 @@ class Receiver:
         self.waited += self._background.wait_for(lambda: bool(self._arrived))
         arrival = self._arrived.popleft()
         self._room.release()
+        if arrival.features.is_cuda:  # memory of the thread's stream, which must not take it back too early
+            arrival.features.record_stream(torch.cuda.current_stream(self._device))
         if len(arrival.features) != images:
             found = f"{len(arrival.features)} images instead of {images}"
             raise TransportError(f"{self.here} got {found} from {self.sources[0].name}")

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from locallearn.config import CheckpointConfig, DataConfig, RunConfig, TrainConfig
+from locallearn.config import CheckpointConfig, DataConfig, RunConfig, ScheduleConfig, TrainConfig
 from locallearn.data.store import Batch
 
 TRAIN = TrainConfig(epochs=2, batch_size=32, precision="fp32", device="cpu", threads=1)
@@ -17,6 +17,7 @@ def config(method="gn-dgl", depth=2, width=(2,), **changes):
         width=width,
         data=DataConfig(train_limit=160, test_limit=60),
         train=TRAIN,
+        schedule=ScheduleConfig(name="constant"),  # a cosine by epoch has a rate of 0 in the second of two
         checkpoint=CheckpointConfig(every_steps=2),
     )
     return dataclasses.replace(base, **changes)

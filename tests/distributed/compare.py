@@ -30,7 +30,7 @@ def on(config, depth=1, width=1, data=1):
 
 def briefly(config, *mesh):
     """On a mesh for five steps in effect: a cosine over two epochs is zero in the second."""
-    return dataclasses.replace(on(config, *mesh), schedule=config.schedule)
+    return dataclasses.replace(on(config, *mesh), schedule=ScheduleConfig())
 
 
 def inline(config, folder):

@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from locallearn.losses.functional import _exact, _precise
+from locallearn.losses.functional import _exact
+from locallearn.nn.precision import precise
 
 
 def cosine_similarities(x_GBP: Tensor) -> Tensor:
     """Cosine similarities of all pairs of rows, [G, B, P] -> [G, B, B], in fp32; 0 with a row of zeros."""
     with _exact(x_GBP.device):
-        unit_GBP = F.normalize(_precise(x_GBP), dim=-1)
+        unit_GBP = F.normalize(precise(x_GBP), dim=-1)
         return unit_GBP @ unit_GBP.mT
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from locallearn.losses.functional import _exact, _precise
+from locallearn.losses.functional import _exact
+from locallearn.nn.precision import precise
 
 
 def barlow_twins(projections_GBP: Tensor, redundancy_weight: float = 0.005) -> Tensor:
@@ -24,7 +25,7 @@ def barlow_twins(projections_GBP: Tensor, redundancy_weight: float = 0.005) -> T
         redundancy_weight: :math:`\lambda`.
     """
     with _exact(projections_GBP.device):
-        first_GNP, second_GNP = (_standardised(x) for x in _precise(projections_GBP).chunk(2, dim=1))
+        first_GNP, second_GNP = (_standardised(x) for x in precise(projections_GBP).chunk(2, dim=1))
         correlation_GPP = first_GNP.mT @ second_GNP / first_GNP.shape[1]
     diagonal_GP = correlation_GPP.diagonal(dim1=1, dim2=2)
     redundancy_G = correlation_GPP.square().sum((1, 2)) - diagonal_GP.square().sum(1)
@@ -48,7 +49,7 @@ def vicreg(projections_GBP: Tensor, weights: tuple[float, ...] = (25.0, 25.0, 1.
         projections_GBP: vectors [G, 2N, P]; N at least 2.
         weights: of invariance, variance and covariance.
     """
-    x_GBP = _precise(projections_GBP)
+    x_GBP = precise(projections_GBP)
     first_GNP, second_GNP = x_GBP.chunk(2, dim=1)
     invariance_G = (first_GNP - second_GNP).square().mean((1, 2))
     spread = [_spread(x) for x in (first_GNP, second_GNP)]

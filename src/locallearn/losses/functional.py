@@ -10,11 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from locallearn.nn import peers
-
-
-def _precise(x: Tensor) -> Tensor:
-    """At least fp32: losses are never computed in half precision."""
-    return x.float() if x.dtype.itemsize < 4 else x
+from locallearn.nn.precision import precise
 
 
 def _exact(device: torch.device) -> torch.autocast:
@@ -37,7 +33,7 @@ def cross_entropy(logits_GBC: Tensor, labels_B: Tensor, label_smoothing: float =
     """
     groups, batch, _ = logits_GBC.shape
     losses = F.cross_entropy(
-        _precise(logits_GBC).flatten(0, 1),
+        precise(logits_GBC).flatten(0, 1),
         labels_B.repeat(groups),
         reduction="none",
         label_smoothing=label_smoothing,
@@ -68,7 +64,7 @@ def diversity(logits_GBC: Tensor, labels_B: Tensor, temperature: float = 3.0) ->
     """
     classes, groups = logits_GBC.shape[2], n_groups(logits_GBC)
     if groups == 1:
-        return _precise(logits_GBC.new_zeros(1))
+        return precise(logits_GBC.new_zeros(1))
     loss_G = _Diversity.apply(logits_GBC, _is_target(labels_B, classes), temperature, groups)
     assert isinstance(loss_G, Tensor)
     return loss_G
@@ -83,7 +79,7 @@ class _Diversity(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_GBC: Tensor, target_BC: Tensor, temperature: float, groups: int) -> Tensor:
         # a softmax over the other entries alone is the renormalised softmax without its target entry
-        rest_GBC = (_precise(logits_GBC) / temperature).masked_fill(target_BC, float("-inf")).softmax(-1)
+        rest_GBC = (precise(logits_GBC) / temperature).masked_fill(target_BC, float("-inf")).softmax(-1)
         unit_GBC = F.normalize(rest_GBC, dim=-1)
         others_GBC = peers.current().gather_groups(unit_GBC, 0).sum(0) - unit_GBC
         cosine_GB = (unit_GBC * others_GBC).sum(-1)
@@ -116,7 +112,7 @@ def supervised_contrastive(projections_GBP: Tensor, labels_B: Tensor, temperatur
     itself_BB = torch.eye(len(labels_B), dtype=torch.bool, device=labels_B.device)
     positive_BB = (labels_B[:, None] == labels_B) & ~itself_BB
     with _exact(projections_GBP.device):
-        unit_GBP = F.normalize(_precise(projections_GBP), dim=-1)
+        unit_GBP = F.normalize(precise(projections_GBP), dim=-1)
         scores_GBB = unit_GBP @ unit_GBP.mT / temperature
     log_p_GBB = scores_GBB.masked_fill(itself_BB, float("-inf")).log_softmax(-1)
     n_positive_B = positive_BB.sum(1)
@@ -130,7 +126,7 @@ def similarity_matrix(features_GBF: Tensor) -> Tensor:
     A constant row has similarity 0 to every row, and no gradient.
     """
     with _exact(features_GBF.device):
-        x_GBF = _precise(features_GBF)
+        x_GBF = precise(features_GBF)
         centred_GBF = x_GBF - x_GBF.mean(-1, keepdim=True)
         norm_GB1 = centred_GBF.norm(dim=-1, keepdim=True)
         unit_GBF = centred_GBF / norm_GB1.clamp(min=1e-8) * (norm_GB1 > 1e-8)
@@ -157,7 +153,7 @@ def reconstruction(scores_BCHW: Tensor, pixels_BCHW: Tensor) -> Tensor:
 
     Both are [B, channels, H, W]; the mean is over images, channels and positions.
     """
-    return F.binary_cross_entropy_with_logits(_precise(scores_BCHW), pixels_BCHW)
+    return F.binary_cross_entropy_with_logits(precise(scores_BCHW), pixels_BCHW)
 
 
 def layerwise_weights(n: int) -> list[float]:
@@ -179,4 +175,4 @@ def layerwise_ensemble(logits: Sequence[Tensor]) -> Tensor:
             whose local loss has no class scores are left out, and the weights are those of the others alone.
     """
     weights = layerwise_weights(len(logits))
-    return torch.stack([w * _precise(x).softmax(-1).mean(0) for w, x in zip(weights, logits, strict=True)]).sum(0)
+    return torch.stack([w * precise(x).softmax(-1).mean(0) for w, x in zip(weights, logits, strict=True)]).sum(0)

@@ -8,9 +8,9 @@ from torch import Tensor
 from locallearn.data.patches import Masking, patches
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError
-from locallearn.losses.functional import _precise
 from locallearn.losses.objectives import LocalLoss, Objective, ObjectiveInput, objectives
 from locallearn.nn import peers
+from locallearn.nn.precision import precise
 from locallearn.nn.vit import PatchDecoder
 
 
@@ -28,7 +28,7 @@ def hidden_error(rebuilt_BTF: Tensor, target_BTF: Tensor, visible_BV: Tensor) ->
         target_BTF: as they are.
         visible_BV: numbers of the visible ones, V < T.
     """
-    error_BT = (_precise(rebuilt_BTF) - target_BTF).square().mean(2)
+    error_BT = (precise(rebuilt_BTF) - target_BTF).square().mean(2)
     hidden_BT = torch.ones_like(error_BT).scatter(1, visible_BV, 0.0)
     return (error_BT * hidden_BT).sum() / (error_BT.numel() - visible_BV.numel())
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from locallearn.nn import peers
 from locallearn.nn.heads import GroupBatchNorm
+from locallearn.nn.precision import precise
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -25,22 +26,17 @@ class _Normalise(torch.autograd.Function):
         ctx.peers, ctx.n = peers.current(), n
         ctx.save_for_backward(x, mean, inv_std, weight)
         scale = inv_std * weight
-        return (_precise(x) * _c(scale) + _c(bias - mean * scale)).to(x.dtype)
+        return (precise(x) * _c(scale) + _c(bias - mean * scale)).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, inv_std, weight = ctx.saved_tensors
-        grad = _precise(grads[0])
-        unit = (_precise(x) - _c(mean)) * _c(inv_std)
+        grad = precise(grads[0])
+        unit = (precise(x) - _c(mean)) * _c(inv_std)
         own = torch.stack([_sum(grad), _sum(grad * unit)])
         sums = ctx.peers.batch_sums(own.clone()) / ctx.n
         grad_x = (grad - _c(sums[0]) - unit * _c(sums[1])) * _c(inv_std * weight)
         return grad_x.to(x.dtype), None, None, own[1], own[0], None
-
-
-def _precise(x: Tensor) -> Tensor:
-    """At least fp32."""
-    return x.float() if x.dtype.itemsize < 4 else x
 
 
 def _c(value_C: Tensor) -> Tensor:
@@ -71,7 +67,7 @@ class ReplicaBatchNorm(nn.modules.batchnorm._BatchNorm):
         assert self.momentum is not None
         exchange = peers.current().batch_sums
         with torch.no_grad():
-            x = _precise(x_BCP)
+            x = precise(x_BCP)
             count = x.new_full((1,), x.shape[0] * x.shape[2])
             *sums, n = exchange(torch.cat([_sum(x), count])).split([x.shape[1], 1])
             mean = sums[0] / n

@@ -132,11 +132,15 @@ class AsynchronousTraining:
             raise InterruptedRunError(
                 f"interrupted in epoch {self.epoch + 1}; continue with: locallearn train --resume {self.folder.path}"
             )
+        alive = [process.alive for process in self.processes]  # asked before their last words are heard
+        before = set(self.away)
         for index, process in enumerate(self.processes):
-            alive = process.alive  # asked before its last words are heard
             for message in process.messages():
                 self._hear(index, message)
-            if not alive and not self.stop.requested:
+        for index in sorted(before - self.away):  # all were heard, so that the record knows how far every module is
+            self._tell("returned", index)
+        for index, lives in enumerate(alive):
+            if not lives and not self.stop.requested:
                 self._restart(index)
         while all((index, self.epoch + 1) in self._epochs for index in range(len(self.names))):
             self._finish_epoch()
@@ -156,9 +160,7 @@ class AsynchronousTraining:
         kind = message["kind"]
         if kind == "step":
             self.steps[index], self.clocks[index] = message["step"], message["clock"]
-            if index in self.away:
-                self.away.remove(index)
-                self._tell("returned", index)
+            self.away.discard(index)
             self.observer.on_step(min(self.clocks))
         elif kind == "epoch" and message["epoch"] > self.epoch:
             self._epochs[index, message["epoch"]] = message

@@ -50,11 +50,11 @@ def lost_batch():
     """One step does not train."""
     call = core.LocalStep.__call__
 
-    def sometimes(self, features, batch, index=0):
+    def sometimes(self, features, batch, index=0, rate=None):
         if index != 3:
-            return call(self, features, batch, index)
+            return call(self, features, batch, index, rate)
         with patched(self.optimizer, "step", lambda: None):
-            return call(self, features, batch, index)
+            return call(self, features, batch, index, rate)
 
     return patched(core.LocalStep, "__call__", sometimes)
 

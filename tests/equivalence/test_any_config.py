@@ -127,10 +127,10 @@ def train_a_step(config):
     batch = next(store.epoch(0, config.train.batch_size))
     batch = build_scorer(config, network, dataset).scored(batch)
     rate = learning_rate(config, 0, 10)
-    losses = InlineRuntime(steps).step(batch, 0)
+    (trained,) = InlineRuntime(steps).step(batch, 0)
     assert math.isfinite(rate)
-    assert len(losses) == len(list(network))
-    for loss, module in zip(losses, network, strict=True):
+    assert len(trained.losses) == len(list(network))
+    for loss, module in zip(trained.losses, network, strict=True):
         assert loss.total.shape == (module.groups,)
         assert loss.total.isfinite().all()
     assert all(torch.isfinite(p).all() for p in network.parameters())

@@ -73,7 +73,7 @@ def train(network, n=12, precision="fp32"):
     """(first, last) loss of every node."""
     steps = [LocalStep(m, build_optimizer(ADAM, m.parameters()), precision) for m in network]
     runtime, data = InlineRuntime(steps), separable()
-    totals = [torch.cat([loss.total for loss in runtime.step(data, i)]) for i in range(n)]
+    totals = [torch.cat([loss.total for loss in runtime.step(data, i)[0].losses]) for i in range(n)]
     return totals[0], totals[-1]
 
 

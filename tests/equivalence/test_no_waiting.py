@@ -26,11 +26,10 @@ def steps_of_an_epoch(method, tmp_path, depth, width):
     training = Training(resolve(config, dataset), dataset, RunFolder(tmp_path), Quiet())
     with NoWaiting():
         for batch in training.train_store.epoch(0, config.train.batch_size):
-            training._set_learning_rate()
-            losses = training.runtime.step(batch, training.step)
-            training.sums.add(losses, batch.labels)
-            training.step += 1
-            training.guard.note(losses, training.step)
+            for trained in training.runtime.step(batch, training.step, 0.1):
+                training.sums.add(trained.losses, trained.labels)
+                training.step += 1
+                training.guard.note(trained.losses, training.step)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from locallearn.costs.memory import ActivationMeter
 from locallearn.costs.nodes import cost
 from locallearn.data.store import Batch
 from locallearn.runtime.inline import InlineRuntime
+from locallearn.runtime.threads import ThreadsRuntime
 from locallearn.training.optim import build_optimizer
 
 HEADLINE = (("gn-dgl", 4, 4), ("gn-dgl", 4, 8), ("gn-dgl", 8, 4), ("gn-dgl", 2, 8), ("gn-dgl", 16, 2))
@@ -69,10 +70,17 @@ class Setting:
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to train: a step to be called again and again, and the parameters that it trains."""
+    """One way to train.
+
+    Attributes:
+        step: is called again and again.
+        parameters: what it trains.
+        steps: training steps of one call.
+    """
 
     step: Callable[[], object]
     parameters: Sequence[torch.nn.Parameter]
+    steps: int = 1
 
     def peak_bytes(self) -> int:
         """Peak of what autograd keeps for the backward pass during one step."""
@@ -81,12 +89,41 @@ class Contender:
         return meter.peak_bytes
 
 
-def local(config: RunConfig, setting: Setting) -> Contender:
-    """The package's own step, as ``train`` runs it."""
+class OnThreads(Contender):
+    """Modules that train at the same time, a dozen steps a call: a single step would be half of it filling up.
+
+    Args:
+        runtime: trains them.
+        parameters: theirs.
+        batch: the batch of every step.
+    """
+
+    def __init__(self, runtime: ThreadsRuntime, parameters: Sequence[torch.nn.Parameter], batch: Batch) -> None:
+        super().__init__(self._train, parameters, 12)
+        self.runtime, self.batch = runtime, batch
+
+    def _train(self) -> None:
+        with self.runtime:
+            for _ in range(self.steps):
+                self.runtime.step(self.batch, 0)
+            self.runtime.settle()
+
+    def peak_bytes(self) -> int:
+        """Peaks of as many of the largest modules as train at the same time, together."""
+        with self.runtime:
+            return self.runtime.weighed_step(self.batch, 0, None, False, self.parameters)[1]
+
+
+def local(config: RunConfig, setting: Setting, runtime: str = "inline") -> Contender:
+    """The package's own step, as ``train`` runs it inline or on threads."""
     network, batch = setting.network(config), setting.batch()
     steps = [LocalStep(m, build_optimizer(config.optimizer, m.parameters()), setting.precision) for m in network]
-    runtime = InlineRuntime(steps)
-    return Contender(lambda: runtime.step(batch, 0), list(network.parameters()))
+    parameters = list(network.parameters())
+    if runtime == "threads":
+        threads = torch.get_num_threads()
+        return OnThreads(ThreadsRuntime(steps, threads, threads), parameters, batch)
+    inline = InlineRuntime(steps)
+    return Contender(lambda: inline.step(batch, 0), parameters)
 
 
 def loop(config: RunConfig, setting: Setting, precision: str) -> Contender:
@@ -103,27 +140,37 @@ def step_config(model: str, method: str, depth: int, width: int) -> RunConfig:
 
 
 def bench_step(
-    model: str, method: str, depth: int, width: int, baselines: Sequence[str], setting: Setting
-) -> dict[str, Any]:
-    """Time one cell's step in turns with its baselines.
+    model: str,
+    method: str,
+    depth: int,
+    width: int,
+    runtimes: Sequence[str],
+    baselines: Sequence[str],
+    setting: Setting,
+) -> list[dict[str, Any]]:
+    """Time one cell's step on every runtime, in turns with its baselines.
 
     Args:
         model: backbone.
         method: method of the cell.
         depth: K.
         width: G.
+        runtimes: of ``"inline"`` and ``"threads"``; the latter is left out where there is one module, one CPU thread
+            or a GPU.
         baselines: of ``"loop"`` (at the same precision), ``"loop-fp32"`` and ``"e2e"``; a loop is left out where it
             is the same network (e2e) or not written (other losses than cross entropy).
         setting: batch, device, precision and repeats.
 
     Returns:
-        The cell; ``images_per_second`` (median), ``spread`` (quartile distance over median), ``activation_bytes``
-        (peak of a step), ``predicted`` (multiply-accumulates of the e2e network over the cell's, heads included);
-        and ``baselines``: by name the same figures and ``ratio``, how many times faster the cell is (median over
-        turns).
+        For every runtime the cell; ``images_per_second`` (median), ``spread`` (quartile distance over median),
+        ``activation_bytes`` (peak of a step), ``predicted`` (multiply-accumulates of the e2e network over the cell's,
+        heads included); and ``baselines``: by name the same figures and ``ratio``, how many times faster the cell is
+        (median over turns).
     """
     config = step_config(model, method, depth, width)
-    contenders = {"own": local(config, setting)}
+    side_by_side = depth > 1 and setting.device.type == "cpu" and torch.get_num_threads() > 1
+    own = [name for name in runtimes if name == "inline" or side_by_side]
+    contenders = {name: local(config, setting, name) for name in own}
     for name in baselines:
         if name == "e2e":
             contenders[name] = local(step_config(model, "e2e", 1, 1), setting)
@@ -131,24 +178,32 @@ def bench_step(
             contenders[name] = loop(config, setting, "fp32" if name == "loop-fp32" else setting.precision)
     times = interleaved({name: one.step for name, one in contenders.items()}, setting.repeats, setting.device)
     counted = cost(config, setting.image, batch_size=setting.batch_size)
-    rows = {name: _figures(one, times[name], setting.batch_size) for name, one in contenders.items()}
-    own = rows.pop("own")
-    for name, row in rows.items():
-        row["ratio"] = ratio(times[name], times["own"])
-    return {
+    figures = {name: _figures(one, times[name], setting.batch_size) for name, one in contenders.items()}
+    cell = {
         "model": model,
         "method": method,
         "depth": depth,
         "width": width,
-        **own,
         "predicted": counted.e2e_macs / sum(node.macs for node in counted.nodes),
-        "baselines": rows,
     }
+    return [
+        {
+            **cell,
+            "runtime": runtime,
+            **figures[runtime],
+            "baselines": {
+                name: {**row, "ratio": ratio(times[name], times[runtime]) * contenders[runtime].steps}
+                for name, row in figures.items()
+                if name not in own
+            },
+        }
+        for runtime in own
+    ]
 
 
 def _figures(contender: Contender, timing: Timing, batch_size: int) -> dict[str, Any]:
     return {
-        "images_per_second": batch_size / timing.median,
+        "images_per_second": contender.steps * batch_size / timing.median,
         "spread": timing.spread,
         "activation_bytes": contender.peak_bytes(),
     }

@@ -31,6 +31,8 @@ class StepOptions(MeasuringOptions):
     """All 21 cells of Table 3.4."""
     widths: tuple[int, ...] = (1,)
     """Width factors: every cell of the model with so many times its channels."""
+    runtimes: tuple[Literal["inline", "threads"], ...] = ("inline", "threads")
+    """How the cells' modules train: one after the other, or several at once on the threads of a CPU."""
     baselines: tuple[Literal["loop", "loop-fp32", "e2e"], ...] = ("loop", "loop-fp32", "e2e")
     """What to time in turns with every cell: a loop over groups at the same precision, one in fp32, and plain
     backpropagation."""
@@ -45,6 +47,8 @@ class StepOptions(MeasuringOptions):
             raise ConfigError("--width", self.width, f"as many numbers as --depth has ({len(self.depth)})")
         if self.table and self.depth:
             raise ConfigError("--table", True, "either --table, or --depth and --width")
+        if not self.runtimes:
+            raise ConfigError("--runtimes", self.runtimes, "inline, threads or both")
         check_positive(self, "depth", "width", "widths")
         if self.batch_size < 2:
             raise ConfigError("--batch-size", self.batch_size, "at least 2 (batch norm needs two images)")
@@ -68,22 +72,35 @@ def run(arguments: Sequence[str]) -> int:
     if precision == "fp32" and "loop" in wanted:
         wanted.pop("loop-fp32", None)  # the same thing
     models = [options.model if factor == 1 else f"{options.model}x{factor}" for factor in options.widths]
-    rows = [bench_step(model, *cell, list(wanted), setting) for model in models for cell in options.cells]
+    rows = [
+        row
+        for model in models
+        for cell in options.cells
+        for row in bench_step(model, *cell, options.runtimes, list(wanted), setting)
+    ]
     found = {**facts(device, precision, options.repeats), "batch_size": options.batch_size, "rows": rows}
-    title = f"Training steps at batch {options.batch_size}, {precision}"
-    show(options, found, [_table(rows, list(wanted), title)])
+    tables = []
+    for model in models:
+        title = f"Training steps of {model} (method K x G), batch {options.batch_size}, {precision}"
+        tables.append(_table([row for row in rows if row["model"] == model], list(wanted), title))
+    show(options, found, tables)
     return 0
+
+
+_HEADS = {"loop": "x loop", "loop-fp32": "x loop\nfp32", "e2e": "x e2e"}
+"""Columns of the baselines."""
 
 
 def _table(rows: Sequence[dict[str, Any]], baselines: Sequence[str], title: str) -> Table:
     caption = "x NAME: how many times faster than NAME, in turns; MACs: x e2e as multiply-accumulates have it"
-    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
-    columns = ["cell", "K", "G", "images/s", "spread", "MiB kept", *(f"x {name}" for name in baselines)]
-    columns += ["MACs"] if "e2e" in baselines else []
-    for column in columns:
-        table.add_column(column, justify="left" if column == "cell" else "right", no_wrap=column != "cell")
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("cell", "runtime"):
+        table.add_column(column, no_wrap=True)
+    numbers = ["images/s", "spread", "MiB\nkept", *(_HEADS[name] for name in baselines)]
+    for column in numbers + (["MACs"] if "e2e" in baselines else []):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        cells = [f"{row['model']} {row['method']}", str(row["depth"]), str(row["width"])]
+        cells = [f"{row['method']} {row['depth']} x {row['width']}", row["runtime"]]
         cells += [f"{row['images_per_second']:,.0f}", f"{row['spread']:.1%}", mebibytes(row["activation_bytes"])]
         cells += [f"{row['baselines'][n]['ratio']:.2f}" if n in row["baselines"] else "" for n in baselines]
         cells += [f"{row['predicted']:.2f}"] if "e2e" in baselines else []

@@ -119,8 +119,8 @@ def _resume(arguments: Sequence[str]) -> int:
 
 
 def _mesh_of(config: RunConfig, options: ResumeOptions) -> MeshConfig:
-    """The mesh that was asked for; inline has none, whatever the run had before."""
-    if options.runtime == "inline" and options.mesh == config.mesh:
+    """The mesh that was asked for; one process has none, whatever the run had before."""
+    if options.runtime != "distributed" and options.mesh == config.mesh:
         return MeshConfig(wire=config.mesh.wire)
     return options.mesh
 

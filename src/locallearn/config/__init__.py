@@ -13,7 +13,7 @@ from locallearn.config.modification import ModificationConfig
 from locallearn.config.objective import ObjectiveConfig
 from locallearn.config.probe import ProbeConfig
 from locallearn.config.run import RunConfig, RuntimeName
-from locallearn.config.runtime import AsynchronousConfig, SequentialConfig
+from locallearn.config.runtime import AsynchronousConfig, SequentialConfig, ThreadsConfig
 from locallearn.config.training import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "RuntimeName",
     "ScheduleConfig",
     "SequentialConfig",
+    "ThreadsConfig",
     "TrainConfig",
     "digest",
     "from_dict",

@@ -71,9 +71,9 @@ def digest(config: RunConfig) -> str:
     adds leaves the digests of earlier runs as they were. (Whoever changes a default must therefore rename its field.)
     """
     values = _changed(config)
-    for key in ("seed", "checkpoint", "plugins", *({"asynchronous", "sequential"} - {config.runtime})):
+    for key in ("seed", "checkpoint", "plugins", "threads", *({"asynchronous", "sequential"} - {config.runtime})):
         values.pop(key, None)
-    if config.runtime == "distributed":  # trains what the inline runtime trains
+    if config.runtime in ("threads", "distributed"):  # they train what the inline runtime trains
         values.pop("runtime")
     wire = values.pop("mesh", {}).get("wire")
     if wire is not None:  # features that are rounded on their way are other features

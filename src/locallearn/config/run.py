@@ -18,11 +18,11 @@ from locallearn.config.checks import (
 from locallearn.config.data import AugmentConfig, DataConfig
 from locallearn.config.mesh import MeshConfig
 from locallearn.config.objective import ObjectiveConfig
-from locallearn.config.runtime import AsynchronousConfig, SequentialConfig
+from locallearn.config.runtime import AsynchronousConfig, SequentialConfig, ThreadsConfig
 from locallearn.config.training import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from locallearn.errors import ConfigError
 
-RuntimeName = Literal["inline", "distributed", "sequential", "asynchronous"]
+RuntimeName = Literal["inline", "threads", "distributed", "sequential", "asynchronous"]
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class RunConfig:
     seed: int = 0
     """Seed of everything random in the run."""
     runtime: RuntimeName = "inline"
-    """How nodes are executed: inline (all modules on every batch, in one process), distributed (the same on a mesh of
-    processes), sequential (one module after the other, each for all its epochs, for a device that holds one module
-    only), or asynchronous (a process for every module, which trains at its own pace from a buffer of the newest
-    features)."""
+    """How nodes are executed: inline (all modules on every batch, one after the other in one process), threads (the
+    same, several modules at once on the threads of a CPU), distributed (the same on a mesh of processes), sequential
+    (one module after the other, each for all its epochs, for a device that holds one module only), or asynchronous (a
+    process for every module, which trains at its own pace from a buffer of the newest features)."""
     plugins: Annotated[tuple[str, ...], Suppress] = ()
     """Files of the user's own that were loaded with --plugin; a resume loads them again."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -70,6 +70,7 @@ class RunConfig:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     asynchronous: AsynchronousConfig = field(default_factory=AsynchronousConfig)
     sequential: SequentialConfig = field(default_factory=SequentialConfig)
+    threads: ThreadsConfig = field(default_factory=ThreadsConfig)
 
     def __post_init__(self) -> None:
         positive_int("depth", self.depth)
@@ -86,11 +87,12 @@ class RunConfig:
         slow = self.asynchronous.slow_module
         check("asynchronous.slow_module", slow, lambda v: v <= self.depth, f"at most depth ({self.depth})")
         check("seed", self.seed, lambda v: is_int(v) and 0 <= v < 2**63, "a whole number in [0, 2^63)")
-        choice("runtime", self.runtime, "inline", "distributed", "sequential", "asynchronous")
-        if self.mesh.size > 1 and self.runtime == "inline":
+        choice("runtime", self.runtime, "inline", "threads", "distributed", "sequential", "asynchronous")
+        in_one_process = self.runtime in ("inline", "threads")
+        if self.mesh.size > 1 and in_one_process:
             raise ConfigError("runtime", self.runtime, f"distributed with a mesh of {self.mesh.size} processes")
-        if self.mesh.wire is not None and self.runtime == "inline":
-            raise ConfigError("mesh.wire", self.mesh.wire, "none with runtime inline, where nothing travels")
+        if self.mesh.wire is not None and in_one_process:
+            raise ConfigError("mesh.wire", self.mesh.wire, f"none with runtime {self.runtime}, where nothing travels")
         if self.checkpoint.keep_epochs and self.runtime == "asynchronous":
             raise ConfigError("checkpoint.keep_epochs", self.checkpoint.keep_epochs, "0 with runtime asynchronous")
 

@@ -32,6 +32,20 @@ class SequentialConfig:
 
 
 @dataclass(frozen=True)
+class ThreadsConfig:
+    """Settings of ``runtime = "threads"``: modules that train at the same time on the CPU threads of one process."""
+
+    __pydantic_config__ = STRICT
+
+    at_once: int | None = None
+    """Modules that train at the same time, each with its share of train.threads; activations of so many are held. By
+    default as many as there are threads [modules]."""
+
+    def __post_init__(self) -> None:
+        positive_int("threads.at_once", self.at_once)
+
+
+@dataclass(frozen=True)
 class AsynchronousConfig:
     """Settings of ``runtime = "asynchronous"``: each module in a process of its own, at its own pace."""
 

@@ -6,7 +6,8 @@ Every runtime only decides where and when this step is called.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from locallearn.data.store import Batch
 from locallearn.losses.objectives import LocalLoss, Objective
 from locallearn.nn.peers import Peers, computing_with
 from locallearn.seeding import derive
+
+_DRAWING = threading.Lock()
+"""Modules that train at the same time share torch's generator."""
 
 
 class LocalModule(nn.Module):
@@ -100,13 +104,22 @@ class LocalStep:
         self.peers = peers or Peers()
         self._random = any(isinstance(layer, nn.Dropout) for layer in module.modules())
 
-    def __call__(self, features: Tensor, batch: Batch, index: int = 0) -> tuple[Tensor, LocalLoss]:
+    def __call__(
+        self,
+        features: Tensor,
+        batch: Batch,
+        index: int = 0,
+        rate: float | None = None,
+        hand_on: Callable[[Tensor], None] | None = None,
+    ) -> tuple[Tensor, LocalLoss]:
         """Train on one batch.
 
         Args:
             features: detached features of the module before, or the images.
             batch: what the features are of: labels, and the images themselves.
             index: number of the step in the run; seeds dropout.
+            rate: learning rate of the step; None leaves the optimizer as it is.
+            hand_on: is given the module's features, detached, as soon as they are there.
 
         Returns:
             The module's features, detached, computed before the update; and the losses, detached.
@@ -117,12 +130,17 @@ class LocalStep:
             autocast(features.device, self.precision),
         ):
             out = self.module(features)
+            if hand_on is not None:
+                hand_on(out.detach())
             loss = self.module.objective(out, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.sum().backward()  # nodes share no parameters: each gets the gradient of its own loss alone
         self.peers.sum_gradients(self.module.parameters())
         if self.clip_norm:
             clip_gradients(self.module, self.clip_norm)
+        if rate is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
         self.optimizer.step()
         return out.detach(), loss.detached()
 
@@ -131,11 +149,12 @@ class LocalStep:
         if not self._random:
             yield
             return
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with _DRAWING, torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(derive(self.seed, "dropout", self.module.name, index))
             yield
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """bf16 autocast where ``precision`` is ``"bf16"``, else a context that changes nothing."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    # without its cache of casts, which all threads share and no layer gains by: each uses its weights once
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)

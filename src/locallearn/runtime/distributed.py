@@ -15,7 +15,7 @@ from locallearn.core.module import LocalStep
 from locallearn.data.store import Batch, LateBatch
 from locallearn.losses.objectives import LocalLoss
 from locallearn.plan.mesh import Placement, split
-from locallearn.runtime.inline import Runtime
+from locallearn.runtime.inline import Runtime, Trained
 from locallearn.runtime.peers import ProcessPeers
 from locallearn.runtime.transport import Link, Receiver, Sender
 from locallearn.runtime.world import ProcessWorld, names_of
@@ -101,26 +101,28 @@ class DistributedRuntime(Runtime):
         found = sum(end.waited for end in (*self._senders, *self._peers.values()))
         return found + (self._receiver.waited if self._receiver is not None else 0.0)
 
-    def settle(self) -> None:
+    def settle(self) -> list[Trained]:
         """Wait until all features that were sent have arrived."""
         for sender in self._senders:
             sender.flush()
+        return []
 
     def stops(self, requested: bool) -> bool:
         """Whether all processes have agreed to stop after the last batch."""
         return self.stopping
 
-    def step(self, batch: Batch, index: int, stop: bool = False) -> list[LocalLoss]:
+    def step(self, batch: Batch, index: int, rate: float | None = None, stop: bool = False) -> list[Trained]:
         """Train this rank's modules on one batch.
 
         Args:
             batch: the whole batch; its images are only made where they are needed.
             index: number of the step in the run.
+            rate: learning rate of the step.
             stop: whether this process was asked to stop. The ranks of the first modules agree, and the batch is
                 the last one on every rank.
 
         Returns:
-            The losses of this rank's modules, in order.
+            The batch with the losses of this rank's modules.
 
         Raises:
             PeerLostError: another process is gone.
@@ -128,7 +130,7 @@ class DistributedRuntime(Runtime):
         """
         parts = split(len(batch.labels) // self.views, self.placement.mesh.data)
         own = parts[self.world.place.data]
-        batch = _rows(batch, own, self.views)
+        labels, batch = batch.labels, _rows(batch, own, self.views)
         features, losses = torch.empty(0), []
         if self.world.place.depth == 0:
             self.stopping = self.world.agree(stop)
@@ -141,18 +143,18 @@ class DistributedRuntime(Runtime):
             elif action.kind == "gather":
                 features = self._peers[action.module].features(features)
             elif action.kind == "step":
-                features, loss = self._train(action.module, features, batch, index, parts)
+                features, loss = self._train(action.module, features, batch, index, rate, parts)
                 losses.append(loss)
             else:
                 self._senders[-1].put(features, index, self.stopping)
-        return losses
+        return [Trained(labels, losses)]
 
     def _train(
-        self, module: int, features: Tensor, batch: Batch, index: int, parts: Sequence[range]
+        self, module: int, features: Tensor, batch: Batch, index: int, rate: float | None, parts: Sequence[range]
     ) -> tuple[Tensor, LocalLoss]:
         if module in self._peers:
             self._peers[module].parts = parts
-        return self.steps[module](features, batch, index)
+        return self.steps[module](features, batch, index, rate)
 
 
 def _rows(batch: Batch, rows: range, views: int) -> Batch:

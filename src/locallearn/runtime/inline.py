@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Self
 
+from torch import Tensor
+
 from locallearn.core.module import LocalStep
+from locallearn.costs.memory import ActivationMeter
 from locallearn.data.store import Batch
 from locallearn.losses.objectives import LocalLoss
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A batch that has been trained on.
+
+    Attributes:
+        labels: its labels.
+        losses: of the modules that were trained here, in order.
+    """
+
+    labels: Tensor
+    losses: list[LocalLoss]
 
 
 class Runtime:
@@ -26,25 +43,46 @@ class Runtime:
         """Whether to stop now, where this process was asked to; several must agree on the step."""
         return requested
 
-    def settle(self) -> None:
-        """Wait until what was sent to other processes has arrived; before anything that all of them do together.
+    def settle(self) -> list[Trained]:
+        """Wait until nothing is on its way; before weights are looked at, or anything that all processes do together.
+
+        Returns:
+            The batches that were still being trained on.
 
         Raises:
-            PeerLostError: one of them is gone, which a thread that sends may have noticed while nobody asked it.
+            PeerLostError: another process is gone, which a thread that sends may have noticed while nobody asked it.
         """
+        return []
 
-    def step(self, batch: Batch, index: int, stop: bool = False) -> list[LocalLoss]:
-        """Train on one batch.
+    def step(self, batch: Batch, index: int, rate: float | None = None, stop: bool = False) -> list[Trained]:
+        """Train on one batch, or start to.
 
         Args:
             batch: the batch.
             index: number of the step in the run, or in its phase.
+            rate: learning rate of the step; None leaves the optimizers as they are.
             stop: whether the process was asked to stop; several must agree on the step.
 
         Returns:
-            The losses of the modules that were trained here, in order.
+            The batches that have been trained on since the last call, in order: this one, unless it is on its way.
         """
         raise NotImplementedError
+
+    def weighed_step(
+        self, batch: Batch, index: int, rate: float | None, stop: bool, parameters: Sequence[Tensor]
+    ) -> tuple[list[Trained], int]:
+        """As :meth:`step`, and the peak of what autograd kept for the backward pass [bytes].
+
+        Args:
+            batch: the batch.
+            index: number of the step.
+            rate: learning rate of the step.
+            stop: whether the process was asked to stop.
+            parameters: tensors that are there anyway and do not count.
+        """
+        with ActivationMeter(parameters) as meter:
+            done = self.step(batch, index, rate, stop)
+        return done, meter.peak_bytes
 
 
 class InlineRuntime(Runtime):
@@ -57,10 +95,10 @@ class InlineRuntime(Runtime):
     def __init__(self, steps: Sequence[LocalStep]) -> None:
         self.steps = steps
 
-    def step(self, batch: Batch, index: int, stop: bool = False) -> list[LocalLoss]:
+    def step(self, batch: Batch, index: int, rate: float | None = None, stop: bool = False) -> list[Trained]:
         """Train every module on one batch (Algorithms 1 and 2)."""
         features, losses = batch.images, []
         for step in self.steps:
-            features, loss = step(features, batch, index)
+            features, loss = step(features, batch, index, rate)
             losses.append(loss)
-        return losses
+        return [Trained(batch.labels, losses)]

@@ -10,9 +10,8 @@ from torch import Tensor
 from locallearn.config import SequentialConfig
 from locallearn.core.module import LocalModule, LocalStep, autocast
 from locallearn.data.store import Batch
-from locallearn.losses.objectives import LocalLoss
 from locallearn.runtime.cache import FeatureCache, Kept, pack, unpack
-from locallearn.runtime.inline import Runtime
+from locallearn.runtime.inline import Runtime, Trained
 
 
 class SequentialRuntime(Runtime):
@@ -44,9 +43,10 @@ class SequentialRuntime(Runtime):
         self.steps_per_epoch = steps_per_epoch
         self.cache = cache
 
-    def step(self, batch: Batch, index: int, stop: bool = False) -> list[LocalLoss]:
+    def step(self, batch: Batch, index: int, rate: float | None = None, stop: bool = False) -> list[Trained]:
         """Train the module on one batch; ``index`` counts its own steps from 0."""
-        return [self.local(self.features(batch, index), batch, index)[1]]
+        _, loss = self.local(self.features(batch, index), batch, index, rate)
+        return [Trained(batch.labels, [loss])]
 
     @torch.no_grad()
     def features(self, batch: Batch, index: int) -> Tensor:

@@ -213,13 +213,11 @@ class ModuleTraining:
         """Train on one batch, hand its features on, and move the clock."""
         begin = time.perf_counter()
         rate = learning_rate(self.config, self.clock, self.steps_per_epoch)
-        for group in self.local.optimizer.param_groups:
-            group["lr"] = rate
         if self.step:
-            out, loss = self.local(features, batch, self.step)
+            out, loss = self.local(features, batch, self.step, rate)
         else:
             with ActivationMeter(self.module.parameters()) as meter:
-                out, loss = self.local(features, batch, self.step)
+                out, loss = self.local(features, batch, self.step, rate)
             self.progress["activation_bytes"] = meter.peak_bytes
         self.sums.add([loss], batch.labels)
         self.step += 1

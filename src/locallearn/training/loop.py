@@ -11,11 +11,10 @@ import torch
 
 from locallearn.config import AugmentConfig, RunConfig, digest
 from locallearn.core.network import LocalNetwork, build_network
-from locallearn.costs.memory import ActivationMeter
 from locallearn.data.datasets import Dataset, ImageSet
 from locallearn.data.store import Batch, ImageStore
 from locallearn.errors import CheckpointError, ConfigError, DivergedError, InterruptedRunError
-from locallearn.runtime.inline import Runtime
+from locallearn.runtime.inline import Runtime, Trained
 from locallearn.runtime.world import Alone, ProcessWorld
 from locallearn.training import checkpoint as checkpoints
 from locallearn.training import record
@@ -85,6 +84,8 @@ class Training:
         self.sums = Sums(self.nodes.network, self.device)
         self.stop = StopRequest(patient=isinstance(self.world, ProcessWorld))
         self.step = 0
+        self.accounted = 0
+        """Steps whose losses are in the sums: all of them, once the runtime has settled."""
         self.phases = 1
         """How often training goes through all its epochs: once, or once for every module (sequential)."""
         self.recorded = network
@@ -106,8 +107,8 @@ class Training:
 
     def write_checkpoint(self) -> Path:
         """Write where training stands now; of several processes each writes its part."""
+        self._settle()
         self._check(self.guard.bad_loss() or self.guard.bad_weight(self.step))
-        self.runtime.settle()
         tensors = self.nodes.tensors() | self.sums.saved() | self.scorer.tensors()
         progress = {**self.progress, "step": self.step, "digest": digest(self.config)}
         found = checkpoints.Checkpoint(tensors, progress)
@@ -147,7 +148,7 @@ class Training:
         own = {key: value for i in self.nodes.steps for key, value in self.nodes.own(i, found.tensors).items()}
         self.sums.load(own | {"sums/images": found.tensors["sums/images"]})
         self.progress = {key: value for key, value in found.progress.items() if key not in ("step", "digest")}
-        self.step = found.progress["step"]
+        self.step = self.accounted = found.progress["step"]
         best = self.progress["best"]
         now_best = best and best["epoch"] * self.steps_per_epoch == self.step
         if now_best and self.config.checkpoint.keep_best and self.world.leader:
@@ -198,14 +199,15 @@ class Training:
             self.progress["epoch_seconds"] = 0.0
         begin = time.perf_counter()
         for batch in self._batches(epoch % self.config.train.epochs, start):
-            self._set_learning_rate()
             self._step(batch)
             within = self.step % self.steps_per_epoch != 0  # the end of an epoch is saved with its evaluation
             if within and (self._checkpoint_is_due() or self._stopping):
+                self._settle()
                 self._clock(begin)
                 self.write_checkpoint()
                 self._stop_if_requested()
                 begin = time.perf_counter()
+        self._settle()
         self._clock(begin)
         self._finish_epoch(epoch + 1)
         if epoch + 1 < self.epochs:
@@ -237,28 +239,35 @@ class Training:
         self.progress["epoch_seconds"] += elapsed
         self.progress["train_seconds"] += elapsed
 
-    def _set_learning_rate(self) -> None:
-        rate = learning_rate(self.config, self.phase_step, self.steps_per_epoch)
-        for step in self.nodes.steps.values():
-            for group in step.optimizer.param_groups:
-                group["lr"] = rate
-
     def _step(self, batch: Batch) -> None:
         if self._asks_scorer:
             batch = self.scorer.scored(batch)
+        rate = learning_rate(self.config, self.phase_step, self.steps_per_epoch)
         if self.phase_step:
-            losses = self.runtime.step(batch, self.phase_step, self.stop.requested)
+            trained = self.runtime.step(batch, self.phase_step, rate, self.stop.requested)
         else:  # the first step of a phase is also weighed
-            with ActivationMeter(self.nodes.network.parameters()) as meter:
-                losses = self.runtime.step(batch, self.phase_step, self.stop.requested)
-            self.progress["activation_bytes"] = max(meter.peak_bytes, self.progress.get("activation_bytes", 0))
-        self.scorer.update()
-        self.sums.add(losses, batch.labels)
+            parameters = list(self.nodes.network.parameters())
+            trained, peak = self.runtime.weighed_step(batch, self.phase_step, rate, self.stop.requested, parameters)
+            self.progress["activation_bytes"] = max(peak, self.progress.get("activation_bytes", 0))
         self.step += 1
-        self.guard.note(losses, self.step)
-        if self.guard.is_due(self.step):
-            self._check(self.guard.bad_loss())
+        self._account(trained)
+        if self.scorer.follows:
+            self._settle()
+            self.scorer.update()
         self.observer.on_step(self.step)
+
+    def _settle(self) -> None:
+        """Wait until all batches so far have been trained on."""
+        self._account(self.runtime.settle())
+
+    def _account(self, trained: list[Trained]) -> None:
+        """Add batches to the epoch's sums, and look whether their losses are finite."""
+        for each in trained:
+            self.sums.add(each.losses, each.labels)
+            self.accounted += 1
+            self.guard.note(each.losses, self.accounted)
+            if self.guard.is_due(self.accounted):
+                self._check(self.guard.bad_loss())
 
     def _check(self, problem: str | None) -> None:
         if problem is not None:
@@ -271,7 +280,6 @@ class Training:
         images = self.sums.tensors["images"].item()
         self.progress["images"] += images / self.phases
         self._check(self.guard.bad_loss())
-        self.runtime.settle()
         whole = Sums(self.recorded, self.device)
         whole.tensors = self.world.whole(self.sums.tensors)
         self.progress["activation_bytes"] = self.world.largest(self.progress["activation_bytes"])

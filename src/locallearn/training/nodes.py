@@ -19,8 +19,9 @@ from locallearn.nn.macs import dry_run
 from locallearn.nn.peers import Peers
 from locallearn.plan.mesh import Placement, place_nodes
 from locallearn.runtime.distributed import DistributedRuntime
-from locallearn.runtime.inline import InlineRuntime
+from locallearn.runtime.inline import InlineRuntime, Runtime
 from locallearn.runtime.peers import ProcessPeers
+from locallearn.runtime.threads import ThreadsRuntime
 from locallearn.runtime.world import Alone, ProcessWorld
 from locallearn.training import checkpoint as checkpoints
 from locallearn.training.optim import build_optimizer
@@ -47,10 +48,15 @@ class Nodes:
         self.config = config
         self._groups = [module.groups for module in network]
         self.network = network
-        self.runtime: InlineRuntime | DistributedRuntime
+        self.runtime: Runtime
         if isinstance(world, Alone):
             self.steps = {i: self._step(module, None) for i, module in enumerate(network)}
-            self.runtime = InlineRuntime(list(self.steps.values()))
+            steps = list(self.steps.values())
+            if config.runtime == "threads":
+                threads = torch.get_num_threads()
+                self.runtime = ThreadsRuntime(steps, config.threads.at_once or threads, threads)
+            else:
+                self.runtime = InlineRuntime(steps)
             return
         placement = placement_of(config, network, image, world)
         modules, rank = list(network), world.rank

@@ -30,9 +30,11 @@ class Scorer:
 
     Attributes:
         identity: which trained network it is; a resumed run must find the same.
+        follows: whether :meth:`update` looks at the network that trains.
     """
 
     identity: str | None = None
+    follows: bool = False
 
     def scored(self, batch: Batch) -> Batch:
         """The batch with similarities [2N, 2N]."""
@@ -78,6 +80,8 @@ class MovingAverage(Scorer):
         decay: share of its own weights that the average keeps at every step.
         precision: ``"fp32"`` or ``"bf16"``.
     """
+
+    follows = True
 
     def __init__(self, network: LocalNetwork, decay: float, precision: str) -> None:
         self.network, self.precision = network, precision

@@ -17,10 +17,12 @@ def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
     """Decide what the configuration leaves to the machine and the data set.
 
     Raises:
-        ConfigError: the device is not there.
+        ConfigError: the device is not there, or not one for the runtime.
     """
     train = config.train
     device = check_device(train.device)
+    if config.runtime == "threads" and device.type != "cpu":
+        raise ConfigError("runtime", config.runtime, f"inline on {device}; threads share the cores of a CPU")
     train = dataclasses.replace(
         train,
         device=str(device),
@@ -79,7 +81,7 @@ def with_changes(
     )
     data = dataclasses.replace(config.data, root=root or config.data.root)
     runtime = runtime or config.runtime
-    if runtime != config.runtime and not {runtime, config.runtime} <= {"inline", "distributed"}:
+    if runtime != config.runtime and not {runtime, config.runtime} <= {"inline", "threads", "distributed"}:
         raise ConfigError("runtime", runtime, f"{config.runtime}, with which the run began")
     # rounding on the wire is part of what is trained, and stays
     wire = config.mesh.wire

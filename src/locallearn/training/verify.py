@@ -17,6 +17,7 @@ from locallearn.config import AugmentConfig, CheckpointConfig, DataConfig, RunCo
 from locallearn.core.module import LocalModule, LocalStep, autocast
 from locallearn.data.datasets import Dataset, ImageSet, load
 from locallearn.errors import DataError
+from locallearn.runtime.threads import ThreadsRuntime
 from locallearn.training.checkpoint import CheckpointFolder
 from locallearn.training.loop import Training
 from locallearn.training.observer import Quiet
@@ -55,7 +56,7 @@ def verify(config: RunConfig, dataset: Dataset) -> list[Check]:
     """Check that gradients stay in their node, steps repeat, a saved run resumes and processes train what one trains.
 
     Of asynchronous training the first is checked only; of sequential training, and of a network of one node, not the
-    last.
+    last. With runtime ``threads`` also that modules at once train what they do in turn.
 
     Args:
         config: the configuration; :func:`shortened` makes it small.
@@ -75,6 +76,8 @@ def verify(config: RunConfig, dataset: Dataset) -> list[Check]:
         again = _train(config, dataset, Path(folder) / "again")
         resumed = _train(config, dataset, Path(folder) / "resumed", interrupted=True)
         processes = _processes(config, dataset, Path(folder))
+        if isinstance(training.runtime, ThreadsRuntime):
+            processes.insert(0, _at_once(training.runtime, config, dataset, Path(folder), whole))
     steps = f"{STEPS} steps of {config.train.batch_size} images"
     checks.append(_equal("training is repeatable", f"weights and optimizer state after {steps}, twice", whole, again))
     cut = f"{steps} at once, and with a kill and a resume between"
@@ -201,6 +204,20 @@ class _StopAt(Quiet):
         """Raise at that step."""
         if step == self.step:
             raise _StopError
+
+
+def _at_once(
+    runtime: ThreadsRuntime, config: RunConfig, dataset: Dataset, path: Path, found: dict[str, Tensor]
+) -> Check:
+    """Modules one after the other, each with as many threads as it has beside the others."""
+    share, threads = runtime.threads // runtime.at_once, torch.get_num_threads()
+    train = dataclasses.replace(config.train, threads=share)
+    expected = _train(dataclasses.replace(config, runtime="inline", train=train), dataset, path / "in-turn")
+    torch.set_num_threads(threads)
+    detail = (
+        f"weights and optimizer state, {runtime.at_once} modules on {runtime.threads} threads at once and in turn"
+    )
+    return _equal("modules at once train what they do in turn", detail, expected, found)
 
 
 def _processes(config: RunConfig, dataset: Dataset, path: Path) -> list[Check]:

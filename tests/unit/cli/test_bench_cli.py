@@ -29,6 +29,7 @@ def test_inference_prints_measured_and_predicted(capsys):
         (["bench", "inference", "--repeats", "0"], "--repeats: 0"),
         (["bench", "step", "--width", "2"], "--width: (2,) is not valid; expected as many numbers as --depth"),
         (["bench", "step", "--batch-size", "1"], "--batch-size: 1"),
+        (["bench", "step", "--runtimes"], "--runtimes: ()"),
         (["bench", "step", "--widths", "0"], "--widths: 0"),
         (["bench", "step", "--table", "--depth", "2", "--width", "2"], "--table: True"),
         (["bench", "memory", "--batch-size", "8"], "--batch-size: 8"),
@@ -72,6 +73,20 @@ def test_step_prints_ratios_and_what_they_were_measured_with(capsys):
     assert found["hardware"]["threads"] == 1
     assert main([*cell, "--precision", "fp32", "--baselines", "e2e"]) == 0
     assert "x e2e" in capsys.readouterr().out
+
+
+def test_step_times_modules_at_once_beside_one_after_the_other(capsys):
+    cell = ["bench", "step", "--model", "tiny-resnet", "--depth", "2", "--width", "2", "--repeats", "2"]
+    cell += ["--batch-size", "8", "--image-size", "8", "--threads", "2", "--precision", "bf16", "--json"]
+    assert main(cell) == 0
+    inline, threads = json.loads(capsys.readouterr().out)["rows"]
+    assert (inline["runtime"], threads["runtime"]) == ("inline", "threads")
+    assert inline["activation_bytes"] < threads["activation_bytes"] <= 2 * inline["activation_bytes"]
+    for name, one in threads["baselines"].items():
+        # ratios are medians over turns: close to the ratio of medians, and surely not twelve times off
+        assert 0.3 < one["ratio"] / (threads["images_per_second"] / one["images_per_second"]) < 3, name
+    assert main([*cell, "--runtimes", "inline"]) == 0
+    assert [row["runtime"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["inline"]
 
 
 def test_memory_prints_bytes(capsys):

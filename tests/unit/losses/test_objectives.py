@@ -46,8 +46,8 @@ def test_a_users_own_objective_trains(monkeypatch):
     network = build_network(config, IMAGE)
     steps = [LocalStep(m, build_optimizer(OptimizerConfig(learning_rate=0.01), m.parameters())) for m in network]
     data = small.batch_of(torch.randn(4, 3, 8, 8), torch.arange(4))
-    before = InlineRuntime(steps).step(data, 0)
-    after = InlineRuntime(steps).step(data, 1)
+    before = InlineRuntime(steps).step(data, 0)[0].losses
+    after = InlineRuntime(steps).step(data, 1)[0].losses
     assert [set(loss.terms) for loss in before] == [{"power"}, {"power"}, {"cross_entropy"}]
     assert after[0].total.sum() < before[0].total.sum()
     assert len(network.all_logits(data.images)) == 1

@@ -15,6 +15,7 @@ from locallearn.errors import LocalLearnError
 from locallearn.losses import objectives
 from locallearn.nn import heads
 from locallearn.runtime.inline import InlineRuntime
+from locallearn.runtime.threads import ThreadsRuntime
 from locallearn.training import loop, runs
 from locallearn.training import verify as verify_module
 from locallearn.training.observer import Quiet
@@ -68,8 +69,8 @@ def test_nothing_is_left_behind_and_the_machine_is_as_before(tmp_path, monkeypat
 def test_a_missing_detach_between_modules_fails(tmp_path, monkeypatch):
     call = LocalStep.__call__
 
-    def leaking(self, features, batch, index=0):
-        _, loss = call(self, features, batch, index)
+    def leaking(self, features, batch, index=0, rate=None):
+        _, loss = call(self, features, batch, index, rate)
         return self.module(features), loss  # with its graph
 
     monkeypatch.setattr(LocalStep, "__call__", leaking)
@@ -110,17 +111,34 @@ def test_a_loss_without_gradient_fails(tmp_path, monkeypatch):
 def test_a_draw_from_the_clock_fails_repeatability(monkeypatch):
     step = InlineRuntime.step
 
-    def random(self, batch, index, stop=False):
+    def random(self, batch, *given):
         noise = torch.randn(batch.images.shape, generator=torch.Generator().manual_seed(random.calls))
         random.calls += 1
         noisy = Batch(batch.images + 1e-3 * noise, batch.labels, batch.pixels, batch.step)
-        return step(self, noisy, index, stop)
+        return step(self, noisy, *given)
 
     random.calls = 0
     monkeypatch.setattr(InlineRuntime, "step", random)
     checks = checks_of()
     assert [check.passed for check in checks] == [True, False, False]
     assert 0 < checks[REPEATABLE].difference < 1
+
+
+def test_modules_at_once_are_compared_with_modules_in_turn(monkeypatch):
+    config = small.config("dgl", 3, (1,), runtime="threads", train=dataclasses.replace(small.TRAIN, threads=2))
+    dataset = load(config.data)
+    check = {check.name: check for check in verify(config, dataset)}["modules at once train what they do in turn"]
+    assert check.passed
+    assert "2 modules on 2 threads at once" in check.detail
+    train = ThreadsRuntime._train
+
+    def late(self, module, job, features):
+        return train(self, module, dataclasses.replace(job, rate=0.5 * job.rate), features)
+
+    monkeypatch.setattr(ThreadsRuntime, "_train", late)
+    check = {check.name: check for check in verify(config, dataset)}["modules at once train what they do in turn"]
+    assert not check.passed
+    assert check.difference > 0
 
 
 @pytest.mark.parametrize("lost", ["optimizer", "weights", "step"])

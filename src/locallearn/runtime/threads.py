@@ -1,0 +1,165 @@
+"""The runtime of several threads: modules of one process train at the same time, each on a batch of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from locallearn.core.module import LocalStep
+from locallearn.costs.memory import ActivationMeter
+from locallearn.data.store import Batch
+from locallearn.losses.objectives import LocalLoss
+from locallearn.runtime.inline import Runtime, Trained
+
+
+@dataclass(eq=False)
+class _Job:
+    """One batch on its way through the modules."""
+
+    number: int
+    batch: Batch
+    index: int
+    rate: float | None
+    losses: dict[int, LocalLoss]
+    """Of the modules that have trained on it; they need not end in order."""
+
+
+class ThreadsRuntime(Runtime):
+    """Train modules at the same time: a module hands its features on before its own backward pass.
+
+    Every module takes the batches in order and sees the features of the batch that it trains on, as computed before
+    the update: what is trained is what :class:`~locallearn.runtime.inline.InlineRuntime` trains, bit for bit where
+    operators use as many threads. ``step`` returns while the last batches are still on their way; ``settle`` waits.
+
+    Args:
+        steps: the local steps of the modules, in order.
+        at_once: modules that train at the same time. Activations of so many are held.
+        threads: CPU threads; every module that trains has an equal share of them for its operators.
+    """
+
+    def __init__(self, steps: Sequence[LocalStep], at_once: int, threads: int) -> None:
+        self.steps = steps
+        self.at_once = min(at_once, len(steps), threads)
+        self.threads = threads
+        self._waiting: list[deque[tuple[_Job, Tensor]]] = [deque() for _ in steps]
+        self._busy = [False] * len(steps)
+        self._jobs: deque[_Job] = deque()
+        self._submitted = 0
+        self._changed = threading.Condition()
+        self._error: BaseException | None = None
+        self._open = False
+        self._workers: list[threading.Thread] = []
+        self._meters: list[ActivationMeter] | None = None
+
+    def __enter__(self) -> Self:
+        self._open = True
+        self._workers = [threading.Thread(target=self._work, daemon=True) for _ in range(self.at_once)]
+        for worker in self._workers:
+            worker.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Let the modules that train end their step; what waits is not trained."""
+        with self._changed:
+            self._open = False
+            self._changed.notify_all()
+        for worker in self._workers:
+            worker.join()
+        torch.set_num_threads(self.threads)  # workers have set what is the whole process's, too
+
+    def step(self, batch: Batch, index: int, rate: float | None = None, stop: bool = False) -> list[Trained]:
+        """Start to train on one batch, and give the batches that all modules have trained on since the last call.
+
+        Returns once so few batches are on their way that the next one is needed.
+        """
+        job = _Job(self._submitted, batch, index, rate, {})
+        with self._changed:
+            self._submitted += 1
+            self._jobs.append(job)
+            self._waiting[0].append((job, batch.images))
+            self._changed.notify_all()
+            self._wait_until_fewer_than(self.at_once + 1)
+            return self._done()
+
+    def settle(self) -> list[Trained]:
+        """Wait until all modules have trained on every batch, and give what is left."""
+        with self._changed:
+            self._wait_until_fewer_than(1)
+            return self._done()
+
+    def weighed_step(
+        self, batch: Batch, index: int, rate: float | None, stop: bool, parameters: Sequence[Tensor]
+    ) -> tuple[list[Trained], int]:
+        """As :meth:`step`, one module after the other; the bytes are the sum of the largest ``at_once`` of them."""
+        self._meters = [ActivationMeter(parameters) for _ in self.steps]
+        done = self.step(batch, index, rate, stop) + self.settle()
+        peaks = sorted((meter.peak_bytes for meter in self._meters), reverse=True)
+        self._meters = None
+        return done, sum(peaks[: self.at_once])
+
+    # --- bookkeeping, under the lock ---------------------------------------------------------------------------
+
+    def _unfinished(self) -> int:
+        return sum(len(job.losses) < len(self.steps) for job in self._jobs)
+
+    def _wait_until_fewer_than(self, jobs: int) -> None:
+        self._changed.wait_for(lambda: self._error is not None or self._unfinished() < jobs)
+        if self._error is not None:
+            raise self._error
+
+    def _done(self) -> list[Trained]:
+        done = []
+        while self._jobs and len(self._jobs[0].losses) == len(self.steps):
+            job = self._jobs.popleft()
+            done.append(Trained(job.batch.labels, [job.losses[module] for module in range(len(self.steps))]))
+        return done
+
+    def _next(self) -> int | None:
+        """The module that is free and whose next batch has waited longest; of several the last."""
+        ready = [k for k, waiting in enumerate(self._waiting) if waiting and not self._busy[k]]
+        return min(ready, key=lambda k: (self._waiting[k][0][0].number, -k), default=None)
+
+    # --- the workers -------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        torch.set_num_threads(self.threads // self.at_once)
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._open or self._next() is not None)
+                module = self._next()
+                if not self._open or module is None:
+                    return
+                self._busy[module] = True
+                job, features = self._waiting[module].popleft()
+            try:
+                loss = self._train(module, job, features)
+            except BaseException as error:  # for the thread that asked
+                with self._changed:
+                    self._error, self._open = error, False
+                    self._changed.notify_all()
+                return
+            with self._changed:
+                self._busy[module] = False
+                job.losses[module] = loss
+                self._changed.notify_all()
+
+    def _train(self, module: int, job: _Job, features: Tensor) -> LocalLoss:
+        def hand_on(out: Tensor) -> None:
+            if module + 1 < len(self.steps):
+                with self._changed:
+                    self._waiting[module + 1].append((job, out))
+                    self._changed.notify_all()
+
+        step = self.steps[module]
+        if self._meters is None:
+            return step(features, job.batch, job.index, job.rate, hand_on)[1]
+        with self._meters[module]:
+            out, loss = step(features, job.batch, job.index, job.rate)
+        hand_on(out)
+        return loss

@@ -162,11 +162,11 @@ def test_a_loop_with_visible_patches_in_its_loss_is_another_training(one_module,
 
 
 def test_a_killed_run_resumes_bit_for_bit(tmp_path):
-    from equivalence.test_resume import KillAt, Killed, assert_same_end
+    from equivalence.test_resume import assert_same_end
 
     whole = runs.train(config(), tmp_path / "whole")
-    with pytest.raises(Killed):
-        runs.train(config(), tmp_path / "killed", KillAt(7))
+    with pytest.raises(small.Killed):
+        runs.train(config(), tmp_path / "killed", small.KillAt(7))
     assert_same_end(tmp_path / "whole", tmp_path / "killed", (whole, runs.resume(tmp_path / "killed")))
 
 

@@ -24,21 +24,6 @@ runs.train(from_toml(pathlib.Path(sys.argv[1]).read_text()), sys.argv[2])
 """
 
 
-class Killed(BaseException):
-    pass
-
-
-class KillAt(Quiet):
-    """Dies at a step as a kill does: nothing is written on the way out."""
-
-    def __init__(self, step):
-        self.at = step
-
-    def on_step(self, step):
-        if step == self.at:
-            raise Killed
-
-
 def last_checkpoint(run):
     return load(sorted((run / "checkpoints").glob("step-*"))[-1])
 
@@ -62,8 +47,8 @@ def _figures(run, kind):
 def test_killed_at_any_step(tmp_path, step):
     config = small.config()
     whole = runs.train(config, tmp_path / "whole")
-    with pytest.raises(Killed):
-        runs.train(config, tmp_path / "killed", KillAt(step))
+    with pytest.raises(small.Killed):
+        runs.train(config, tmp_path / "killed", small.KillAt(step))
     resumed = runs.resume(tmp_path / "killed")
     assert_same_end(tmp_path / "whole", tmp_path / "killed", (whole, resumed))
 
@@ -80,8 +65,8 @@ def test_killed_at_any_step(tmp_path, step):
 def test_killed_with_other_settings(tmp_path, changes):
     config = small.config(**changes)
     whole = runs.train(config, tmp_path / "whole")
-    with pytest.raises(Killed):
-        runs.train(config, tmp_path / "killed", KillAt(7))
+    with pytest.raises(small.Killed):
+        runs.train(config, tmp_path / "killed", small.KillAt(7))
     assert_same_end(tmp_path / "whole", tmp_path / "killed", (whole, runs.resume(tmp_path / "killed")))
 
 
@@ -89,8 +74,8 @@ def test_lost_momentum_is_caught(tmp_path, monkeypatch):
     """The sibling: a resume that forgets the optimizer's state does not end the same."""
     config = small.config()
     whole = runs.train(config, tmp_path / "whole")
-    with pytest.raises(Killed):
-        runs.train(config, tmp_path / "killed", KillAt(7))
+    with pytest.raises(small.Killed):
+        runs.train(config, tmp_path / "killed", small.KillAt(7))
     monkeypatch.setattr(loop.checkpoints, "load_optimizer", lambda *_: None)
     resumed = runs.resume(tmp_path / "killed")
     with pytest.raises(AssertionError):
@@ -100,8 +85,8 @@ def test_lost_momentum_is_caught(tmp_path, monkeypatch):
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path):
     config = small.config(checkpoint=CheckpointConfig(every_steps=2, keep_last=3))
     whole = runs.train(config, tmp_path / "whole")
-    with pytest.raises(Killed):
-        runs.train(config, tmp_path / "killed", KillAt(9))
+    with pytest.raises(small.Killed):
+        runs.train(config, tmp_path / "killed", small.KillAt(9))
     newest = sorted((tmp_path / "killed" / "checkpoints").glob("step-*"))[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
 

@@ -147,19 +147,6 @@ def test_kept_features_spare_the_frozen_modules(tmp_path, monkeypatch):
     assert calls == {"1": 5, "2": 5, "3": 5}
 
 
-class Killed(BaseException):
-    pass
-
-
-class KillAt(Quiet):
-    def __init__(self, step):
-        self.at = step
-
-    def on_step(self, step):
-        if step == self.at:
-            raise Killed
-
-
 @pytest.mark.parametrize(
     ("cache", "step"),
     [("none", 1), ("none", 10), ("none", 13), ("none", 29), ("disk", 11), ("disk", 13), ("disk", 25)],
@@ -167,8 +154,8 @@ class KillAt(Quiet):
 def test_killed_between_and_within_modules(tmp_path, uninterrupted, cache, step):
     """Two modules and the classifier, ten steps each."""
     whole, summary = uninterrupted[cache]
-    with pytest.raises(Killed):
-        runs.train(config_of(cache), tmp_path / "killed", KillAt(step))
+    with pytest.raises(small.Killed):
+        runs.train(config_of(cache), tmp_path / "killed", small.KillAt(step))
     resumed = runs.resume(tmp_path / "killed")
     assert_same_end(whole, tmp_path / "killed", summary, resumed)
 
@@ -196,8 +183,8 @@ def assert_same_end(run, other, summary, other_summary):
 def test_a_resume_that_forgets_momentum_is_caught(tmp_path, uninterrupted, monkeypatch):
     """The sibling."""
     whole, summary = uninterrupted["none"]
-    with pytest.raises(Killed):
-        runs.train(config_of(), tmp_path / "killed", KillAt(13))
+    with pytest.raises(small.Killed):
+        runs.train(config_of(), tmp_path / "killed", small.KillAt(13))
     monkeypatch.setattr("locallearn.training.checkpoint.load_optimizer", lambda *_: None)
     resumed = runs.resume(tmp_path / "killed")
     with pytest.raises(AssertionError):
@@ -258,12 +245,12 @@ def test_a_stop_leaves_no_features_behind(tmp_path):
     config = config_of("disk", checkpoint=CheckpointConfig(every_steps=1))
     seen = []
 
-    class Look(KillAt):
+    class Look(small.KillAt):
         def on_step(self, step):
             seen.append((tmp_path / "run" / "features").exists())
             super().on_step(step)
 
-    with pytest.raises(Killed):
+    with pytest.raises(small.Killed):
         runs.train(config, tmp_path / "run", Look(12))
     assert seen[-1]
     assert not (tmp_path / "run" / "features").exists()

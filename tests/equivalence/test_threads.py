@@ -29,7 +29,6 @@ from locallearn.losses.objectives import LocalLoss
 from locallearn.runtime.inline import InlineRuntime
 from locallearn.runtime.threads import ThreadsRuntime
 from locallearn.training import runs
-from locallearn.training.observer import Quiet
 
 VIEWS = AugmentConfig(resized_crop=(0.3, 1.0), flip=0.0)
 GENTLE = OptimizerConfig(learning_rate=0.01)
@@ -127,21 +126,12 @@ def test_planted_errors_are_seen(tmp_path, monkeypatch, fault):
     assert differences(last_checkpoint(tmp_path / "threads"), last_checkpoint(tmp_path / "inline")) != []
 
 
-class _Stop(Quiet):
-    def __init__(self, step):
-        self.at = step
-
-    def on_step(self, step):
-        if step == self.at:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("step", [3, 5, 6])
 def test_a_killed_run_resumes_to_the_same_end(tmp_path, step):
     config = on_threads(CASES["dgl"])
     whole = runs.train(config, tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        runs.train(config, tmp_path / "killed", _Stop(step))
+    with pytest.raises(small.Killed):
+        runs.train(config, tmp_path / "killed", small.KillAt(step))
     assert not [thread for thread in threading.enumerate() if "_work" in thread.name]
     resumed = runs.resume(tmp_path / "killed")
     assert resumed["accuracy"] == whole["accuracy"]
@@ -153,8 +143,8 @@ def test_a_run_goes_on_with_the_other_runtime(tmp_path, first, then):
     plain = CASES["gn-dgl"]
     configs = {"inline": plain, "threads": on_threads(plain, 2)}
     runs.train(plain, tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        runs.train(configs[first], tmp_path / "run", _Stop(5))
+    with pytest.raises(small.Killed):
+        runs.train(configs[first], tmp_path / "run", small.KillAt(5))
     runs.resume(tmp_path / "run", runtime=then, threads=configs[then].train.threads)
     assert differences(last_checkpoint(tmp_path / "run"), last_checkpoint(tmp_path / "whole")) == []
 

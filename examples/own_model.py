@@ -10,7 +10,7 @@ from functools import partial
 from torch import Tensor, nn
 
 import locallearn as ll
-from locallearn.nn.groups import conv
+from locallearn.nn.group_conv import conv
 
 
 class Separable(nn.Module):

@@ -89,13 +89,13 @@ def close(actual, expected, what):
 @pytest.mark.parametrize("depth", [1, 2, 4])
 @pytest.mark.parametrize("width", [2, 4])
 @pytest.mark.parametrize("stop_gradient", [True, False])
-def test_grouped_network_equals_loop(depth, width, stop_gradient):
+def test_grouped_network_equals_loop(depth, width, stop_gradient, kernels):
     compare(depth, width, stop_gradient=stop_gradient)
 
 
 @pytest.mark.parametrize("head", ["0c1f", "0c2f", "1c1f", "2c3f"])
 @pytest.mark.parametrize("stop_gradient", [True, False])
-def test_every_head_equals_loop(head, stop_gradient):
+def test_every_head_equals_loop(head, stop_gradient, kernels):
     compare(2, 2, head=head, stop_gradient=stop_gradient)
 
 

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from locallearn.bench.step import Contender, Setting, local, loop, step_config
 from locallearn.core.network import ImageShape
-from locallearn.nn import groups
+from locallearn.nn import group_conv, groups
 
 SETTING = Setting(ImageShape(3, 8, 5), 4, torch.device("cpu"), "fp32", 1)
 
@@ -30,9 +30,10 @@ def operators(contender: Contender) -> int:
     return sum(count.calls.values())
 
 
+@pytest.fixture
 def pack_nothing(monkeypatch):
-    monkeypatch.setattr(groups, "WHOLE", 0)
-    monkeypatch.setattr(groups, "LANES", 1)
+    monkeypatch.setattr(group_conv, "WHOLE", 0)
+    monkeypatch.setattr(group_conv, "LANES", 1)
     monkeypatch.setattr(groups, "GRADIENT_LANES", 1)
 
 
@@ -41,17 +42,25 @@ def step(depth, width, model="resnet8"):
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_the_number_of_operators_does_not_depend_on_the_number_of_groups(depth, monkeypatch):
-    pack_nothing(monkeypatch)  # see below for what is packed
+def test_the_number_of_operators_does_not_depend_on_the_number_of_groups(depth, pack_nothing, torch_kernels):
     assert operators(step(depth, 2)) == operators(step(depth, 4)) == operators(step(depth, 16))
 
 
-def test_packing_adds_little_and_the_same_for_every_number_of_groups(monkeypatch):
-    monkeypatch.setattr(groups, "LANES", 16)
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("kernels", ["native"], indirect=True)
+def test_nor_with_kernels_of_our_own(depth, pack_nothing, kernels):
+    two, four, eight = (operators(step(depth, n)) for n in (2, 4, 8))
+    assert two == pytest.approx(four, abs=4)  # gradients of weights of large groups are torch's in fp32
+    assert four == pytest.approx(eight, abs=4)
+
+
+def test_packing_adds_little_and_the_same_for_every_number_of_groups(pack_nothing, torch_kernels, monkeypatch):
+    unpacked = operators(step(1, 8))
+    monkeypatch.setattr(group_conv, "WHOLE", 16)
+    monkeypatch.setattr(group_conv, "LANES", 16)
     eight, sixteen = operators(step(1, 8)), operators(step(1, 16))  # all grouped convolutions are packed at both
     assert eight == pytest.approx(sixteen, rel=0.02)  # but for layouts of weights, which single channels do not have
-    pack_nothing(monkeypatch)
-    assert operators(step(1, 8)) < eight < 2 * operators(step(1, 8))
+    assert unpacked < eight < 2 * unpacked
 
 
 def test_a_loop_over_groups_is_caught():
@@ -62,8 +71,7 @@ def test_a_loop_over_groups_is_caught():
     assert two > operators(step(1, 2))
 
 
-def test_the_number_of_operators_is_linear_in_the_number_of_modules(monkeypatch):
-    pack_nothing(monkeypatch)
+def test_the_number_of_operators_is_linear_in_the_number_of_modules(pack_nothing, torch_kernels):
     four, eight, sixteen = (operators(step(k, 2, "resnet32")) for k in (4, 8, 16))
     assert sixteen - eight == pytest.approx(2 * (eight - four), rel=0.02)
     assert sixteen < 4 * four

@@ -8,6 +8,7 @@ import small
 from locallearn.config import OptimizerConfig, RunConfig
 from locallearn.core.module import LocalStep
 from locallearn.core.network import ImageShape, build_network
+from locallearn.nn.native import norm
 from locallearn.runtime.inline import InlineRuntime
 from locallearn.training.optim import build_optimizer
 
@@ -32,11 +33,11 @@ class Residual(nn.Module):
 
 
 class PlainTinyResNet(nn.Module):
-    def __init__(self):
+    def __init__(self, width):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
-        self.body = nn.Sequential(Residual(8, 8), Residual(8, 8), Residual(8, 16, 2))
-        self.classifier = nn.Linear(16, 5)
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.body = nn.Sequential(Residual(width, width), Residual(width, width), Residual(width, 2 * width, 2))
+        self.classifier = nn.Linear(2 * width, 5)
 
     def forward(self, x):
         return self.classifier(nn.functional.adaptive_avg_pool2d(self.body(self.stem(x)), 1).flatten(1))
@@ -47,10 +48,10 @@ def by_kind(state):
     return sorted((tuple(v.shape), v.flatten().tolist()) for v in state.values())
 
 
-def pair(optimizer_config):
-    config = RunConfig(method="e2e", model="tiny-resnet", seed=1, optimizer=optimizer_config)
+def pair(optimizer_config, model="tiny-resnet", width=8):
+    config = RunConfig(method="e2e", model=model, seed=1, optimizer=optimizer_config)
     network = build_network(config, ImageShape(3, 8, 5))
-    plain = PlainTinyResNet()
+    plain = PlainTinyResNet(width)
     renamed = {}
     for name, value in network.state_dict().items():
         name = name.removeprefix("stages.0.")
@@ -90,16 +91,47 @@ def some_batches(n=5):
     return [(torch.randn(16, 3, 8, 8), torch.randint(0, 5, (16,))) for _ in range(n)]
 
 
+def channels_last(batches):
+    return [(x.to(memory_format=torch.channels_last), y) for x, y in batches]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
     "memory", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels-last"]
 )
 @pytest.mark.parametrize("optimizer", [SGD, ADAM], ids=["sgd", "adam"])
-def test_e2e_is_plain_backpropagation_bit_for_bit(optimizer, memory, precision):
+def test_e2e_is_plain_backpropagation_bit_for_bit(optimizer, memory, precision, torch_kernels):
     config, network, plain = pair(optimizer)
-    batches = [(x.to(memory_format=memory), y) for x, y in some_batches()]
+    batches = some_batches() if memory is torch.contiguous_format else channels_last(some_batches())
     train_both(config, network.to(memory_format=memory), plain.to(memory_format=memory), batches, precision)
     assert by_kind(network.state_dict()) == by_kind(plain.state_dict())
+
+
+def largest_distance(network, plain):
+    """Of two networks' entries with equal shapes, in units of the largest entry of the tensor."""
+    pairs = zip(by_kind(network.state_dict()), by_kind(plain.state_dict()), strict=True)
+    tensors = ((torch.tensor(a), torch.tensor(b)) for (_, a), (_, b) in pairs)
+    return max(((a - b).abs().max() / b.abs().max().clamp(min=1e-3)).item() for a, b in tensors)
+
+
+def trained_natively():
+    """A network of channels that fill a vector, and the plain one."""
+    config, network, plain = pair(SGD, "tiny-resnetx2", 16)
+    network, plain = (n.to(memory_format=torch.channels_last) for n in (network, plain))
+    train_both(config, network, plain, channels_last(some_batches()))
+    return network, plain
+
+
+@pytest.mark.parametrize("kernels", ["native"], indirect=True)
+def test_with_kernels_of_our_own_it_is_plain_backpropagation_but_for_rounding(kernels):
+    assert 0 < largest_distance(*trained_natively()) < 1e-4
+
+
+@pytest.mark.parametrize("kernels", ["native"], indirect=True)
+def test_a_statistic_of_too_many_numbers_is_caught(kernels, monkeypatch):
+    own = norm.statistics
+    monkeypatch.setattr(norm, "statistics", lambda x: own(x)._replace(variance=own(x).variance * 1.001))
+    assert largest_distance(*trained_natively()) > 1e-4
 
 
 def test_a_halved_gradient_is_caught(monkeypatch):

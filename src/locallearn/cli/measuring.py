@@ -80,6 +80,7 @@ def show(options: MeasuringOptions, found: dict[str, Any], tables: Sequence[Tabl
     hardware = found["hardware"]
     console.print(
         f"{hardware.get('gpu', hardware['cpu'])}, {hardware['threads']} threads, torch {found['versions']['torch']}, "
-        f"{found['precision']}, median of {found['repeats']} turns; spread is the quartile distance over the median",
+        f"kernels {hardware['kernels']}, {found['precision']}, median of {found['repeats']} turns; "
+        "spread is the quartile distance over the median",
         highlight=False,
     )

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from locallearn.nn.groups import GroupLinear, OwnChannels, conv, split_vectors
+from locallearn.nn.group_conv import conv
+from locallearn.nn.groups import GroupLinear, OwnChannels, split_vectors
+from locallearn.nn.norm_relu import norm_relu
 
 
-class ConvBlock(nn.Sequential):
+class ConvBlock(nn.Module):
     """[2x2 max pool,] 3x3 convolution, batch norm, ReLU [, dropout].
 
     Pooling comes first, so that the auxiliary head of a module that ends here sees the features before they are
@@ -31,17 +33,19 @@ class ConvBlock(nn.Sequential):
         dense: bool = True,
     ) -> None:
         super().__init__()
-        if pool:
-            self.pool = nn.MaxPool2d(2)
+        self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
         self.conv = conv(inputs, outputs, 3, stride, groups, dense)
         self.bn = nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU(inplace=True)
-        if dropout:
-            self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [B, C, H, W] in and out."""
+        return self.dropout(norm_relu(self.bn, self.relu, self.conv(self.pool(x))))
 
 
 class Residual(nn.Module):
-    """A residual block: ``relu(body(x) + shortcut(x))``; the subclass says what the body is."""
+    """A residual block: ``relu(body(x) + shortcut(x))``; the subclass has the body, which ends in a batch norm."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, groups: int, dense: bool) -> None:
         super().__init__()
@@ -52,18 +56,10 @@ class Residual(nn.Module):
             self.shortcut = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
         self.relu = nn.ReLU(inplace=True)
 
-    def body(self, x: Tensor) -> Tensor:
-        """What is added to the shortcut."""
-        raise NotImplementedError
-
     def shortcut_of(self, groups: range, total: int) -> None:
         """Let a shortcut without layers, of a block that sees all channels, give those of some groups only."""
         if self.dense and isinstance(self.shortcut, nn.Identity):
             self.shortcut = OwnChannels(groups, total)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features [B, C, H, W] in and out."""
-        return self.relu(self.body(x).add_(self.shortcut(x)))  # a batch norm keeps what came in, not this
 
 
 class BasicBlock(Residual):
@@ -77,9 +73,10 @@ class BasicBlock(Residual):
         self.conv2 = conv(outputs, outputs, 3, 1, groups, dense=False)
         self.bn2 = nn.BatchNorm2d(outputs)
 
-    def body(self, x: Tensor) -> Tensor:
-        """The two convolutions."""
-        return self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [B, C, H, W] in and out."""
+        y = norm_relu(self.bn1, self.relu1, self.conv1(x))
+        return norm_relu(self.bn2, self.relu, self.conv2(y), self.shortcut(x))
 
 
 class Bottleneck(Residual):
@@ -97,11 +94,11 @@ class Bottleneck(Residual):
         self.conv3 = conv(inner, outputs, 1, 1, groups, dense=False)
         self.bn3 = nn.BatchNorm2d(outputs)
 
-    def body(self, x: Tensor) -> Tensor:
-        """The three convolutions."""
-        x = self.relu1(self.bn1(self.conv1(x)))
-        x = self.relu2(self.bn2(self.conv2(x)))
-        return self.bn3(self.conv3(x))
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [B, C, H, W] in and out."""
+        y = norm_relu(self.bn1, self.relu1, self.conv1(x))
+        y = norm_relu(self.bn2, self.relu2, self.conv2(y))
+        return norm_relu(self.bn3, self.relu, self.conv3(y), self.shortcut(x))
 
 
 class LinearBlock(nn.Module):

@@ -1,4 +1,4 @@
-"""Dense 3x3 convolutions and their gradients, where oneDNN's are slow as matrix products (docs/speed.md)."""
+"""Dense 3x3 convolutions and their gradients: our own or matrix products where oneDNN's are slow (docs/speed.md)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from locallearn.nn.native import conv as native
+
 COLUMNS = 32
 """Channels from which on a matrix product makes a weight's gradient faster in bf16 on the CPU."""
 
 ROWS = 512
 """Outputs from which on one computes the convolution itself faster."""
 
+NATIVE = 32
+"""Channels up to which our own kernel computes it faster than either."""
+
 
 def forward(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """A dense 3x3 convolution with padding 1: [B, C, H, W], [O, C, 3, 3] -> [B, O, H', W']."""
+    if x.shape[1] <= NATIVE and native.fits(x, x.shape[1], len(weight), 1):
+        return native.convolution(x, weight, stride, 1)
     if _in_bf16(x) and len(weight) >= ROWS:
         return product(x, weight, stride)
     return F.conv2d(x, weight, stride=stride, padding=1)

@@ -13,97 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from locallearn.nn import dense, peers
-
-LANES = 8
-"""A convolution of fewer channels a group takes as long as one of this many, or longer."""
-
-WHOLE = 16
-"""A convolution of no more channels than this, over all groups, is computed as one: threads that split it by groups
-would write to the same cache lines."""
+from locallearn.nn.group_conv import pack, packed_together
+from locallearn.nn.native import conv as native
+from locallearn.nn.precision import autocast
 
 GRADIENT_LANES = 16
-"""As :data:`LANES`, of the input gradient of a stop-gradient convolution, which has more rows than columns."""
-
-
-def conv(inputs: int, outputs: int, kernel: int, stride: int, groups: int, dense: bool) -> nn.Conv2d:
-    """A convolution without bias, split into channel groups; ``dense`` lets every group see all input channels."""
-    kind = nn.Conv2d if dense or packed_together(inputs, outputs, groups) == 1 else PackedConv2d
-    return kind(inputs, outputs, kernel, stride, padding=kernel // 2, groups=1 if dense else groups, bias=False)
-
-
-def packed_together(inputs: int, outputs: int, groups: int, least: int | None = None) -> int:
-    """How many groups to compute as one: a divisor of ``groups``.
-
-    All of them where there are few channels (:data:`WHOLE`), else enough to have ``least`` (:data:`LANES`).
-    """
-    if inputs <= WHOLE:
-        return groups
-    smaller, least = min(inputs, outputs) // groups, least or LANES
-    return next((n for n in range(1, groups) if groups % n == 0 and n * smaller >= least), groups)
-
-
-def pack(weight: Tensor, groups: int, together: int) -> Tensor:
-    """Weights of G groups, [O, I/G, k, k], as those of G/n groups, [O, n I/G, k, k]: block-diagonal."""
-    rows, channels, height, width = weight.shape
-    packed = weight.new_zeros(rows, together * channels, height, width)
-    _blocks(packed, groups, together).copy_(
-        weight.view(groups // together, together, rows // groups, channels, height, width)
-    )
-    last = weight.is_contiguous(memory_format=torch.channels_last)  # in another layout than its input it is reordered
-    return packed.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-
-
-def _blocks(packed: Tensor, groups: int, together: int) -> Tensor:
-    """The blocks on the diagonal of packed weights, as a view [G/n, n, O/G, I/G, k, k]."""
-    rows, channels, height, width = packed.shape
-    shape = (groups // together, together, rows // groups, together, channels // together, height, width)
-    return packed.view(shape).diagonal(dim1=1, dim2=3).movedim(-1, 1)
-
-
-class _PackedConv(torch.autograd.Function):
-    """A grouped convolution computed as one of fewer groups. Packed weights are made again and not kept."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, groups: int, together: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.groups, ctx.together = stride, groups, together
-        packed = pack(weight, groups, together)
-        return F.conv2d(x, packed, stride=stride, padding=weight.shape[-1] // 2, groups=groups // together)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
-        x, weight = ctx.saved_tensors
-        packed = pack(weight, ctx.groups, ctx.together)
-        mask = (ctx.needs_input_grad[0], True, False)
-        grad_x, grad, _ = dense.backward(grads[0], x, packed, ctx.stride, ctx.groups // ctx.together, mask)
-        own = _blocks(grad.contiguous(), ctx.groups, ctx.together).reshape(weight.shape)
-        return grad_x if mask[0] else None, own, None, None, None
-
-
-class PackedConv2d(nn.Conv2d):
-    """A grouped convolution that, in training, computes several small groups as one.
-
-    Weights and values are those of the grouped convolution. Groups of fewer than :data:`LANES` channels leave most of
-    a vector unused; as one block-diagonal convolution they take two thirds to a third of the time in bf16.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolve."""
-        if not self.training:  # what is exported keeps its groups
-            return super().forward(input)
-        together = packed_together(self.in_channels, self.out_channels, self.groups)
-        out = _PackedConv.apply(*_autocast(input, self.weight), self.stride[0], self.groups, together)
-        assert isinstance(out, Tensor)
-        return out
-
-
-def _autocast(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Cast as autocast does, which does not look inside a custom function."""
-    device = x.device.type
-    if device != "meta" and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        return x.to(dtype), weight.to(dtype)
-    return x, weight
+"""Torch's input gradient of a stop-gradient convolution, which has more rows than columns, takes as long for fewer
+channels a group as for this many."""
 
 
 class GroupLinear(nn.Module):
@@ -169,15 +85,20 @@ class _StopGradientConv(torch.autograd.Function):
         grad_own = grad_weight = None
         if ctx.needs_input_grad[0]:
             columns = own_channels(weight, ctx.groups, own.shape[1] // ctx.groups, ctx.first)
-            groups = ctx.groups
-            together = packed_together(own.shape[1], weight.shape[0], groups, GRADIENT_LANES)
-            if together > 1:
-                columns = pack(columns, groups, together)
-            needed = (True, False, False)
-            grad_own = dense.backward(grads[0], own, columns, ctx.stride, groups // together, needed)[0]
+            grad_own = _own_gradient(grads[0], own, columns, ctx.stride, ctx.groups)
         if ctx.needs_input_grad[2]:
             grad_weight = dense.weight_gradient(grads[0], seen, weight, ctx.stride)
         return grad_own, None, grad_weight, None, None, None
+
+
+def _own_gradient(grad: Tensor, own: Tensor, columns: Tensor, stride: int, groups: int) -> Tensor:
+    """The input gradient of the grouped convolution of every group's own channels."""
+    if native.fits(own, grad.shape[1], own.shape[1], groups):
+        return native.input_gradient(grad, columns, stride, groups, own.shape[2:])
+    together = packed_together(own.shape[1], grad.shape[1], groups, GRADIENT_LANES)
+    return dense.backward(
+        grad, own, pack(columns, groups, together), stride, groups // together, (True, False, False)
+    )[0]
 
 
 def own_channels(weight: Tensor, groups: int, channels: int, first: int) -> Tensor:
@@ -211,7 +132,7 @@ class StopGradientConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve; the values are those of a dense convolution."""
-        x, weight = _autocast(x, self.weight)
+        x, weight = autocast(x), autocast(self.weight)
         others = peers.current()
         if self.pool is not None:
             return self._pooled(x, weight, self.pool)

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from locallearn.errors import ConfigError
-from locallearn.nn.groups import GroupLinear, StopGradientConv2d, conv, split_vectors, stop_gradient_vectors
+from locallearn.nn.group_conv import conv
+from locallearn.nn.groups import GroupLinear, StopGradientConv2d, split_vectors, stop_gradient_vectors
+from locallearn.nn.norm_relu import norm_relu, norm_relu_mean
 from locallearn.nn.pool import GlobalAveragePool
 from locallearn.registry import Registry
 
@@ -166,9 +168,17 @@ class AuxiliaryHead(nn.Module):
             layers.append(nn.ReLU(inplace=True))
         return layers
 
+    def _pooled(self, x: Tensor) -> Tensor:
+        """The convolutions with all that follows them, and the mean over positions."""
+        layers = list(self.convs)
+        for i in range(0, len(layers) - 3, 3):
+            x = norm_relu(layers[i + 1], layers[i + 2], layers[i](x))
+        convolution, norm, relu = layers[-3:]
+        return norm_relu_mean(norm, relu, self.pool, convolution(x))
+
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of all heads, [G, B, outputs]."""
-        x = self.pool(self.convs(x))
+        x = self._pooled(x) if len(self.convs) else self.pool(x)
         return self.linears(seen_by_groups(x, self.groups, self.stop_gradient and not len(self.convs)))
 
 

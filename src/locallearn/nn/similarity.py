@@ -6,7 +6,8 @@ import math
 
 from torch import Tensor, nn
 
-from locallearn.nn.groups import GroupLinear, StopGradientConv2d, conv, split_vectors
+from locallearn.nn.group_conv import conv
+from locallearn.nn.groups import GroupLinear, StopGradientConv2d, split_vectors
 from locallearn.nn.heads import seen_by_groups
 
 

@@ -183,6 +183,7 @@ def _hardware(record: RunRecord) -> str:
         hardware.get("cpu"),
         f"{hardware['cores']} cores" if hardware.get("cores") else None,
         f"{hardware['threads']} threads" if hardware.get("threads") else None,
+        f"kernels {hardware['kernels']}" if hardware.get("kernels") else None,
         f"{memory / (1 << 30):.1f} GiB memory" if isinstance(memory, int | float) else None,
     ]
     return f"{hardware.get('device', 'device not recorded')}: " + ", ".join(str(part) for part in parts if part)

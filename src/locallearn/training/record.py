@@ -21,6 +21,7 @@ from locallearn import plugins
 from locallearn.config import RunConfig, from_toml, to_toml
 from locallearn.errors import UsageError
 from locallearn.files import write_atomically
+from locallearn.nn.native import build
 
 
 def now() -> str:
@@ -153,6 +154,7 @@ def hardware(device: str) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "kernels": str(build.kernels()) if device == "cpu" else "torch",
     }
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         facts["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -11,6 +11,7 @@ from locallearn.config import MeshConfig, RunConfig, RuntimeName
 from locallearn.core.network import ImageShape
 from locallearn.data.datasets import Dataset, resolve_augment
 from locallearn.errors import ConfigError
+from locallearn.nn.native.build import kernels
 
 
 def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
@@ -43,16 +44,18 @@ def check_device(name: str | None) -> torch.device:
     """The torch device of that name; without one, the GPU where there is one, else the CPU.
 
     Raises:
-        ConfigError: no such device here.
+        ConfigError: no such device here, or the variable that chooses kernels is wrong.
     """
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError("train.device", name, "cpu or cuda[:N]") from None
     if device.type not in ("cpu", "cuda"):
         raise ConfigError("train.device", name, "cpu or cuda[:N]")
+    if device.type == "cpu":
+        kernels()  # told before anything is written
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError("train.device", name, f"cpu, or one of the {torch.cuda.device_count()} GPUs here")
     return device

@@ -68,7 +68,7 @@ CELLS = [
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(("method", "model", "depth", "width"), CELLS)
-def test_prediction_agrees_with_a_real_step(method, model, depth, width, precision):
+def test_prediction_agrees_with_a_real_step(method, model, depth, width, precision, torch_kernels):
     config = run_config(method, model, depth, width)
     network = build_network(config, IMAGE)
     expected = measured(copy.deepcopy(network), precision)
@@ -87,7 +87,7 @@ def test_prediction_agrees_with_a_real_step(method, model, depth, width, precisi
 
 @pytest.mark.parametrize("head", ["0c1f", "0c2f", "2c3f", "mlp-sr"])
 @pytest.mark.parametrize("stop_gradient", [True, False])
-def test_prediction_agrees_for_every_head(head, stop_gradient):
+def test_prediction_agrees_for_every_head(head, stop_gradient, torch_kernels):
     config = run_config(
         "gn-dgl", "resnet8", 2, (2,), objective=ObjectiveConfig(head=head, stop_gradient=stop_gradient)
     )
@@ -96,7 +96,7 @@ def test_prediction_agrees_for_every_head(head, stop_gradient):
 
 
 @pytest.mark.parametrize("planted", ["a head that is not there", "another activation function"])
-def test_a_step_that_keeps_something_else_is_caught(planted):
+def test_a_step_that_keeps_something_else_is_caught(planted, torch_kernels):
     config = run_config("dgl", "resnet8", 2, (1,))
     network = build_network(config, IMAGE)
     if planted == "a head that is not there":
@@ -154,3 +154,13 @@ def test_training_reports_what_was_predicted(tmp_path, precision):
     nodes = cost(config, ImageShape(1, 8, 10)).nodes
     predicted = max(sum(n.activation_bytes for n in nodes if n.module == k) for k in (1, 2))
     assert predicted == pytest.approx(reported, rel=0.1)
+
+
+@pytest.mark.parametrize("kernels", ["native"], indirect=True)
+def test_with_kernels_of_our_own_the_last_maps_of_heads_are_kept_once(kernels):
+    config = run_config("gn-dgl", "resnet32", 4, (4,))
+    network = build_network(config, IMAGE).to(memory_format=torch.channels_last)
+    predicted = [module.activation_bytes * module.groups for module in cost(config, IMAGE).modules]
+    maps = [4 * BATCH * 2 * 4 * channels * side * side for channels, side in ((16, 8), (16, 8), (32, 4), (64, 2))]
+    found = measured(network, "fp32")
+    assert found[:4] == [p - m for p, m in zip(predicted, maps, strict=True)]

@@ -70,10 +70,11 @@ def test_loss_modification_is_scored_by_the_simclr_cell_of_its_model():
 
 def test_a_job_waits_for_what_it_needs_and_is_given_up_where_nobody_trains_that(tmp_path):
     def job(name, **changes):
-        return Job(name, tmp_path / name, {}, (tmp_path / f"{name}.done").exists, **changes)
+        return Job(name, tmp_path / name, {"name": name}, (tmp_path / f"{name}.done").exists, **changes)
 
     first = job("first")
-    touch = ["sh", "-c", f"cat > /dev/null & sleep 0.3; touch {tmp_path}/first.done {tmp_path}/second.done"]
+    own = "read line; name=$(echo $line | grep -o 'first\\|second')"
+    touch = ["sh", "-c", f"{own}; sleep 0.3; touch {tmp_path}/$name.done"]
     second = dataclasses.replace(job("second"), is_ready=first.is_finished)
     orphan = dataclasses.replace(job("orphan"), is_ready=lambda: False)
     outcome = Queue([second, orphan, first], 2, command=touch).run(20)

@@ -30,7 +30,7 @@ def in_bf16(x, weight):
 
 
 @pytest.mark.parametrize(("rule", "name", "which"), [("ROWS", "product", 0), ("COLUMNS", "product_gradient", 1)])
-def test_large_heads_use_them_in_bf16(rule, name, which, monkeypatch):
+def test_large_heads_use_them_in_bf16(rule, name, which, monkeypatch, torch_kernels):
     torch.manual_seed(0)
     x, weight = torch.randn(4, 32, 8, 8), torch.randn(16, 32, 3, 3)
     monkeypatch.setattr(dense, rule, 100)
@@ -39,3 +39,11 @@ def test_large_heads_use_them_in_bf16(rule, name, which, monkeypatch):
     torch.testing.assert_close(in_bf16(x, weight)[which], theirs, rtol=2e-2, atol=2e-2)
     monkeypatch.setattr(dense, name, lambda *given: torch.zeros_like(theirs))
     assert not in_bf16(x, weight)[which].any()
+
+
+@pytest.mark.parametrize("kernels", ["native"], indirect=True)
+def test_kernels_of_our_own_convolve_few_channels(kernels, monkeypatch):
+    x, weight = (torch.randn(*size).to(memory_format=torch.channels_last) for size in ((2, 16, 8, 8), (64, 16, 3, 3)))
+    torch.testing.assert_close(dense.forward(x, weight, 2), F.conv2d(x, weight, stride=2, padding=1))
+    monkeypatch.setattr(dense.native, "convolution", lambda *given: torch.zeros(1))
+    assert not dense.forward(x, weight, 2).any()

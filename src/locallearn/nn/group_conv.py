@@ -1,0 +1,124 @@
+"""Convolutions of G channel groups at once, in three ways of which the fastest is taken.
+
+Kernels of our own where there are some (:mod:`locallearn.nn.native`); else, where groups have few channels, torch's
+convolution of fewer and larger ones with zeros between (packing); else torch's grouped convolution.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from locallearn.nn import dense
+from locallearn.nn.native import conv as native
+from locallearn.nn.precision import autocast
+
+LANES = 8
+"""A convolution of fewer channels a group takes torch as long as one of this many, or longer."""
+
+WHOLE = 16
+"""A convolution of no more channels than this, over all groups, is packed as one: threads that split it by groups
+would write to the same cache lines."""
+
+
+def conv(inputs: int, outputs: int, kernel: int, stride: int, groups: int, dense: bool) -> nn.Conv2d:
+    """A convolution without bias, split into channel groups; ``dense`` lets every group see all input channels."""
+    kind = nn.Conv2d if dense or groups == 1 else GroupConv2d
+    return kind(inputs, outputs, kernel, stride, padding=kernel // 2, groups=1 if dense else groups, bias=False)
+
+
+class GroupConv2d(nn.Conv2d):
+    """A grouped convolution without bias, with padding of half its kernel.
+
+    Weights and values are those of ``nn.Conv2d``, but for the order of sums. What is kept for the backward pass is
+    the input and the weight itself, never a rounded or packed copy of it.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve."""
+        if not self.training:  # what is exported keeps its groups
+            return super().forward(input)
+        x, sizes = autocast(input), (self.in_channels, self.out_channels, self.groups)
+        if self.kernel_size == (3, 3) and native.fits(x, *sizes) and native.fits_weight(x, *sizes):
+            out = _NativeConv.apply(x, self.weight, self.stride[0], self.groups)
+        else:
+            out = _PackedConv.apply(x, self.weight, self.stride[0], self.groups, packed_together(*sizes))
+        assert isinstance(out, Tensor)
+        return out
+
+
+class _NativeConv(torch.autograd.Function):
+    """A grouped 3x3 convolution by our own kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.groups = stride, groups
+        return native.convolution(x, weight, stride, groups)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+        (grad,), (x, weight) = grads, ctx.saved_tensors
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = native.input_gradient(grad, weight, ctx.stride, ctx.groups, x.shape[2:])
+        if x.dtype == torch.float32 and len(weight) >= native.LANES * ctx.groups:  # torch's is faster
+            _, own, _ = dense.backward(grad, x, weight, ctx.stride, ctx.groups, (False, True, False))
+        else:
+            own = native.weight_gradient(grad, x, ctx.stride, ctx.groups)
+        return grad_x, own.to(weight.dtype), None, None
+
+
+class _PackedConv(torch.autograd.Function):
+    """A grouped convolution computed by torch as one of fewer groups. Packed weights are made again and not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, groups: int, together: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.groups, ctx.together = stride, groups, together
+        packed = pack(weight.to(x.dtype), groups, together)
+        return F.conv2d(x, packed, stride=stride, padding=weight.shape[-1] // 2, groups=groups // together)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
+        x, weight = ctx.saved_tensors
+        packed = pack(weight.to(x.dtype), ctx.groups, ctx.together)
+        mask = (ctx.needs_input_grad[0], True, False)
+        grad_x, grad, _ = dense.backward(grads[0], x, packed, ctx.stride, ctx.groups // ctx.together, mask)
+        if ctx.together > 1:
+            grad = _blocks(grad.contiguous(), ctx.groups, ctx.together).reshape(weight.shape)
+        return grad_x if mask[0] else None, grad.to(weight.dtype), None, None, None
+
+
+def packed_together(inputs: int, outputs: int, groups: int, least: int | None = None) -> int:
+    """How many groups to compute as one: a divisor of ``groups``.
+
+    All of them where there are few channels (:data:`WHOLE`), else enough to have ``least`` (:data:`LANES`).
+    """
+    if inputs <= WHOLE:
+        return groups
+    smaller, least = min(inputs, outputs) // groups, least or LANES
+    return next((n for n in range(1, groups) if groups % n == 0 and n * smaller >= least), groups)
+
+
+def pack(weight: Tensor, groups: int, together: int) -> Tensor:
+    """Weights of G groups, [O, I/G, k, k], as those of G/n groups, [O, n I/G, k, k]: block-diagonal."""
+    if together == 1:
+        return weight
+    rows, channels, height, width = weight.shape
+    packed = weight.new_zeros(rows, together * channels, height, width)
+    _blocks(packed, groups, together).copy_(
+        weight.view(groups // together, together, rows // groups, channels, height, width)
+    )
+    last = weight.is_contiguous(memory_format=torch.channels_last)  # in another layout than its input it is reordered
+    return packed.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def _blocks(packed: Tensor, groups: int, together: int) -> Tensor:
+    """The blocks on the diagonal of packed weights, as a view [G/n, n, O/G, I/G, k, k]."""
+    rows, channels, height, width = packed.shape
+    shape = (groups // together, together, rows // groups, together, channels // together, height, width)
+    return packed.view(shape).diagonal(dim1=1, dim2=3).movedim(-1, 1)

@@ -1,0 +1,151 @@
+"""Kernels of our own compute torch's grouped convolutions and their gradients."""
+
+import os
+import subprocess
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from locallearn.errors import ConfigError
+from locallearn.nn.group_conv import GroupConv2d
+from locallearn.nn.native import build
+from locallearn.nn.native import conv as native
+
+here = build.kernels()
+needs_kernels = pytest.mark.skipif(len(here.libraries) < 2, reason=f"no native kernels here: {here}")
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-3}  # of the largest value; bf16 rounds by up to 1 / 256
+
+
+def drawn(*shape, dtype):
+    return torch.randn(shape).to(dtype).to(memory_format=torch.channels_last)
+
+
+def expected(x, weight, grad, stride, groups):
+    """Output and both gradients, from the same rounded numbers in float64."""
+    x, weight, grad = x.double().requires_grad_(), weight.double().requires_grad_(), grad.double()
+    out = F.conv2d(x, weight, stride=stride, padding=1, groups=groups)
+    out.backward(grad)
+    return out.detach(), x.grad, weight.grad
+
+
+def distance(found, wanted):
+    return ((found.double() - wanted).abs().max() / wanted.abs().max()).item()
+
+
+@st.composite
+def convolutions(draw):
+    inputs, outputs = draw(st.sampled_from([(16, 16), (16, 32), (32, 32), (32, 64), (64, 64), (48, 96), (256, 16)]))
+    groups = draw(st.sampled_from([n for n in (1, 2, 3, 4, 6, 8, 16) if inputs % n == 0 and outputs % n == 0]))
+    sides = draw(st.tuples(st.integers(1, 34), st.integers(1, 34)))
+    return inputs, outputs, groups, draw(st.sampled_from([1, 2])), sides, draw(st.sampled_from([1, 3]))
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@given(case=convolutions(), threads=st.sampled_from([1, 2]))
+def test_values_are_torchs(dtype, case, threads):
+    inputs, outputs, groups, stride, (height, width), images = case
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    x = drawn(images, inputs, height, width, dtype=dtype)
+    weight = torch.randn(outputs, inputs // groups, 3, 3).to(dtype)
+    grad = drawn(images, outputs, (height - 1) // stride + 1, (width - 1) // stride + 1, dtype=dtype)
+    out, grad_x, grad_weight = expected(x, weight, grad, stride, groups)
+    if native.fits(x, inputs, outputs, groups):
+        assert distance(native.convolution(x, weight, stride, groups), out) < TOLERANCE[dtype]
+    if native.fits(x, outputs, inputs, groups):
+        found = native.input_gradient(grad, weight, stride, groups, (height, width))
+        assert distance(found, grad_x) < TOLERANCE[dtype]
+    if native.fits_weight(x, inputs, outputs, groups):
+        assert distance(native.weight_gradient(grad, x, stride, groups), grad_weight) < 2e-5  # fp32 whatever is given
+
+
+@needs_kernels
+def test_every_group_of_the_thesis_networks_has_a_kernel():
+    for dtype in (torch.float32, torch.bfloat16):
+        x = drawn(1, 16, 1, 1, dtype=dtype)
+        for inputs, outputs in ((16, 16), (16, 32), (32, 32), (32, 64), (64, 64)):
+            for groups in (2, 4, 8):
+                assert native.fits_weight(x, inputs, outputs, groups)
+                assert native.fits(x, outputs, inputs, groups)
+
+
+def test_what_no_kernel_computes_goes_to_torch(kernels):
+    assert not native.fits(drawn(1, 16, 2, 2, dtype=torch.float64), 16, 16, 4)
+    assert not native.fits(drawn(1, 16, 2, 2, dtype=torch.bfloat16), 16, 16, 16)  # single channels
+    assert not native.fits(drawn(1, 18, 2, 2, dtype=torch.float32), 18, 18, 6)
+    assert not native.fits(drawn(1, 16, 2, 2, dtype=torch.float32).to("meta"), 16, 16, 4)
+    assert not native.fits(torch.randn(1, 16, 2, 2), 16, 16, 4)  # not channels-last
+    layer = GroupConv2d(18, 18, 3, padding=1, groups=6, bias=False)
+    x = torch.randn(2, 18, 5, 5)
+    torch.testing.assert_close(layer(x), F.conv2d(x, layer.weight, padding=1, groups=6))
+
+
+@pytest.mark.parametrize("kernels", ["native"], indirect=True)
+def test_a_layer_computes_with_them_and_a_wrong_one_is_caught(kernels, monkeypatch):
+    layer = GroupConv2d(16, 32, 3, stride=2, padding=1, groups=4, bias=False)
+    x = drawn(2, 16, 9, 9, dtype=torch.float32)
+    wanted = F.conv2d(x, layer.weight, stride=2, padding=1, groups=4)
+    torch.testing.assert_close(layer(x), wanted)
+    monkeypatch.setattr(native, "convolution", lambda x, w, s, g: F.conv2d(x, w.flip(0), None, s, 1, 1, g))
+    assert distance(layer(x), wanted.double()) > 0.1
+
+
+@needs_kernels
+def test_outputs_do_not_depend_on_threads():
+    x, weight = drawn(5, 16, 17, 9, dtype=torch.float32), torch.randn(16, 4, 3, 3)
+    one = native.convolution(x, weight, 1, 4)
+    torch.set_num_threads(2)
+    assert torch.equal(one, native.convolution(x, weight, 1, 4))
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """Kernels are looked for anew, in an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv(build.VARIABLE, raising=False)
+    build.kernels.cache_clear()
+    yield tmp_path / "locallearn"
+    build.kernels.cache_clear()
+
+
+@needs_kernels
+def test_they_are_compiled_once(fresh, monkeypatch):
+    assert "native (bf16, fp32)" in str(build.kernels())
+    assert sorted(p.suffix for p in fresh.iterdir()) == [".so", ".so"]
+    build.kernels.cache_clear()
+    monkeypatch.setattr(subprocess, "run", None)
+    assert len(build.kernels().libraries) == 2
+
+
+def test_without_a_compiler_torch_computes_and_says_so(fresh, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    assert not build.kernels().libraries
+    assert str(build.kernels()).startswith("torch (")
+
+
+@needs_kernels
+@pytest.mark.parametrize(("compiler", "why"), [("false", "non-zero exit"), ("/no/such/cc", "No such file")])
+def test_a_compiler_that_fails_is_named(compiler, why, fresh, monkeypatch):
+    monkeypatch.setenv("CC", compiler)
+    assert compiler in str(build.kernels())
+    assert why in str(build.kernels())
+    assert not [p for p in fresh.glob("*") if p.suffix == ".so"]
+
+
+def test_the_variable_chooses(fresh, monkeypatch):
+    monkeypatch.setenv(build.VARIABLE, "torch")
+    assert str(build.kernels()) == "torch (LOCALLEARN_KERNELS=torch)"
+    build.kernels.cache_clear()
+    monkeypatch.setenv(build.VARIABLE, "fast")
+    with pytest.raises(ConfigError, match="LOCALLEARN_KERNELS.*fast.*auto, native or torch"):
+        build.kernels()
+    build.kernels.cache_clear()
+    monkeypatch.setenv(build.VARIABLE, "native")
+    monkeypatch.setenv("CC", os.devnull)
+    with pytest.raises(ConfigError, match="auto or torch"):
+        build.kernels()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from locallearn.nn.narrow import NarrowBatchNorm2d
 from locallearn.nn.native import norm as native
 
 
@@ -28,15 +29,17 @@ def norm_relu_mean(norm: nn.Module, relu: nn.Module, pool: nn.Module, x: Tensor)
 
     With kernels of our own, no map of it is written or kept; else ``relu`` and ``pool`` are called.
     """
-    if _has_kernel(norm, relu, x):
+    if _has_kernel(norm, relu, x, mean=True):
         return _native(norm, x, None, mean=True)
     return pool(relu(norm(x)))
 
 
-def _has_kernel(norm: nn.Module, relu: nn.Module, x: Tensor) -> bool:
-    if type(relu) is not nn.ReLU or type(norm) is not nn.BatchNorm2d or not norm.training or norm.momentum is None:
+def _has_kernel(norm: nn.Module, relu: nn.Module, x: Tensor, *, mean: bool = False) -> bool:
+    if type(relu) is not nn.ReLU or type(norm) not in (nn.BatchNorm2d, NarrowBatchNorm2d) or not norm.training:
         return False
-    return norm.affine and norm.track_running_stats and native.fits(x) and x.numel() > x.shape[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    usual = norm.affine and norm.track_running_stats and norm.momentum is not None
+    return usual and native.fits(x, mean=mean) and x.numel() > x.shape[1]
 
 
 def _native(norm: nn.Module, x: Tensor, more: Tensor | None, *, mean: bool) -> Tensor:

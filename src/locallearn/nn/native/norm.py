@@ -1,4 +1,8 @@
-"""Batch norm of maps in training with the ReLU after it (``norm.c``)."""
+"""Batch norm of maps in training with the ReLU after it (``norm.c``).
+
+Maps of fewer channels than a vector has numbers are read as maps of n times the channels and an n-th of the
+positions; what is by channel is repeated n times, and statistics and sums of the n are taken together.
+"""
 
 from __future__ import annotations
 
@@ -34,17 +38,28 @@ class Statistics(NamedTuple):
     numbers: int
 
 
-def fits(x: Tensor) -> bool:
-    """Whether there are kernels for these maps."""
-    return build.kernels().take(x) and x.shape[1] % LANES == 0
+def fits(x: Tensor, *, mean: bool = False) -> bool:
+    """Whether there are kernels for these maps, and with ``mean`` for their mean over positions."""
+    if not build.kernels().take(x):
+        return False
+    channels, positions = x.shape[1], x.shape[2] * x.shape[3]
+    return channels % LANES == 0 or (not mean and LANES % channels == 0 and positions % (LANES // channels) == 0)
 
 
 def statistics(x: Tensor) -> Statistics:
     """Statistics of maps [B, C, H, W], which are channels-last."""
-    maps, channels = _maps(x), x.shape[1]
-    mean, variance, work = torch.empty(channels), torch.empty(channels), torch.empty(len(x), 2, channels)
+    maps, count = _maps(x), x.numel() // x.shape[1]
+    mean, variance, work = (
+        torch.empty(maps.channels),
+        torch.empty(maps.channels),
+        torch.empty(len(x), 2, maps.channels),
+    )
     _library(x).statistics(at(x), at(mean), at(variance), at(work), ctypes.byref(maps))
-    return Statistics(mean, variance, x.numel() // channels)
+    if maps.channels == x.shape[1]:
+        return Statistics(mean, variance, count)
+    means = mean.view(-1, x.shape[1])
+    mean = means.mean(0)
+    return Statistics(mean, variance.view_as(means).mean(0) + (means - mean).square_().mean(0), count)
 
 
 def norm_relu(
@@ -83,37 +98,39 @@ class _NormRelu(torch.autograd.Function):
         eps: float,
         mean: bool,
     ) -> Tensor:
+        maps, library = _maps(x), _library(x)
         inv_std = (of_batch.variance + eps).rsqrt()
         scale = inv_std * weight
         shift = torch.addcmul(bias, of_batch.mean, scale, value=-1)
-        maps, library = _maps(x), _library(x)
+        mu, scale, shift = (_repeated(t, maps) for t in (of_batch.mean, scale, shift))
         if mean:
             out = torch.empty(x.shape[:2], dtype=x.dtype)
             library.normalise_mean(at(x), at(scale), at(shift), at(out), ctypes.byref(maps))
         else:
             out = torch.empty_like(x)
             library.normalise(at(x), at(more), at(scale), at(shift), at(out), ctypes.byref(maps))
-        ctx.save_for_backward(x, None if more is None else out, of_batch.mean, inv_std, scale, shift)
+        ctx.save_for_backward(x, None if more is None else out, mu, inv_std, scale, shift)
         ctx.mean = mean
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, out, mean, inv_std, scale, shift = ctx.saved_tensors
+        x, out, mu, inv_std, scale, shift = ctx.saved_tensors
         grad = grads[0].contiguous(memory_format=torch.contiguous_format if ctx.mean else torch.channels_last)
-        maps, library, channels = _maps(x), _library(x), x.shape[1]
+        maps, library = _maps(x), _library(x)
         masked = None if out is None else torch.empty_like(x)
         kind = _POOLED if ctx.mean else _POSITIONS
-        back = _Backward(*(at(t) for t in (x, grad, out, mean, scale, shift)))
-        sums, work = torch.empty(2, channels), torch.empty(len(x), 2, channels)
+        back = _Backward(*(at(t) for t in (x, grad, out, mu, scale, shift)))
+        sums, work = torch.empty(2, maps.channels), torch.empty(len(x), 2, maps.channels)
         library.gradient_sums(ctypes.byref(back), kind, at(masked), at(sums), at(work), ctypes.byref(maps))
-        count = x.numel() // channels
-        first, second = sums[0] / count, sums[1] * inv_std.square() / count
+        of_grad, of_product = sums.view(2, -1, x.shape[1]).sum(1)
+        count = x.numel() // x.shape[1]
+        first, second = (_repeated(t / count, maps) for t in (of_grad, of_product * inv_std.square()))
         if masked is not None:
-            back, kind = _Backward(*(at(t) for t in (x, masked, None, mean, scale, shift))), _MASKED
+            back, kind = _Backward(*(at(t) for t in (x, masked, None, mu, scale, shift))), _MASKED
         grad_x = torch.empty_like(x)
         library.gradient_of_input(ctypes.byref(back), kind, at(first), at(second), at(grad_x), ctypes.byref(maps))
-        return grad_x, masked, sums[1] * inv_std, sums[0], None, None, None
+        return grad_x, masked, of_product * inv_std, of_grad, None, None, None
 
 
 def _library(x: Tensor) -> Any:
@@ -122,4 +139,9 @@ def _library(x: Tensor) -> Any:
 
 def _maps(x: Tensor) -> _Maps:
     images, channels, height, width = x.shape
-    return _Maps(images, height * width, channels)
+    side_by_side = max(LANES // channels, 1)
+    return _Maps(images, height * width // side_by_side, channels * side_by_side)
+
+
+def _repeated(values: Tensor, maps: _Maps) -> Tensor:
+    return values if len(values) == maps.channels else values.repeat(maps.channels // len(values))

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.checkpoint import checkpoint_sequential
 
-from locallearn.bench.step import Contender, Setting, local, step_config
+from locallearn.bench.step import HEAD, Contender, Setting, local, step_config
 from locallearn.bench.timing import interleaved, ratio
 from locallearn.core.module import autocast
 from locallearn.data.store import Batch
@@ -21,7 +21,9 @@ PARTS = (2, 4, 8)
 """Segments of checkpointing, and micro-batches of gradient accumulation."""
 
 
-def bench_memory(model: str, depths: Sequence[int], width: int, setting: Setting) -> list[dict[str, Any]]:
+def bench_memory(
+    model: str, depths: Sequence[int], width: int, setting: Setting, head: str = HEAD
+) -> list[dict[str, Any]]:
     """Peak activation bytes and time of a step, in turns with backpropagation.
 
     Args:
@@ -29,6 +31,7 @@ def bench_memory(model: str, depths: Sequence[int], width: int, setting: Setting
         depths: K of the local networks.
         width: G of the local networks.
         setting: batch, device, precision and repeats; with 0 repeats nothing is timed.
+        head: the auxiliary heads of the local networks.
 
     Returns:
         A row for backpropagation, for checkpointing, for accumulation and for every K: ``name``,
@@ -45,7 +48,8 @@ def bench_memory(model: str, depths: Sequence[int], width: int, setting: Setting
     peers = list(contenders)
     method = "dgl" if width == 1 else "gn-dgl"
     for depth in depths:
-        contenders[f"{method} K={depth} G={width}"] = local(step_config(model, method, depth, width), setting)
+        config = step_config(model, method, depth, width, head)
+        contenders[f"{method} K={depth} G={width}"] = local(config, setting)
     rows = {name: {"name": name, "activation_bytes": one.peak_bytes()} for name, one in contenders.items()}
     for row in rows.values():
         row["memory"] = row["activation_bytes"] / rows["backprop"]["activation_bytes"]

@@ -10,12 +10,13 @@ import torch
 
 from locallearn.bench.loop import LoopNetwork
 from locallearn.bench.timing import Timing, interleaved, ratio
-from locallearn.config import OptimizerConfig, RunConfig
+from locallearn.config import ObjectiveConfig, OptimizerConfig, RunConfig
 from locallearn.core.module import LocalStep
 from locallearn.core.network import ImageShape, LocalNetwork, build_network
 from locallearn.costs.memory import ActivationMeter
 from locallearn.costs.nodes import cost
 from locallearn.data.store import Batch
+from locallearn.nn.heads import heads
 from locallearn.runtime.inline import InlineRuntime
 from locallearn.runtime.threads import ThreadsRuntime
 from locallearn.training.optim import build_optimizer
@@ -30,6 +31,9 @@ TABLE_3_4 = (
     *(("gn-dgl", k, g) for g, ks in _GN.items() for k in ks),
 )
 """(method, K, G) of the 21 cells of Table 3.4."""
+
+HEAD = ObjectiveConfig().head
+"""The auxiliary head of the thesis's networks."""
 
 _OPTIMIZER = OptimizerConfig(learning_rate=0.01)
 
@@ -134,9 +138,12 @@ def loop(config: RunConfig, setting: Setting, precision: str) -> Contender:
     return Contender(lambda: network.step(batch), network.parameters())
 
 
-def step_config(model: str, method: str, depth: int, width: int) -> RunConfig:
+def step_config(model: str, method: str, depth: int, width: int, head: str = HEAD) -> RunConfig:
     """The network of a cell."""
-    return RunConfig(method=method, model=model, depth=depth, width=(width,), optimizer=_OPTIMIZER)
+    objective = ObjectiveConfig(head=head)
+    return RunConfig(
+        method=method, model=model, depth=depth, width=(width,), objective=objective, optimizer=_OPTIMIZER
+    )
 
 
 def bench_step(
@@ -147,6 +154,7 @@ def bench_step(
     runtimes: Sequence[str],
     baselines: Sequence[str],
     setting: Setting,
+    head: str = HEAD,
 ) -> list[dict[str, Any]]:
     """Time one cell's step on every runtime, in turns with its baselines.
 
@@ -158,8 +166,9 @@ def bench_step(
         runtimes: of ``"inline"`` and ``"threads"``; the latter is left out where there is one module, one CPU thread
             or a GPU.
         baselines: of ``"loop"`` (at the same precision), ``"loop-fp32"`` and ``"e2e"``; a loop is left out where it
-            is the same network (e2e) or not written (other losses than cross entropy).
+            is the same network (e2e) or not written (other losses than cross entropy, registered heads).
         setting: batch, device, precision and repeats.
+        head: the auxiliary heads.
 
     Returns:
         For every runtime the cell; ``images_per_second`` (median), ``spread`` (quartile distance over median),
@@ -167,14 +176,14 @@ def bench_step(
         heads included); and ``baselines``: by name the same figures and ``ratio``, how many times faster the cell is
         (median over turns).
     """
-    config = step_config(model, method, depth, width)
+    config = step_config(model, method, depth, width, head)
     side_by_side = depth > 1 and setting.device.type == "cpu" and torch.get_num_threads() > 1
     own = [name for name in runtimes if name == "inline" or side_by_side]
     contenders = {name: local(config, setting, name) for name in own}
     for name in baselines:
         if name == "e2e":
             contenders[name] = local(step_config(model, "e2e", 1, 1), setting)
-        elif method in ("dgl", "gn-dgl"):
+        elif method in ("dgl", "gn-dgl") and head not in heads:
             contenders[name] = loop(config, setting, "fp32" if name == "loop-fp32" else setting.precision)
     times = interleaved({name: one.step for name, one in contenders.items()}, setting.repeats, setting.device)
     counted = cost(config, setting.image, batch_size=setting.batch_size)

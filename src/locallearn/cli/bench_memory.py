@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from locallearn.bench.memory import DEPTHS, PARTS, bench_memory
-from locallearn.bench.step import Setting
+from locallearn.bench.step import HEAD, Setting
 from locallearn.cli.measuring import MeasuringOptions, check_positive, facts, show
 from locallearn.cli.options import check_at_least, parse
 from locallearn.core.network import ImageShape
@@ -28,6 +28,8 @@ class MemoryOptions(MeasuringOptions):
     """K of the local networks."""
     width: int = 1
     """G of the local networks."""
+    head: str = HEAD
+    """Auxiliary head, as objective.head."""
     batch_size: int = 128
     """Images a step [images]; micro-batches of gradient accumulation are its halves, quarters and eighths."""
     repeats: int = 5
@@ -53,15 +55,16 @@ def run(arguments: Sequence[str]) -> int:
     device, precision = options.prepare()
     repeats = 0 if options.bytes_only else options.repeats
     setting = Setting(ImageShape(3, options.image_size, 10), options.batch_size, device, precision, repeats)
-    rows = {model: bench_memory(model, options.depth, options.width, setting) for model in options.models}
-    found = {**facts(device, precision, repeats), "batch_size": options.batch_size, "models": rows}
+    rows = {m: bench_memory(m, options.depth, options.width, setting, options.head) for m in options.models}
+    common = {"batch_size": options.batch_size, "head": options.head}
+    found = {**facts(device, precision, repeats), **common, "models": rows}
     show(options, found, [_table(rows[model], model, options) for model in options.models])
     return 0
 
 
 def _table(rows: Sequence[dict[str, Any]], model: str, options: MemoryOptions) -> Table:
     table = Table(
-        title=f"{model}: peak activation memory of a step, batch {options.batch_size}",
+        title=f"{model}: peak activation memory of a step, batch {options.batch_size}, head {options.head}",
         caption="MiB and time also over backprop's; x time: the fastest backprop in as much memory, over this time; "
         "x memory: the smallest backprop as fast, over this memory",
         box=box.SIMPLE_HEAD,

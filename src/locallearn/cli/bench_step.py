@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rich import box
 from rich.table import Table
 
-from locallearn.bench.step import HEADLINE, TABLE_3_4, Setting, bench_step
+from locallearn.bench.step import HEAD, HEADLINE, TABLE_3_4, Setting, bench_step
 from locallearn.cli.measuring import MeasuringOptions, check_positive, facts, show
 from locallearn.cli.options import parse
 from locallearn.core.network import ImageShape
@@ -36,6 +36,8 @@ class StepOptions(MeasuringOptions):
     baselines: tuple[Literal["loop", "loop-fp32", "e2e"], ...] = ("loop", "loop-fp32", "e2e")
     """What to time in turns with every cell: a loop over groups at the same precision, one in fp32, and plain
     backpropagation."""
+    head: str = HEAD
+    """Auxiliary head, as objective.head."""
     batch_size: int = 128
     """Images a step [images]."""
     repeats: int = 7
@@ -76,12 +78,19 @@ def run(arguments: Sequence[str]) -> int:
         row
         for model in models
         for cell in options.cells
-        for row in bench_step(model, *cell, options.runtimes, list(wanted), setting)
+        for row in bench_step(model, *cell, options.runtimes, list(wanted), setting, options.head)
     ]
-    found = {**facts(device, precision, options.repeats), "batch_size": options.batch_size, "rows": rows}
+    found = {
+        **facts(device, precision, options.repeats),
+        "batch_size": options.batch_size,
+        "head": options.head,
+        "rows": rows,
+    }
     tables = []
     for model in models:
-        title = f"Training steps of {model} (method K x G), batch {options.batch_size}, {precision}"
+        title = (
+            f"Training steps of {model} (method K x G), batch {options.batch_size}, head {options.head}, {precision}"
+        )
         tables.append(_table([row for row in rows if row["model"] == model], list(wanted), title))
     show(options, found, tables)
     return 0

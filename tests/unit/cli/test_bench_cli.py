@@ -34,6 +34,7 @@ def test_inference_prints_measured_and_predicted(capsys):
         (["bench", "step", "--table", "--depth", "2", "--width", "2"], "--table: True"),
         (["bench", "memory", "--batch-size", "8"], "--batch-size: 8"),
         (["bench", "memory", "--models", "resnet9"], "resnet9"),
+        (["bench", "memory", "--models", "resnet8", "--head", "3f"], "objective.head: '3f'"),
         (["bench", "inference", "--device", "cuda:77"], "cuda:77"),
         (["bench", "distributed", "--processes", "1"], "--processes: 1"),
         (["bench", "distributed", "--depth", "2"], "--width: () is not valid"),
@@ -94,6 +95,20 @@ def test_memory_prints_bytes(capsys):
                  "--precision", "fp32", "--bytes-only", "--json"]) == 0  # fmt: skip
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["models"]["resnet8"]}
     assert rows["dgl K=2 G=1"]["activation_bytes"] < rows["backprop"]["activation_bytes"]
+
+
+@pytest.mark.parametrize("command", [["memory", "--models"], ["step", "--repeats", "1", "--width", "2", "--model"]])
+def test_heads_can_be_chosen(command, capsys):
+    def peak(head):
+        call = ["bench", *command, "resnet8", "--depth", "2", "--image-size", "8", "--batch-size", "16"]
+        call += ["--precision", "fp32", "--head", head, "--json", *(["--bytes-only"] if "memory" in command else [])]
+        assert main(call) == 0
+        found = json.loads(capsys.readouterr().out)
+        rows = found["rows"] if "rows" in found else found["models"]["resnet8"]
+        assert found["head"] == head
+        return next(r["activation_bytes"] for r in rows if r.get("name", "dgl K=2 G=1") == "dgl K=2 G=1")
+
+    assert peak("0c2f") < peak("1c2f") < peak("2c2f")
 
 
 def test_distributed_prints_ratios_predictions_and_memory(capsys):

@@ -137,6 +137,21 @@ def test_a_compiler_that_fails_is_named(compiler, why, fresh, monkeypatch):
     assert not [p for p in fresh.glob("*") if p.suffix == ".so"]
 
 
+@needs_kernels
+def test_without_a_place_to_keep_them_torch_computes(fresh, monkeypatch, tmp_path):
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a file"))
+    assert "Not a directory" in str(build.kernels())
+    build.kernels.cache_clear()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(build.Path, "home", nobody)
+    assert "home directory" in str(build.kernels())
+
+
 def test_the_variable_chooses(fresh, monkeypatch):
     monkeypatch.setenv(build.VARIABLE, "torch")
     assert str(build.kernels()) == "torch (LOCALLEARN_KERNELS=torch)"

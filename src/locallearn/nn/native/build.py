@@ -89,7 +89,7 @@ def _load() -> dict[torch.dtype, ctypes.CDLL]:
     for dtype, kind in _KINDS.items():
         try:
             library = ctypes.CDLL(str(_compiled(compiler, kind)), mode=os.RTLD_NOW)
-        except (OSError, subprocess.SubprocessError) as error:
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: nobody has a home here
             raise _UnavailableError(f"{compiler}: {_last_line(error)}") from None
         if library.supported():
             libraries[dtype] = library

@@ -86,8 +86,8 @@ def train_both(config, network, plain, batches, precision="fp32"):
         optimizer.step()
 
 
-def some_batches(n=5):
-    torch.manual_seed(0)
+def some_batches(n=5, seed=0):
+    torch.manual_seed(seed)
     return [(torch.randn(16, 3, 8, 8), torch.randint(0, 5, (16,))) for _ in range(n)]
 
 
@@ -114,24 +114,27 @@ def largest_distance(network, plain):
     return max(((a - b).abs().max() / b.abs().max().clamp(min=1e-3)).item() for a, b in tensors)
 
 
-def trained_natively():
-    """A network of channels that fill a vector, and the plain one."""
-    config, network, plain = pair(SGD, "tiny-resnetx2", 16)
-    network, plain = (n.to(memory_format=torch.channels_last) for n in (network, plain))
-    train_both(config, network, plain, channels_last(some_batches()))
-    return network, plain
+def distance_after_a_step():
+    """Of networks whose channels fill a vector: median of five draws, of which one may have a ReLU that flips."""
+    found = []
+    for seed in range(5):
+        config, network, plain = pair(SGD, "tiny-resnetx2", 16)
+        network, plain = (n.to(memory_format=torch.channels_last) for n in (network, plain))
+        train_both(config, network, plain, channels_last(some_batches(1, seed)))
+        found.append(largest_distance(network, plain))
+    return sorted(found)[2]
 
 
 @pytest.mark.parametrize("kernels", ["native"], indirect=True)
 def test_with_kernels_of_our_own_it_is_plain_backpropagation_but_for_rounding(kernels):
-    assert 0 < largest_distance(*trained_natively()) < 1e-4
+    assert 0 < distance_after_a_step() < 1e-4
 
 
 @pytest.mark.parametrize("kernels", ["native"], indirect=True)
 def test_a_statistic_of_too_many_numbers_is_caught(kernels, monkeypatch):
     own = norm.statistics
     monkeypatch.setattr(norm, "statistics", lambda x: own(x)._replace(variance=own(x).variance * 1.001))
-    assert largest_distance(*trained_natively()) > 1e-4
+    assert distance_after_a_step() > 1e-4
 
 
 def test_a_halved_gradient_is_caught(monkeypatch):

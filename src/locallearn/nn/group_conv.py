@@ -26,12 +26,13 @@ would write to the same cache lines."""
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int, groups: int, dense: bool) -> nn.Conv2d:
     """A convolution without bias, split into channel groups; ``dense`` lets every group see all input channels."""
-    kind = nn.Conv2d if dense or groups == 1 else GroupConv2d
-    return kind(inputs, outputs, kernel, stride, padding=kernel // 2, groups=1 if dense else groups, bias=False)
+    groups = 1 if dense else groups
+    kind = GroupConv2d if groups > 1 or (kernel, inputs) == (3, native.LANES) else nn.Conv2d
+    return kind(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
 
 
 class GroupConv2d(nn.Conv2d):
-    """A grouped convolution without bias, with padding of half its kernel.
+    """A grouped convolution without bias, with padding of half its kernel, or one whose 16 inputs fill a vector.
 
     Weights and values are those of ``nn.Conv2d``, but for the order of sums. What is kept for the backward pass is
     the input and the weight itself, never a rounded or packed copy of it.
@@ -42,7 +43,8 @@ class GroupConv2d(nn.Conv2d):
         if not self.training:  # what is exported keeps its groups
             return super().forward(input)
         x, sizes = autocast(input), (self.in_channels, self.out_channels, self.groups)
-        if self.kernel_size == (3, 3) and native.fits(x, *sizes) and native.fits_weight(x, *sizes):
+        worth_it = self.groups > 1 or x.dtype == torch.float32  # in bf16 one group is no faster
+        if worth_it and self.kernel_size == (3, 3) and native.fits(x, *sizes) and native.fits_weight(x, *sizes):
             out = _NativeConv.apply(x, self.weight, self.stride[0], self.groups)
         else:
             out = _PackedConv.apply(x, self.weight, self.stride[0], self.groups, packed_together(*sizes))

@@ -16,16 +16,16 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-@pytest.fixture(params=["native", "torch"])
-def kernels(request, monkeypatch):
-    """With kernels of our own, and with torch's."""
-    if request.param == "torch":
-        monkeypatch.setattr(build, "kernels", lambda: build.Kernels(why_not="torch's are tested"))
-    elif len(build.kernels().libraries) < 2:
-        pytest.skip(f"no native kernels here: {build.kernels()}")
-    return request.param
-
-
 @pytest.fixture
 def torch_kernels(monkeypatch):
     monkeypatch.setattr(build, "kernels", lambda: build.Kernels(why_not="torch's are tested"))
+
+
+@pytest.fixture(params=["native", "torch"])
+def kernels(request):
+    """With kernels of our own, and with torch's."""
+    if request.param == "torch":
+        request.getfixturevalue("torch_kernels")
+    elif len(build.kernels().libraries) < 2:
+        pytest.skip(f"no native kernels here: {build.kernels()}")
+    return request.param

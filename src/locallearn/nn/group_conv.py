@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from locallearn.nn import dense
 from locallearn.nn.native import conv as native
-from locallearn.nn.precision import autocast
+from locallearn.nn.precision import as_autocast
 
 LANES = 8
 """A convolution of fewer channels a group takes torch as long as one of this many, or longer."""
@@ -42,9 +42,9 @@ class GroupConv2d(nn.Conv2d):
         """Convolve."""
         if not self.training:  # what is exported keeps its groups
             return super().forward(input)
-        x, sizes = autocast(input), (self.in_channels, self.out_channels, self.groups)
+        x, sizes = as_autocast(input), (self.in_channels, self.out_channels, self.groups)
         worth_it = self.groups > 1 or x.dtype == torch.float32  # in bf16 one group is no faster
-        if worth_it and self.kernel_size == (3, 3) and native.fits(x, *sizes) and native.fits_weight(x, *sizes):
+        if worth_it and self.kernel_size == (3, 3) and native.fits_weight(x, *sizes):
             out = _NativeConv.apply(x, self.weight, self.stride[0], self.groups)
         else:
             out = _PackedConv.apply(x, self.weight, self.stride[0], self.groups, packed_together(*sizes))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from locallearn.nn import dense, peers
 from locallearn.nn.group_conv import pack, packed_together
 from locallearn.nn.native import conv as native
-from locallearn.nn.precision import autocast
+from locallearn.nn.precision import as_autocast
 
 GRADIENT_LANES = 16
 """Torch's input gradient of a stop-gradient convolution, which has more rows than columns, takes as long for fewer
@@ -132,7 +132,7 @@ class StopGradientConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve; the values are those of a dense convolution."""
-        x, weight = autocast(x), autocast(self.weight)
+        x, weight = as_autocast(x), as_autocast(self.weight)
         others = peers.current()
         if self.pool is not None:
             return self._pooled(x, weight, self.pool)

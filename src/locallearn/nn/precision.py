@@ -11,7 +11,7 @@ def precise(x: Tensor) -> Tensor:
     return x.float() if x.dtype.itemsize < 4 else x
 
 
-def autocast(x: Tensor) -> Tensor:
+def as_autocast(x: Tensor) -> Tensor:
     """Cast as autocast does, which does not look inside a custom function."""
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device):

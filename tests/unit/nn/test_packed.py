@@ -58,7 +58,7 @@ def test_nothing_but_input_and_weight_is_kept(kernels):
     layer = GroupConv2d(16, 16, 3, padding=1, groups=4, bias=False)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
-        layer(torch.randn(2, 16, 4, 4))
+        layer(torch.randn(2, 16, 4, 4).to(memory_format=torch.channels_last))
     assert kept == [(2, 16, 4, 4), (16, 4, 3, 3)]
 
 

@@ -35,7 +35,7 @@ def fits(x: Tensor, inputs: int, outputs: int, groups: int) -> bool:
 
 
 def fits_weight(x: Tensor, inputs: int, outputs: int, groups: int) -> bool:
-    """Whether there is one for the gradient of its weight."""
+    """Whether there are kernels for it and for the gradient of its weight."""
     return fits(x, inputs, outputs, groups) and (outputs // groups >= LANES or inputs <= outputs)
 
 

@@ -31,16 +31,19 @@ static void *allocate(size_t bytes) { return aligned_alloc(64, (bytes + 64 + 63)
 
 /* ---- reading inputs ---- */
 
+/* for every lane, what its group has at `offset`, where groups of `made` outputs begin `apart` */
+INLINE __m512i by_group(int made, int apart, int offset) {
+    int lane[LANES];
+    for (int l = 0; l < LANES; l++) lane[l] = l / made * apart + offset;
+    return _mm512_loadu_si512(lane);
+}
+
 INLINE void lanes_of(Reading *to, const Shape *k) {
     int seen = k->inputs / k->groups, made = k->outputs / k->groups, pairs = seen / PAIR;
     to->permuted = made < LANES;
     to->regrouped = to->permuted && LANES / made * pairs > LANES;
     to->step = !to->permuted ? PAIR : to->regrouped ? k->groups * PAIR : 0;
-    for (int p = 0; p < LANES; p++) {
-        int lane[LANES];
-        for (int l = 0; l < LANES; l++) lane[l] = to->regrouped ? l / made : l / made * pairs + p;
-        to->index[p] = _mm512_loadu_si512(lane);
-    }
+    for (int p = 0; p < LANES; p++) to->index[p] = to->regrouped ? by_group(made, 1, 0) : by_group(made, pairs, p);
 }
 
 /* pair p of group g, at g * pairs + p, to p * groups + g: pairs of many groups side by side */
@@ -282,11 +285,7 @@ TARGET void weight_gradient(const num *grad, const num *x, float *to, const Shap
     int most = rows_at_once(kinds * x_line * 4, s, k->rows), a_map = (k->rows + most - 1) / most;
     int lines = (most - 1) * s + 3, threads = omp_get_max_threads();
     Reading lanes = {.permuted = k->outputs / k->groups < LANES};
-    for (int i = 0; i < LANES; i++) {
-        int lane[LANES];
-        for (int l = 0; l < LANES; l++) lane[l] = l / (k->outputs / k->groups) * seen + i;
-        lanes.index[i] = _mm512_loadu_si512(lane);
-    }
+    for (int i = 0; i < LANES; i++) lanes.index[i] = by_group(k->outputs / k->groups, seen, i);
     float *sums = calloc(threads * size, sizeof(float));
 #pragma omp parallel
     {

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from locallearn.nn.native import build
+from locallearn.nn.native import build, processor
 
 settings.register_profile("locallearn", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
 settings.load_profile("locallearn")
@@ -21,11 +21,18 @@ def torch_kernels(monkeypatch):
     monkeypatch.setattr(build, "kernels", lambda: build.Kernels(why_not="torch's are tested"))
 
 
-@pytest.fixture(params=["native", "torch"])
-def kernels(request):
-    """With kernels of our own, and with torch's."""
+@pytest.fixture(params=["pairs", "float", "torch"])
+def kernels(request, monkeypatch):
+    """With kernels of our own that multiply bf16 in pairs or as float, and with torch's."""
     if request.param == "torch":
         request.getfixturevalue("torch_kernels")
-    elif len(build.kernels().libraries) < 2:
+        yield request.param
+        return
+    monkeypatch.setattr(processor, "prefers_float", lambda: request.param == "float")
+    monkeypatch.setattr(processor, "slow_in_bf16", lambda: request.param == "float")
+    build.kernels.cache_clear()
+    if len(build.kernels().libraries) < 2:
         pytest.skip(f"no native kernels here: {build.kernels()}")
-    return request.param
+    yield request.param
+    monkeypatch.undo()
+    build.kernels.cache_clear()

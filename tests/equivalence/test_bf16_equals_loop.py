@@ -49,7 +49,7 @@ def test_gradients_are_those_of_the_loop_but_for_rounding(depth, width, torch_ke
     assert difference(depth, width) < 0.1
 
 
-def test_a_wrong_matrix_product_is_caught(monkeypatch):
+def test_a_wrong_matrix_product_is_caught(monkeypatch, torch_kernels):
     own = dense.product_gradient
     monkeypatch.setattr(dense, "product_gradient", lambda *given: own(*given).flip(1))
     assert difference(2, 4) > 0.5
@@ -88,12 +88,12 @@ def torchs():
 
 
 @pytest.mark.parametrize(("depth", "width"), SIZES)
-@pytest.mark.parametrize("kernels", ["native"], indirect=True)
+@pytest.mark.parametrize("kernels", ["pairs", "float"], indirect=True)
 def test_kernels_of_our_own_round_no_more_than_torchs(torchs, depth, width, kernels):
     assert error(depth, width) < 1.05 * torchs[depth, width]
 
 
-@pytest.mark.parametrize("kernels", ["native"], indirect=True)
+@pytest.mark.parametrize("kernels", ["pairs", "float"], indirect=True)
 def test_a_native_gradient_in_the_wrong_place_is_caught(torchs, kernels, monkeypatch):
     own = native.weight_gradient
     monkeypatch.setattr(native, "weight_gradient", lambda *given: own(*given).roll(1, 0))

@@ -186,13 +186,13 @@ def gradients(network, x, batch):
     return [p.grad for module in list(network)[:-1] for p in module.parameters()]
 
 
-@pytest.mark.parametrize("kernels", ["native"], indirect=True)
+@pytest.mark.parametrize("kernels", ["pairs"], indirect=True)
 @pytest.mark.parametrize(("depth", "width"), [(1, 2), (2, 4), (4, 8)])
 def test_kernels_of_our_own_compute_the_same_network(depth, width, kernels):
     assert 0 < distance_from_float64(depth, width) < 1e-4
 
 
-@pytest.mark.parametrize("kernels", ["native"], indirect=True)
+@pytest.mark.parametrize("kernels", ["pairs"], indirect=True)
 @pytest.mark.parametrize("name", ["convolution", "input_gradient", "weight_gradient"])
 def test_a_kernel_that_mixes_groups_is_caught(name, kernels, monkeypatch):
     own = getattr(native, name)

@@ -47,7 +47,7 @@ def test_the_number_of_operators_does_not_depend_on_the_number_of_groups(depth, 
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize("kernels", ["native"], indirect=True)
+@pytest.mark.parametrize("kernels", ["pairs"], indirect=True)
 def test_nor_with_kernels_of_our_own(depth, pack_nothing, kernels):
     two, four, eight = (operators(step(depth, n)) for n in (2, 4, 8))
     assert two == pytest.approx(four, abs=4)  # gradients of weights of large groups are torch's in fp32

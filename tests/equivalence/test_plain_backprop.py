@@ -125,12 +125,12 @@ def distance_after_a_step():
     return sorted(found)[2]
 
 
-@pytest.mark.parametrize("kernels", ["native"], indirect=True)
+@pytest.mark.parametrize("kernels", ["pairs"], indirect=True)
 def test_with_kernels_of_our_own_it_is_plain_backpropagation_but_for_rounding(kernels):
     assert 0 < distance_after_a_step() < 1e-4
 
 
-@pytest.mark.parametrize("kernels", ["native"], indirect=True)
+@pytest.mark.parametrize("kernels", ["pairs"], indirect=True)
 def test_a_statistic_of_too_many_numbers_is_caught(kernels, monkeypatch):
     own = norm.statistics
     monkeypatch.setattr(norm, "statistics", lambda x: own(x)._replace(variance=own(x).variance * 1.001))

@@ -29,7 +29,7 @@ class MeasuringOptions:
     device: str | None = None
     """cpu or cuda[:N]; by default the GPU where there is one."""
     precision: str | None = None
-    """fp32 or bf16; by default bf16 where the device computes it natively."""
+    """fp32 or bf16; by default bf16 where the device computes it faster."""
     threads: int | None = None
     """CPU threads; by default as many as torch chooses."""
     json: bool = False

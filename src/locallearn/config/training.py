@@ -105,7 +105,7 @@ class TrainConfig:
     device: str | None = None
     """Device to train on, cpu or cuda[:N]; by default the GPU where there is one."""
     precision: Literal["fp32", "bf16"] | None = None
-    """fp32, or bf16 autocast; by default bf16 where the device computes it natively."""
+    """fp32, or bf16 autocast; by default bf16 where the device computes it faster."""
     channels_last: bool | None = None
     """Keep images channels-last in memory; by default on."""
     threads: int | None = None

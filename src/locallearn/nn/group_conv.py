@@ -27,12 +27,12 @@ would write to the same cache lines."""
 def conv(inputs: int, outputs: int, kernel: int, stride: int, groups: int, dense: bool) -> nn.Conv2d:
     """A convolution without bias, split into channel groups; ``dense`` lets every group see all input channels."""
     groups = 1 if dense else groups
-    kind = GroupConv2d if groups > 1 or (kernel, inputs) == (3, native.LANES) else nn.Conv2d
+    kind = GroupConv2d if groups > 1 or kernel == 3 else nn.Conv2d
     return kind(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
 
 
 class GroupConv2d(nn.Conv2d):
-    """A grouped convolution without bias, with padding of half its kernel, or one whose 16 inputs fill a vector.
+    """A convolution without bias, with padding of half its kernel.
 
     Weights and values are those of ``nn.Conv2d``, but for the order of sums. What is kept for the backward pass is
     the input and the weight itself, never a rounded or packed copy of it.
@@ -43,13 +43,21 @@ class GroupConv2d(nn.Conv2d):
         if not self.training:  # what is exported keeps its groups
             return super().forward(input)
         x, sizes = as_autocast(input), (self.in_channels, self.out_channels, self.groups)
-        worth_it = self.groups > 1 or x.dtype == torch.float32  # in bf16 one group is no faster
-        if worth_it and self.kernel_size == (3, 3) and native.fits_weight(x, *sizes):
+        if self._native_is_faster(x):
             out = _NativeConv.apply(x, self.weight, self.stride[0], self.groups)
-        else:
+        elif self.groups > 1:
             out = _PackedConv.apply(x, self.weight, self.stride[0], self.groups, packed_together(*sizes))
+        else:
+            out = super().forward(input)
         assert isinstance(out, Tensor)
         return out
+
+    def _native_is_faster(self, x: Tensor) -> bool:
+        if self.kernel_size != (3, 3):
+            return False
+        if self.groups > 1 or (x.dtype == torch.float32 and self.in_channels == native.LANES):
+            return native.fits_weight(x, self.in_channels, self.out_channels, self.groups)
+        return native.ahead(x, self.in_channels, self.out_channels)
 
 
 class _NativeConv(torch.autograd.Function):

@@ -12,6 +12,7 @@ from locallearn.core.network import ImageShape
 from locallearn.data.datasets import Dataset, resolve_augment
 from locallearn.errors import ConfigError
 from locallearn.nn.native.build import kernels
+from locallearn.nn.native.processor import slow_in_bf16
 
 
 def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
@@ -35,9 +36,10 @@ def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
 
 
 def default_precision(device: torch.device) -> Literal["fp32", "bf16"]:
-    """bf16 where the device computes it natively, else fp32."""
-    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-    return "bf16" if native else "fp32"
+    """bf16 where the device computes it faster than fp32, else fp32."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() and not slow_in_bf16() else "fp32"
 
 
 def check_device(name: str | None) -> torch.device:

@@ -156,7 +156,7 @@ def test_training_reports_what_was_predicted(tmp_path, precision):
     assert predicted == pytest.approx(reported, rel=0.1)
 
 
-@pytest.mark.parametrize("kernels", ["native"], indirect=True)
+@pytest.mark.parametrize("kernels", ["pairs"], indirect=True)
 def test_with_kernels_of_our_own_the_last_maps_of_heads_are_kept_once(kernels):
     config = run_config("gn-dgl", "resnet32", 4, (4,))
     network = build_network(config, IMAGE).to(memory_format=torch.channels_last)

@@ -41,7 +41,7 @@ def test_large_heads_use_them_in_bf16(rule, name, which, monkeypatch, torch_kern
     assert not in_bf16(x, weight)[which].any()
 
 
-@pytest.mark.parametrize("kernels", ["native"], indirect=True)
+@pytest.mark.parametrize("kernels", ["pairs"], indirect=True)
 def test_kernels_of_our_own_convolve_few_channels(kernels, monkeypatch):
     x, weight = (torch.randn(*size).to(memory_format=torch.channels_last) for size in ((2, 16, 8, 8), (64, 16, 3, 3)))
     torch.testing.assert_close(dense.forward(x, weight, 2), F.conv2d(x, weight, stride=2, padding=1))

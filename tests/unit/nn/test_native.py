@@ -6,12 +6,13 @@ import subprocess
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from locallearn.errors import ConfigError
+from locallearn.nn import dense
 from locallearn.nn.group_conv import GroupConv2d
-from locallearn.nn.native import build
+from locallearn.nn.native import build, processor
 from locallearn.nn.native import conv as native
 
 here = build.kernels()
@@ -43,10 +44,14 @@ def convolutions(draw):
     return inputs, outputs, groups, draw(st.sampled_from([1, 2])), sides, draw(st.sampled_from([1, 3]))
 
 
-@needs_kernels
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("kernels", "dtype"),
+    [("pairs", torch.float32), ("pairs", torch.bfloat16), ("float", torch.bfloat16)],
+    indirect=["kernels"],
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=convolutions(), threads=st.sampled_from([1, 2]))
-def test_values_are_torchs(dtype, case, threads):
+def test_values_are_torchs(kernels, dtype, case, threads):
     inputs, outputs, groups, stride, (height, width), images = case
     torch.manual_seed(0)
     torch.set_num_threads(threads)
@@ -75,7 +80,10 @@ def test_every_group_of_the_thesis_networks_has_a_kernel():
 
 def test_what_no_kernel_computes_goes_to_torch(kernels):
     assert not native.fits(drawn(1, 16, 2, 2, dtype=torch.float64), 16, 16, 4)
-    assert not native.fits(drawn(1, 16, 2, 2, dtype=torch.bfloat16), 16, 16, 16)  # single channels
+    single = native.fits(
+        drawn(1, 16, 2, 2, dtype=torch.bfloat16), 16, 16, 16
+    )  # channels, of which no pairs can be made
+    assert single == (kernels == "float")
     assert not native.fits(drawn(1, 18, 2, 2, dtype=torch.float32), 18, 18, 6)
     assert not native.fits(drawn(1, 16, 2, 2, dtype=torch.float32).to("meta"), 16, 16, 4)
     assert not native.fits(torch.randn(1, 16, 2, 2), 16, 16, 4)  # not channels-last
@@ -84,7 +92,45 @@ def test_what_no_kernel_computes_goes_to_torch(kernels):
     torch.testing.assert_close(layer(x), F.conv2d(x, layer.weight, padding=1, groups=6))
 
 
-@pytest.mark.parametrize("kernels", ["native"], indirect=True)
+@pytest.mark.parametrize("kernels", ["pairs", "float"], indirect=True)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_without_groups_bf16_is_ours_where_torch_is_slow(stride, kernels, monkeypatch):
+    layer = GroupConv2d(32, 64, 3, stride, padding=1, bias=False)
+    x, called = drawn(2, 32, 9, 9, dtype=torch.bfloat16).requires_grad_(), []
+    for name in ("convolution", "input_gradient", "weight_gradient"):
+        own = getattr(native, name)
+        monkeypatch.setattr(native, name, lambda *given, own=own, name=name: called.append(name) or own(*given))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(x)
+    grad = torch.randn_like(out)
+    found = (out, *torch.autograd.grad(out, (x, layer.weight), grad))
+    of_head = dense.weight_gradient(grad, x, layer.weight.detach().bfloat16(), stride)
+    wanted = expected(x.detach(), layer.weight.detach().bfloat16(), grad, stride, 1)
+    assert all(distance(a, b) < TOLERANCE[torch.bfloat16] for a, b in zip(found, wanted, strict=True))
+    assert distance(of_head, wanted[2]) < TOLERANCE[torch.bfloat16]
+    every = ["convolution", "input_gradient", "weight_gradient", "weight_gradient"]
+    assert called == (every if kernels == "float" else [])
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "as_float", "slow"),
+    [
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16", True, True),
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16 amx_tile", True, False),
+        ("vendor_id : AuthenticAMD\nflags : avx512_bf16", False, False),
+        (None, False, False),
+    ],
+    ids=["intel", "intel-amx", "amd", "not-linux"],
+)
+def test_the_processor_decides_how_bf16_is_multiplied(cpuinfo, as_float, slow, tmp_path, monkeypatch):
+    if cpuinfo is not None:
+        (tmp_path / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(processor, "_words", processor._words.__wrapped__)
+    assert (processor.prefers_float(), processor.slow_in_bf16()) == (as_float, slow)
+
+
+@pytest.mark.parametrize("kernels", ["pairs"], indirect=True)
 def test_a_layer_computes_with_them_and_a_wrong_one_is_caught(kernels, monkeypatch):
     layer = GroupConv2d(16, 32, 3, stride=2, padding=1, groups=4, bias=False)
     x = drawn(2, 16, 9, 9, dtype=torch.float32)

@@ -54,7 +54,7 @@ def test_values_gradients_and_running_statistics_are_batch_norms(size, mean, ker
     torch.testing.assert_close((norm.running_mean.double(), norm.running_var.double()), running, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kernels", ["native"], indirect=True)
+@pytest.mark.parametrize("kernels", ["pairs"], indirect=True)
 def test_no_map_is_kept_but_what_came_in(kernels):
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
@@ -62,14 +62,14 @@ def test_no_map_is_kept_but_what_came_in(kernels):
     assert [shape for shape in kept if len(shape) == 4] == [(2, 16, 4, 4)]
 
 
-@pytest.mark.parametrize("kernels", ["native"], indirect=True)
+@pytest.mark.parametrize("kernels", ["pairs"], indirect=True)
 def test_in_bf16_a_map_is_rounded_once(kernels):
     norm, x = layers(32), drawn(4, 32, 6, 6).bfloat16()
     exact = norm_relu(copy.deepcopy(norm), nn.ReLU(), x.float())
     assert torch.equal(norm_relu(norm, nn.ReLU(), x), exact.bfloat16())
 
 
-@pytest.mark.parametrize("kernels", ["native"], indirect=True)
+@pytest.mark.parametrize("kernels", ["pairs"], indirect=True)
 def test_values_do_not_depend_on_threads(kernels):
     norm, x = layers(16), drawn(5, 16, 9, 9).requires_grad_()
 
@@ -82,7 +82,7 @@ def test_values_do_not_depend_on_threads(kernels):
     assert all(torch.equal(a, b) for a, b in zip(one, everything(), strict=True))
 
 
-@pytest.mark.parametrize("kernels", ["native"], indirect=True)
+@pytest.mark.parametrize("kernels", ["pairs"], indirect=True)
 @pytest.mark.parametrize(
     ("norm", "relu", "x"),
     [
@@ -103,13 +103,13 @@ def test_anything_else_is_torchs(norm, relu, x, kernels, monkeypatch):
     assert torch.equal(norm_relu(norm, relu, x), wanted)
 
 
-@pytest.mark.parametrize("kernels", ["native"], indirect=True)
+@pytest.mark.parametrize("kernels", ["pairs"], indirect=True)
 def test_a_single_number_a_channel_is_refused_as_torch_does(kernels):
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         norm_relu(nn.BatchNorm2d(16), nn.ReLU(), drawn(1, 16, 1, 1))
 
 
-@pytest.mark.parametrize("kernels", ["native"], indirect=True)
+@pytest.mark.parametrize("kernels", ["pairs"], indirect=True)
 def test_a_lost_mask_is_caught(kernels, monkeypatch):
     library = native._library(drawn(1, 16, 1, 1))
 

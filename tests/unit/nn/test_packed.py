@@ -62,6 +62,7 @@ def test_nothing_but_input_and_weight_is_kept(kernels):
     assert kept == [(2, 16, 4, 4), (16, 4, 3, 3)]
 
 
-def test_a_dense_convolution_is_torchs():
-    assert type(conv(64, 64, 3, 1, 16, dense=True)) is torch.nn.Conv2d
-    assert type(conv(64, 64, 3, 1, 1, dense=False)) is torch.nn.Conv2d
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_without_groups_torch_convolves(kernel, torch_kernels):
+    layer, x = conv(64, 32, kernel, 2, 16, dense=True), torch.randn(2, 64, 9, 9)
+    assert torch.equal(layer(x), F.conv2d(x, layer.weight, stride=2, padding=kernel // 2))

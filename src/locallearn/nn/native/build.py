@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from locallearn.errors import ConfigError
+from locallearn.nn.native import processor
 
 VARIABLE = "LOCALLEARN_KERNELS"
 """The environment variable: ``auto`` (or nothing), ``native`` (an error where they cannot be had) or ``torch``."""
@@ -27,7 +28,6 @@ LANES = 16
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("vectors.h", "conv.c", "norm.c"))
 _COMPILE = ("-O3", "-fopenmp", "-fPIC", "-c")  # linked without OpenMP: torch's own is there, with its threads
-_KINDS = {torch.bfloat16: "-DBF16", torch.float32: "-DFP32"}
 _SECONDS = 120
 
 
@@ -86,9 +86,9 @@ def _load() -> dict[torch.dtype, ctypes.CDLL]:
     if compiler is None:
         raise _UnavailableError("no C compiler: neither CC is set nor gcc installed")
     libraries = {}
-    for dtype, kind in _KINDS.items():
+    for dtype, flags in _kinds().items():
         try:
-            library = ctypes.CDLL(str(_compiled(compiler, kind)), mode=os.RTLD_NOW)
+            library = ctypes.CDLL(str(_compiled(compiler, flags)), mode=os.RTLD_NOW)
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: nobody has a home here
             raise _UnavailableError(f"{compiler}: {_last_line(error)}") from None
         if library.supported():
@@ -96,15 +96,20 @@ def _load() -> dict[torch.dtype, ctypes.CDLL]:
     return libraries
 
 
+def _kinds() -> dict[torch.dtype, tuple[str, ...]]:
+    """What is defined for the code of each type of numbers."""
+    return {torch.bfloat16: ("-DBF16",) if processor.prefers_float() else ("-DBF16", "-DDOT"), torch.float32: ()}
+
+
 def _last_line(error: Exception) -> str:
     text = getattr(error, "stderr", None) or str(error)
     return text.strip().splitlines()[-1]
 
 
-def _compiled(compiler: str, kind: str) -> Path:
+def _compiled(compiler: str, flags: tuple[str, ...]) -> Path:
     """The library of one type of numbers; a newer source or another compiler makes another file."""
     sources = b"".join(path.read_bytes() for path in _SOURCES)
-    made_from = "\0".join((compiler, kind, *_COMPILE, torch.__version__)).encode() + sources
+    made_from = "\0".join((compiler, *flags, *_COMPILE, torch.__version__)).encode() + sources
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "locallearn"
     target = folder / f"native-{hashlib.sha256(made_from).hexdigest()[:16]}.so"
     if not target.exists():
@@ -112,7 +117,7 @@ def _compiled(compiler: str, kind: str) -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             objects = [Path(scratch, path.stem).with_suffix(".o") for path in _SOURCES if path.suffix == ".c"]
             for made in objects:
-                _run(compiler, *_COMPILE, kind, Path(__file__).with_name(f"{made.stem}.c"), "-o", made)
+                _run(compiler, *_COMPILE, *flags, Path(__file__).with_name(f"{made.stem}.c"), "-o", made)
             library = Path(scratch, "native.so")
             _run(compiler, "-shared", *objects, "-o", library)
             library.replace(target)

@@ -13,9 +13,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PIXELS 16 /* outputs of one tile: 16 of a row, or 8 of two rows */
+#define PIXELS 16 /* outputs of one tile: 16 of a row, 8 of two rows, or 4 of four */
 #ifndef SCRATCH
-#define SCRATCH (32 * 1024) /* bytes of padded input that a thread works on at a time: of the first cache */
+#define SCRATCH (64 * 1024) /* bytes of padded input that a thread works on at a time */
 #endif
 
 /* What is computed: maps [images, height, width, inputs] to [images, rows, columns, outputs].
@@ -30,6 +30,24 @@ static int least(int a, int b) { return a < b ? a : b; }
 static void *allocate(size_t bytes) { return aligned_alloc(64, (bytes + 64 + 63) / 64 * 64); } /* 64 to read beyond */
 
 /* ---- reading inputs ---- */
+
+static factor factor_of(num n) {
+#if defined BF16 && !defined DOT
+    union { uint32_t bits; float f; } wide = {(uint32_t)n << 16};
+    return wide.f;
+#else
+    return n;
+#endif
+}
+
+/* n numbers, a multiple of 16, as what is multiplied */
+INLINE void factors(const num *from, factor *to, size_t n) {
+#if defined BF16 && !defined DOT
+    for (size_t i = 0; i < n; i += LANES) _mm512_storeu_ps(to + i, load(from + i));
+#else
+    memcpy(to, from, n * sizeof(num));
+#endif
+}
 
 /* for every lane, what its group has at `offset`, where groups of `made` outputs begin `apart` */
 INLINE __m512i by_group(int made, int apart, int offset) {
@@ -46,24 +64,35 @@ INLINE void lanes_of(Reading *to, const Shape *k) {
     for (int p = 0; p < LANES; p++) to->index[p] = to->regrouped ? by_group(made, 1, 0) : by_group(made, pairs, p);
 }
 
-/* pair p of group g, at g * pairs + p, to p * groups + g: pairs of many groups side by side */
-static void regroup(const num *from, num *to, int groups, int pairs) {
-    const int32_t *a = (const int32_t *)from;
-    int32_t *b = (int32_t *)to;
-    for (int p = 0; p < pairs; p++)
-        for (int g = 0; g < groups; g++) *b++ = a[g * pairs + p];
+/* n pairs from [group][pair] to [pair][group], so that pairs of many groups are side by side: as many times as groups
+ * can be halved both halves of the pairs are interleaved, to and fro between `to` and `spare`, last into `to` */
+INLINE void regroup(const factor *from, factor *to, factor *spare, int groups, int n) {
+    const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+    const int32_t *have = (const int32_t *)from;
+    for (; groups > 1; groups /= 2) {
+        int32_t *made = (int32_t *)(__builtin_ctz(groups) % 2 ? to : spare);
+        for (int i = 0; i < n / 2; i += LANES) {
+            __m512i a = _mm512_loadu_si512(have + i), b = _mm512_loadu_si512(have + n / 2 + i);
+            _mm512_storeu_si512(made + 2 * i, _mm512_permutex2var_epi32(a, first, b));
+            _mm512_storeu_si512(made + 2 * i + LANES, _mm512_permutex2var_epi32(a, second, b));
+        }
+        have = made;
+    }
 }
 
-/* n rows of an image from row `first` on, which may lie outside, into lines of `width` pixels, `left` of them zero */
-static void pad(const Shape *k, const num *image, num *to, int first, int n, int width, int left, int regrouped) {
+/* n rows of an image from row `first` on, which may lie outside, into lines of `width` pixels, `left` of them zero;
+ * regrouped where there is `work` for two lines */
+TARGET static void pad(const Shape *k, const num *image, factor *to, int first, int n, int width, int left,
+                       factor *work) {
     size_t line = (size_t)width * k->inputs, used = (size_t)k->width * k->inputs, before = (size_t)left * k->inputs;
     for (int y = first; y < first + n; y++, to += line) {
-        memset(to, 0, line * sizeof(num));
+        memset(to, 0, line * sizeof(factor));
         if (y < 0 || y >= k->height) continue;
         const num *from = image + y * used;
-        if (!regrouped) memcpy(to + before, from, used * sizeof(num));
-        else for (size_t i = 0; i < used; i += k->inputs)
-            regroup(from + i, to + before + i, k->groups, k->inputs / k->groups / PAIR);
+        factors(from, work ? work : to + before, used);
+        for (size_t i = 0; work && i < used; i += k->inputs)
+            regroup(work + i, to + before + i, work + line, k->groups, k->inputs / PAIR);
     }
 }
 
@@ -71,7 +100,7 @@ static void pad(const Shape *k, const num *image, num *to, int first, int n, int
 
 /* Weights [O, I / G, 3, 3] as [O / 16][row][pair][column][16 lanes][PAIR]. `gradient`: of the convolution's input, so
  * that O and I change places; with stride 1 the kernel is turned around too. */
-static void pack(const num *weight, num *to, const Shape *k, int gradient) {
+static void pack(const num *weight, factor *to, const Shape *k, int gradient) {
     int seen = k->inputs / k->groups, made = k->outputs / k->groups;
     for (int v = 0; v < k->outputs; v += LANES)
         for (int ky = 0; ky < 3; ky++)
@@ -81,12 +110,12 @@ static void pack(const num *weight, num *to, const Shape *k, int gradient) {
                         for (int i = p; i < p + PAIR; i++) {
                             int row = gradient ? l / made * seen + i : l, column = gradient ? l % made : i;
                             int tap = gradient && k->stride == 1 ? 8 - 3 * ky - kx : 3 * ky + kx;
-                            *to++ = weight[((size_t)row * (gradient ? made : seen) + column) * 9 + tap];
+                            *to++ = factor_of(weight[((size_t)row * (gradient ? made : seen) + column) * 9 + tap]);
                         }
 }
 
 /* PIXELS outputs of 16 channels: lines[r][ky] is what row r of the tile sees through row ky of the kernel, or NULL */
-INLINE void tile(const num *const lines[2][3], const Shape *k, const Reading *lanes, const num *weight, num *to,
+INLINE void tile(const factor *const lines[4][3], const Shape *k, const Reading *lanes, const factor *weight, num *to,
                  int height, int width, const int stride, const int permuted, const int tall) {
     const int across = PIXELS / tall, pairs = k->inputs / k->groups / PAIR;
     const int reach = stride == 1 ? across + 2 : stride == 2 ? 2 * across + 1 : across / 2 + 1;
@@ -97,10 +126,10 @@ INLINE void tile(const num *const lines[2][3], const Shape *k, const Reading *la
         for (int p = 0; p < pairs; p++, weight += 3 * LANES * PAIR) {
             __m512i w0 = _mm512_loadu_si512(weight), w1 = _mm512_loadu_si512(weight + LANES * PAIR),
                     w2 = _mm512_loadu_si512(weight + 2 * LANES * PAIR), index = lanes->index[p % LANES];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
             for (int r = 0; r < tall; r++) {
                 if (!lines[r][ky]) continue;
-                const num *from = lines[r][ky] + p * lanes->step;
+                const factor *from = lines[r][ky] + p * lanes->step;
                 __m512 *row = sum + r * across;
 #pragma GCC unroll 33
                 for (int j = 0; j < reach; j++, from += k->inputs) {
@@ -115,7 +144,7 @@ INLINE void tile(const num *const lines[2][3], const Shape *k, const Reading *la
                 }
             }
         }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int r = 0; r < tall; r++)
 #pragma GCC unroll 16
         for (int j = 0; j < across; j++)
@@ -123,19 +152,19 @@ INLINE void tile(const num *const lines[2][3], const Shape *k, const Reading *la
 }
 
 /* n rows of outputs, from padded lines of `width` pixels */
-INLINE void band(const Shape *k, const Reading *lanes, const num *padded, int width, const num *weight, num *to, int n,
+INLINE void band(const Shape *k, const Reading *lanes, const factor *padded, int width, const factor *weight, num *to, int n,
                  const int stride, const int permuted, const int tall) {
     int seen = k->inputs / k->groups, made = k->outputs / k->groups, across = PIXELS / tall;
     size_t line = (size_t)width * k->inputs;
     for (int v = 0; v < k->outputs; v += LANES) {
-        const num *start = padded + v / made * (lanes->regrouped ? PAIR : seen), *own = weight + (size_t)v * seen * 9;
+        const factor *start = padded + v / made * (lanes->regrouped ? PAIR : seen), *own = weight + (size_t)v * seen * 9;
         for (int r = 0; r < n; r += tall)
             for (int c = 0; c < k->columns; c += across) {
-                const num *lines[2][3];
+                const factor *lines[4][3];
                 for (int i = 0; i < tall; i++)
                     for (int ky = 0; ky < 3; ky++) {
                         int y = stride == -2 ? (r + i + 1 - ky) / 2 : (r + i) * stride + ky;
-                        const num *from = start + y * line + (size_t)(stride == -2 ? c / 2 : c * stride) * k->inputs;
+                        const factor *from = start + y * line + (size_t)(stride == -2 ? c / 2 : c * stride) * k->inputs;
                         lines[i][ky] = r + i >= n || (stride == -2 && (r + i + 1 - ky) % 2) ? NULL : from;
                     }
                 tile(lines, k, lanes, own, to + ((size_t)r * k->columns + c) * k->outputs + v, n - r, k->columns - c,
@@ -145,21 +174,20 @@ INLINE void band(const Shape *k, const Reading *lanes, const num *padded, int wi
 }
 
 #define BAND(name, stride, permuted, tall)                                                                            \
-    TARGET static void name(const Shape *k, const Reading *lanes, const num *padded, int width, const num *weight,   \
-                            num *to, int n) {                                                                         \
+    TARGET static void name(const Shape *k, const Reading *lanes, const factor *padded, int width,                   \
+                            const factor *weight, num *to, int n) {                                                                         \
         band(k, lanes, padded, width, weight, to, n, stride, permuted, tall);                                         \
     }
 #define BANDS(name, stride)                                                                                           \
-    BAND(name##_wide, stride, 0, 1) BAND(name##_tall, stride, 0, 2)                                                   \
-    BAND(name##_wide_permuted, stride, 1, 1) BAND(name##_tall_permuted, stride, 1, 2)
+    BAND(name##_of_1, stride, 0, 1) BAND(name##_of_2, stride, 0, 2) BAND(name##_of_4, stride, 0, 4)                   \
+    BAND(name##_permuted_of_1, stride, 1, 1) BAND(name##_permuted_of_2, stride, 1, 2)                                 \
+    BAND(name##_permuted_of_4, stride, 1, 4)
 BANDS(by_1, 1) BANDS(by_2, 2) BANDS(to_2, -2)
 
-typedef void (*Band)(const Shape *, const Reading *, const num *, int, const num *, num *, int);
-static const Band bands[3][2][2] = {
-    {{by_1_wide, by_1_tall}, {by_1_wide_permuted, by_1_tall_permuted}},
-    {{by_2_wide, by_2_tall}, {by_2_wide_permuted, by_2_tall_permuted}},
-    {{to_2_wide, to_2_tall}, {to_2_wide_permuted, to_2_tall_permuted}},
-};
+typedef void (*Band)(const Shape *, const Reading *, const factor *, int, const factor *, num *, int);
+#define TALL(name) {name##_of_1, name##_of_2, name##_of_4}
+static const Band bands[3][2][3] = {{TALL(by_1), TALL(by_1_permuted)}, {TALL(by_2), TALL(by_2_permuted)},
+                                    {TALL(to_2), TALL(to_2_permuted)}}; /* by stride, reading and rows of a tile */
 
 /* rows of outputs that are computed at a time; an even number, so that every band of stride -2 begins alike */
 static int rows_at_once(size_t line_bytes, int stride, int rows) {
@@ -168,29 +196,30 @@ static int rows_at_once(size_t line_bytes, int stride, int rows) {
 }
 
 TARGET void convolve(const num *x, const num *weight, num *y, const Shape *k, int gradient) {
-    int seen = k->inputs / k->groups, s = k->stride, tall = k->columns <= PIXELS / 2 ? 2 : 1, across = PIXELS / tall;
+    int seen = k->inputs / k->groups, s = k->stride, tall = k->columns <= 4 ? 4 : k->columns <= 8 ? 2 : 1, across = PIXELS / tall;
     int wide = (k->columns + across - 1) / across * across, left = s == -2 ? 0 : 1;
     int width = s == 1 ? wide + 2 : s == 2 ? 2 * wide + 1 : wide / 2 + 1;
     size_t line = (size_t)width * k->inputs;
-    int most = rows_at_once(line * sizeof(num), s, k->rows), a_map = (k->rows + most - 1) / most;
+    int most = rows_at_once(line * sizeof(factor), s, k->rows), a_map = (k->rows + most - 1) / most;
     int lines = s == -2 ? most / 2 + 2 : (most - 1) * s + 3;
     Reading lanes;
     lanes_of(&lanes, k);
-    Band run = bands[s == 1 ? 0 : s == 2 ? 1 : 2][lanes.permuted][tall - 1];
-    num *packed = allocate((size_t)k->outputs * seen * 9 * sizeof(num));
+    Band run = bands[s == 1 ? 0 : s == 2 ? 1 : 2][lanes.permuted][tall / 2];
+    factor *packed = allocate((size_t)k->outputs * seen * 9 * sizeof(factor));
     pack(weight, packed, k, gradient);
 #pragma omp parallel
     {
-        num *padded = allocate(lines * line * sizeof(num));
+        factor *padded = allocate(lines * line * sizeof(factor));
+        factor *work = lanes.regrouped ? allocate(2 * line * sizeof(factor)) : NULL;
 #pragma omp for schedule(static)
         for (int t = 0; t < k->images * a_map; t++) {
             int image = t / a_map, first = t % a_map * most, n = least(most, k->rows - first);
             int top = s == -2 ? first / 2 : first * s - 1, needed = s == -2 ? n / 2 + 1 : (n - 1) * s + 3;
             pad(k, x + (size_t)image * k->height * k->width * k->inputs, padded, top, needed, width, left,
-                lanes.regrouped);
+                work);
             run(k, &lanes, padded, width, packed, y + ((size_t)image * k->rows + first) * k->columns * k->outputs, n);
         }
-        free(padded);
+        free(padded), free(work);
     }
     free(packed);
 }
@@ -199,7 +228,7 @@ TARGET void convolve(const num *x, const num *weight, num *y, const Shape *k, in
 
 /* n pixels, or pairs of them `apart` pixels from one to the other with both values of a channel side by side */
 INLINE void side_by_side(const num *from, int32_t *to, int n, int apart, int channels) {
-#ifdef BF16
+#ifdef DOT
     for (int q = 0; q < n; q++, from += 2 * (size_t)apart * channels, to += channels)
         for (int c = 0; c < channels; c += LANES) {
             __m512i one = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(from + c)));
@@ -208,7 +237,7 @@ INLINE void side_by_side(const num *from, int32_t *to, int n, int apart, int cha
         }
 #else
     (void)apart;
-    memcpy(to, from, (size_t)n * channels * sizeof(num));
+    factors(from, (factor *)to, (size_t)n * channels);
 #endif
 }
 
@@ -289,7 +318,8 @@ TARGET void weight_gradient(const num *grad, const num *x, float *to, const Shap
     float *sums = calloc(threads * size, sizeof(float));
 #pragma omp parallel
     {
-        num *padded = allocate(lines * line * sizeof(num)), *last = calloc(PAIR * grad_line + LANES, sizeof(num));
+        factor *padded = allocate(lines * line * sizeof(factor));
+        num *last = calloc(PAIR * grad_line + LANES, sizeof(num));
         int32_t *x_pairs = allocate(PAIR == 1 ? 0 : kinds * lines * x_line * 4);
         int32_t *grad_pairs = calloc(most * grad_line, 4);
         Seen seen_x = PAIR == 1 ? (Seen){(const int32_t *)padded, k->inputs, line, (size_t)s * k->inputs}
@@ -299,10 +329,10 @@ TARGET void weight_gradient(const num *grad, const num *x, float *to, const Shap
             int image = t / a_map, first = t % a_map * most, rows = least(most, k->rows - first);
             int needed = (rows - 1) * s + 3;
             pad(k, x + (size_t)image * k->height * k->width * k->inputs, padded, first * s - 1, needed,
-                line / k->inputs, 1, 0);
+                line / k->inputs, 1, NULL);
             for (int a = 0; PAIR == 2 && a < kinds; a++)
                 for (int r = 0; r < needed; r++)
-                    side_by_side(padded + r * line + a * k->inputs, x_pairs + (a * lines + r) * x_line,
+                    side_by_side((const num *)padded + r * line + a * k->inputs, x_pairs + (a * lines + r) * x_line,
                                  n + 2 / kinds, s, k->inputs);
             for (int r = 0; r < rows; r++) {
                 const num *g = grad + ((size_t)image * k->rows + first + r) * k->columns * k->outputs;

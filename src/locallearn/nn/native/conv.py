@@ -12,8 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from locallearn.nn.native import build
+from locallearn.nn.native import build, processor
 from locallearn.nn.native.build import LANES, at
+
+_WIDEST = 256
+"""Channels up to which weights of a convolution without groups stay in the caches."""
 
 
 class _Shape(ctypes.Structure):
@@ -29,14 +32,24 @@ def fits(x: Tensor, inputs: int, outputs: int, groups: int) -> bool:
     """Whether there is a kernel for this input, and channels from ``inputs`` to ``outputs`` in groups."""
     if not build.kernels().take(x):
         return False
-    seen, made, pair = inputs // groups, outputs // groups, 4 // x.dtype.itemsize
-    whole = made % LANES == 0 or LANES % made == 0
-    return whole and seen % pair == 0 and inputs % LANES == 0 and outputs % LANES == 0
+    seen, made = inputs // groups, outputs // groups
+    pair = 2 if x.dtype == torch.bfloat16 and not processor.prefers_float() else 1
+    if inputs % LANES or outputs % LANES or seen % pair:
+        return False
+    if made >= LANES or seen <= made * pair:
+        return made % LANES == 0 or LANES % made == 0
+    return LANES % made == 0 and groups.bit_count() == 1 and inputs % (2 * LANES * pair) == 0  # can be interleaved
 
 
 def fits_weight(x: Tensor, inputs: int, outputs: int, groups: int) -> bool:
     """Whether there are kernels for it and for the gradient of its weight."""
     return fits(x, inputs, outputs, groups) and (outputs // groups >= LANES or inputs <= outputs)
+
+
+def ahead(x: Tensor, inputs: int, outputs: int) -> bool:
+    """Whether all kernels of a convolution without groups are faster than torch's, which are slow there in bf16."""
+    slow = x.dtype == torch.bfloat16 and processor.slow_in_bf16()
+    return slow and inputs <= _WIDEST and fits_weight(x, inputs, outputs, 1)
 
 
 def convolution(x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:

@@ -34,5 +34,4 @@ def kernels(request, monkeypatch):
     if len(build.kernels().libraries) < 2:
         pytest.skip(f"no native kernels here: {build.kernels()}")
     yield request.param
-    monkeypatch.undo()
     build.kernels.cache_clear()

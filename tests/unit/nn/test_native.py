@@ -80,10 +80,8 @@ def test_every_group_of_the_thesis_networks_has_a_kernel():
 
 def test_what_no_kernel_computes_goes_to_torch(kernels):
     assert not native.fits(drawn(1, 16, 2, 2, dtype=torch.float64), 16, 16, 4)
-    single = native.fits(
-        drawn(1, 16, 2, 2, dtype=torch.bfloat16), 16, 16, 16
-    )  # channels, of which no pairs can be made
-    assert single == (kernels == "float")
+    single_channels = native.fits(drawn(1, 16, 2, 2, dtype=torch.bfloat16), 16, 16, 16)  # no pairs can be made
+    assert single_channels == (kernels == "float")
     assert not native.fits(drawn(1, 18, 2, 2, dtype=torch.float32), 18, 18, 6)
     assert not native.fits(drawn(1, 16, 2, 2, dtype=torch.float32).to("meta"), 16, 16, 4)
     assert not native.fits(torch.randn(1, 16, 2, 2), 16, 16, 4)  # not channels-last

@@ -79,6 +79,7 @@ def test_training_learns(tmp_path):
     data = DataConfig(train_limit=640, test_limit=100)
     cosine = ScheduleConfig(name="cosine")  # a constant rate ends anywhere, by how a processor rounds
     summary = runs.train(small.config(train=train, data=data, schedule=cosine), tmp_path / "run")
+    assert summary["accuracy"]["last_layer"] > 0.4
     assert summary["accuracy"]["ensemble"] > 0.7
     losses = [e["nodes"][0]["loss"] for e in events(tmp_path / "run", "train")]
     assert losses[-1] < 0.8 * losses[0]

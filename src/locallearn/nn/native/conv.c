@@ -195,6 +195,8 @@ static int rows_at_once(size_t line_bytes, int stride, int rows) {
     return least(n < 2 ? 2 : n / 2 * 2, rows);
 }
 
+int pair(void) { return PAIR; } /* channels of a group that are multiplied at a time */
+
 TARGET void convolve(const num *x, const num *weight, num *y, const Shape *k, int gradient) {
     int seen = k->inputs / k->groups, s = k->stride, tall = k->columns <= 4 ? 4 : k->columns <= 8 ? 2 : 1, across = PIXELS / tall;
     int wide = (k->columns + across - 1) / across * across, left = s == -2 ? 0 : 1;

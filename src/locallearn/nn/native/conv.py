@@ -33,7 +33,7 @@ def fits(x: Tensor, inputs: int, outputs: int, groups: int) -> bool:
     if not build.kernels().take(x):
         return False
     seen, made = inputs // groups, outputs // groups
-    pair = 2 if x.dtype == torch.bfloat16 and not processor.prefers_float() else 1
+    pair = build.kernels().libraries[x.dtype].pair()
     if inputs % LANES or outputs % LANES or seen % pair:
         return False
     if made >= LANES or seen <= made * pair:

@@ -8,37 +8,30 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from locallearn.bench.inference import TABLE_3_5, bench_inference
-from locallearn.cli import bench_distributed, bench_hosts, bench_memory, bench_step
-from locallearn.cli.measuring import MeasuringOptions, check_positive, facts, show
+from locallearn.cli import bench_distributed, bench_epoch, bench_hosts, bench_memory, bench_step
+from locallearn.cli.measuring import CellOptions, check_positive, facts, show
 from locallearn.cli.options import parse
 from locallearn.core.network import ImageShape
-from locallearn.errors import ConfigError, UsageError
+from locallearn.errors import UsageError
 
 
 @dataclass(frozen=True)
-class InferenceOptions(MeasuringOptions):
-    """Options of ``bench inference``."""
+class InferenceOptions(CellOptions):
+    """Options of ``bench inference``; by default the cells of Table 3.5."""
 
-    model: str = "resnet32"
-    """Backbone."""
-    depth: tuple[int, ...] = ()
-    """K of the cells; with --width; by default the cells of Table 3.5."""
-    width: tuple[int, ...] = ()
-    """G of the cells, as many as --depth."""
     batch_sizes: tuple[int, ...] = (1, 128)
     """Images of a forward pass [images]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.depth) != len(self.width):
-            raise ConfigError("--width", self.width, f"as many numbers as --depth has ({len(self.depth)})")
-        check_positive(self, "batch_sizes", "depth", "width")
+        check_positive(self, "batch_sizes")
 
 
 _USAGE = """usage: locallearn bench WHAT [options]
 
 what:
   step         training steps of K x G networks against a loop over groups and against backpropagation
+  epoch        whole epochs of training, data and metrics included, against the bandwidth of the memory
   memory       activation memory and time by K, beside checkpointing and gradient accumulation
   distributed  nodes on several processes against torch's pipelining and data parallelism
   hosts        the same on two hosts by latency and bandwidth of the network between them
@@ -54,6 +47,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     commands = {
         "step": bench_step.run,
+        "epoch": bench_epoch.run,
         "memory": bench_memory.run,
         "distributed": bench_distributed.run,
         "hosts": bench_hosts.run,

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from rich import box
 from rich.table import Table
 
-from locallearn.bench.step import HEAD, HEADLINE, TABLE_3_4, Setting, bench_step
-from locallearn.cli.measuring import MeasuringOptions, check_positive, facts, show
+from locallearn.bench.step import HEAD, HEADLINE, TABLE_3_4, Cell, Setting, bench_step
+from locallearn.cli.measuring import CellOptions, check_positive, facts, show
 from locallearn.cli.options import parse
 from locallearn.core.network import ImageShape
 from locallearn.errors import ConfigError
@@ -18,17 +18,34 @@ from locallearn.report.units import mebibytes
 
 
 @dataclass(frozen=True)
-class StepOptions(MeasuringOptions):
-    """Options of ``bench step``."""
+class TrainedCellOptions(CellOptions):
+    """Which cells to train, and how."""
 
-    model: str = "resnet32"
-    """Backbone."""
-    depth: tuple[int, ...] = ()
-    """K of the cells of method gn-dgl, with --width; by default five cells of Table 3.4."""
-    width: tuple[int, ...] = ()
-    """G of the cells, as many as --depth."""
     table: bool = False
     """All 21 cells of Table 3.4."""
+    head: str = HEAD
+    """Auxiliary head, as objective.head."""
+    batch_size: int = 128
+    """Images a step [images]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.table and self.depth:
+            raise ConfigError("--table", True, "either --table, or --depth and --width")
+        if self.batch_size < 2:
+            raise ConfigError("--batch-size", self.batch_size, "at least 2 (batch norm needs two images)")
+
+    def cells(self, default: tuple[Cell, ...]) -> tuple[Cell, ...]:
+        """Method, K and G of all; those of --depth and --width are of method gn-dgl."""
+        if self.table:
+            return TABLE_3_4
+        return tuple(("gn-dgl", k, g) for k, g in zip(self.depth, self.width, strict=True)) or default
+
+
+@dataclass(frozen=True)
+class StepOptions(TrainedCellOptions):
+    """Options of ``bench step``; by default five cells of Table 3.4."""
+
     widths: tuple[int, ...] = (1,)
     """Width factors: every cell of the model with so many times its channels."""
     runtimes: tuple[Literal["inline", "threads"], ...] = ("inline", "threads")
@@ -36,32 +53,14 @@ class StepOptions(MeasuringOptions):
     baselines: tuple[Literal["loop", "loop-fp32", "e2e"], ...] = ("loop", "loop-fp32", "e2e")
     """What to time in turns with every cell: a loop over groups at the same precision, one in fp32, and plain
     backpropagation."""
-    head: str = HEAD
-    """Auxiliary head, as objective.head."""
-    batch_size: int = 128
-    """Images a step [images]."""
     repeats: int = 7
     """Measurements of each network; medians are printed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.depth) != len(self.width):
-            raise ConfigError("--width", self.width, f"as many numbers as --depth has ({len(self.depth)})")
-        if self.table and self.depth:
-            raise ConfigError("--table", True, "either --table, or --depth and --width")
         if not self.runtimes:
             raise ConfigError("--runtimes", self.runtimes, "inline, threads or both")
-        check_positive(self, "depth", "width", "widths")
-        if self.batch_size < 2:
-            raise ConfigError("--batch-size", self.batch_size, "at least 2 (batch norm needs two images)")
-
-    @property
-    def cells(self) -> tuple[tuple[str, int, int], ...]:
-        """(method, K, G)."""
-        if self.table:
-            return TABLE_3_4
-        given = tuple(("gn-dgl", k, g) for k, g in zip(self.depth, self.width, strict=True))
-        return given or HEADLINE
+        check_positive(self, "widths")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -77,7 +76,7 @@ def run(arguments: Sequence[str]) -> int:
     rows = [
         row
         for model in models
-        for cell in options.cells
+        for cell in options.cells(HEADLINE)
         for row in bench_step(model, *cell, options.runtimes, list(wanted), setting, options.head)
     ]
     found = {

@@ -50,6 +50,24 @@ class MeasuringOptions:
         return device, self.precision or default_precision(device)
 
 
+@dataclass(frozen=True)
+class CellOptions(MeasuringOptions):
+    """Which K x G networks to measure."""
+
+    model: str = "resnet32"
+    """Backbone."""
+    depth: tuple[int, ...] = ()
+    """K of the cells; with --width; there are some by default."""
+    width: tuple[int, ...] = ()
+    """G of the cells, as many as --depth."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.depth) != len(self.width):
+            raise ConfigError("--width", self.width, f"as many numbers as --depth has ({len(self.depth)})")
+        check_positive(self, "depth", "width")
+
+
 def check_positive(options: object, *names: str) -> None:
     """Refuse numbers below 1 in options that are tuples of numbers."""
     for name in names:

@@ -7,8 +7,10 @@ do, in any precision, and nothing has to be known about them.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -63,18 +65,25 @@ class ModuleCost:
 
 def dry_steps(network: LocalNetwork, image: ImageShape, train: TrainConfig) -> list[ModuleCost]:
     """One training step of every module, on tensors that have a shape, a type and a device but no data."""
-    layout = torch.contiguous_format if train.channels_last is False else torch.channels_last
-    network = copy.deepcopy(network).to("meta").to(memory_format=layout).train()  # type: ignore[call-overload]
     modules: list[ModuleCost] = []
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        network.to_empty(device="cpu")
-        n = train.batch_size * network.views
-        batch = _batch(network, image, n, layout)
+    with without_data(network, image, train) as (network, batch):
         features = batch.images
         for module in network:
             counted, features = _dry_step(module, features, batch, str(train.precision))
             modules.append(_with_classifier(modules.pop(), counted) if is_classifier(module) else counted)
     return modules
+
+
+@contextlib.contextmanager
+def without_data(
+    network: LocalNetwork, image: ImageShape, train: TrainConfig
+) -> Iterator[tuple[LocalNetwork, Batch]]:
+    """A copy of a network and a batch for it, as tensors without data, while the context lasts."""
+    layout = torch.contiguous_format if train.channels_last is False else torch.channels_last
+    network = copy.deepcopy(network).to("meta").to(memory_format=layout).train()  # type: ignore[call-overload]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        network.to_empty(device="cpu")
+        yield network, _batch(network, image, train.batch_size * network.views, layout)
 
 
 def _batch(network: LocalNetwork, image: ImageShape, n: int, layout: torch.memory_format) -> Batch:

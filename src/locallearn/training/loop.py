@@ -194,6 +194,16 @@ class Training:
 
     def _epoch(self, epoch: int, start: int) -> None:
         """Train on what is left of an epoch (counted from 0), evaluate, and write a checkpoint."""
+        self.train_epoch(epoch, start)
+        self._finish_epoch(epoch + 1)
+        if epoch + 1 < self.epochs:
+            self._stop_if_requested()
+
+    def train_epoch(self, epoch: int, start: int = 0) -> float:
+        """Train on the batches of an epoch (counted from 0) from ``start`` on; what the epoch took so far [s].
+
+        The runtime must have been entered.
+        """
         if start == 0:
             self.sums.reset()
             self.progress["epoch_seconds"] = 0.0
@@ -209,9 +219,7 @@ class Training:
                 begin = time.perf_counter()
         self._settle()
         self._clock(begin)
-        self._finish_epoch(epoch + 1)
-        if epoch + 1 < self.epochs:
-            self._stop_if_requested()
+        return self.progress["epoch_seconds"]
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Batches of what is left of an epoch of a phase."""

@@ -22,7 +22,7 @@ def test_inference_prints_measured_and_predicted(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["bench", "speed"], "bench: 'speed' is not known; expected step, memory, distributed, hosts, inference"),
+        (["bench", "speed"], "bench: 'speed' is not known; expected step, epoch, memory, distributed"),
         (["bench", "inference", "--depth", "2"], "--width: () is not valid; expected as many numbers as --depth"),
         (["bench", "inference", "--precision", "fp8"], "--precision: 'fp8'"),
         (["bench", "inference", "--batch-sizes", "0"], "--batch-sizes: 0"),
@@ -32,6 +32,10 @@ def test_inference_prints_measured_and_predicted(capsys):
         (["bench", "step", "--runtimes"], "--runtimes: ()"),
         (["bench", "step", "--widths", "0"], "--widths: 0"),
         (["bench", "step", "--table", "--depth", "2", "--width", "2"], "--table: True"),
+        (["bench", "epoch", "--images", "2047"], "--images: 2047 is not valid; expected two batches or more"),
+        (["bench", "epoch", "--batch-size", "1"], "--batch-size: 1"),
+        (["bench", "epoch", "--table", "--depth", "2", "--width", "2"], "--table: True"),
+        (["bench", "epoch", "--head", "3f"], "objective.head: '3f'"),
         (["bench", "memory", "--batch-size", "8"], "--batch-size: 8"),
         (["bench", "memory", "--models", "resnet9"], "resnet9"),
         (["bench", "memory", "--models", "resnet8", "--head", "3f"], "objective.head: '3f'"),
@@ -74,6 +78,23 @@ def test_step_prints_ratios_and_what_they_were_measured_with(capsys):
     assert found["hardware"]["threads"] == 1
     assert main([*cell, "--precision", "fp32", "--baselines", "e2e"]) == 0
     assert "x e2e" in capsys.readouterr().out
+
+
+def test_epoch_prints_times_and_what_memory_would_allow(capsys):
+    cell = ["bench", "epoch", "--model", "tiny-resnet", "--depth", "2", "--width", "2", "--repeats", "2"]
+    cell += ["--images", "40", "--batch-size", "16", "--image-size", "8", "--threads", "1"]
+    assert main([*cell, "--precision", "bf16", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (row,) = found["rows"]
+    assert (row["method"], row["depth"], row["width"]) == ("gn-dgl", 2, 2)
+    assert row["seconds"] * row["images_per_second"] == pytest.approx(40)
+    assert row["floor"] == pytest.approx(3 * row["bytes"] / found["bandwidth"])  # three batches
+    assert 0 < row["product_floor"] < row["floor"] < row["seconds"]
+    assert row["host_seconds"] is None
+    assert main(cell[:4] + cell[8:]) == 0
+    printed = capsys.readouterr().out
+    assert "e2e 1 x 1" in printed
+    assert "gn-dgl 4 x 4" in printed
 
 
 def test_step_times_modules_at_once_beside_one_after_the_other(capsys):

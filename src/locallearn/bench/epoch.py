@@ -1,0 +1,132 @@
+"""Whole epochs of training against the memory bandwidth of the device."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from locallearn.bench.step import HEAD, Setting, step_config
+from locallearn.bench.timing import interleaved
+from locallearn.config import AugmentConfig, RunConfig, TrainConfig
+from locallearn.core.network import ImageShape, build_network
+from locallearn.costs.traffic import Traffic, step_traffic
+from locallearn.data.datasets import Dataset, ImageSet
+from locallearn.training.loop import Training
+from locallearn.training.observer import Quiet
+from locallearn.training.optim import build_optimizer
+from locallearn.training.record import RunFolder
+from locallearn.training.setup import resolve
+
+_COPIED = 2**29
+"""Bytes of the copies that bandwidth is measured with: more than caches hold."""
+
+
+def bench_epoch(
+    model: str, cells: Sequence[tuple[str, int, int]], images: int, setting: Setting, head: str = HEAD
+) -> dict[str, Any]:
+    """Time epochs of training, in turns, and compare them with what the memory would allow.
+
+    Args:
+        model: backbone.
+        cells: method, K and G of each.
+        images: random ones, of an epoch; at least two batches.
+        setting: batch, device, precision and repeats.
+        head: the auxiliary heads.
+
+    Returns:
+        ``bandwidth``, read and written by copies [bytes/s], and a row for every cell: ``seconds`` (median) and
+        ``spread`` of an epoch; ``images_per_second``; ``host_seconds``, on a GPU, what of it the host needs to issue
+        the work; of one step ``operators``, ``bytes`` and ``product_bytes`` as :func:`step_traffic` counts them; and
+        ``floor`` and ``product_floor``, the seconds of an epoch in which such bytes are copied.
+    """
+    dataset, bandwidth = random_images(setting.image, images), copy_bandwidth(setting.device, setting.repeats)
+    with TemporaryDirectory() as folder:
+        trained = {cell: Epochs(step_config(model, *cell, head), dataset, setting, folder) for cell in cells}
+        times = interleaved({str(cell): one.next for cell, one in trained.items()}, setting.repeats, setting.device)
+    rows = []
+    for (method, depth, width), one in trained.items():
+        timing, steps = times[str((method, depth, width))], one.training.steps_per_epoch
+        traffic = one.traffic(setting.image)
+        moved = {"operators": traffic.operators, "bytes": traffic.bytes, "product_bytes": traffic.product_bytes}
+        rows.append(
+            {
+                "method": method,
+                "depth": depth,
+                "width": width,
+                "seconds": timing.median,
+                "spread": timing.spread,
+                "images_per_second": images / timing.median,
+                "host_seconds": statistics.median(one.host_seconds) if setting.device.type == "cuda" else None,
+                **moved,
+                "floor": steps * traffic.bytes / bandwidth,
+                "product_floor": steps * traffic.product_bytes / bandwidth,
+            }
+        )
+    return {"bandwidth": bandwidth, "rows": rows}
+
+
+def copy_bandwidth(device: torch.device, repeats: int) -> float:
+    """What copies of 512 MiB read and write [bytes/s]; the median of ``repeats``."""
+    source, target = (torch.ones(_COPIED, dtype=torch.uint8, device=device) for _ in range(2))
+    return 2 * _COPIED / interleaved({"": lambda: target.copy_(source)}, repeats, device)[""].median
+
+
+def random_images(image: ImageShape, count: int) -> Dataset:
+    """A data set that is augmented as CIFAR-10 is."""
+    draw = torch.Generator().manual_seed(0)
+    shape = (count, image.channels, image.size, image.size)
+    images = torch.randint(256, shape, generator=draw, dtype=torch.uint8)
+    labels = torch.randint(image.classes, (count,), generator=draw)
+    return Dataset(
+        name="random",
+        train=ImageSet(images, labels),
+        test=ImageSet(images[:1], labels[:1]),
+        classes=tuple(str(i) for i in range(image.classes)),
+        mean=(0.5,) * image.channels,
+        std=(0.25,) * image.channels,
+        augment=AugmentConfig(crop_padding=image.size // 8, padding_mode="reflect", flip=0.5),
+        source="random numbers",
+    )
+
+
+class Epochs(Quiet):
+    """Trains one epoch after the other as ``train`` does, without evaluation and checkpoints.
+
+    Attributes:
+        host_seconds: of every epoch so far, what the host took to issue the second step, times the number of steps.
+            The first one waits for the order of the images, and later ones might for the device.
+    """
+
+    def __init__(self, config: RunConfig, dataset: Dataset, setting: Setting, folder: str) -> None:
+        train = TrainConfig(batch_size=setting.batch_size, device=str(setting.device), threads=setting.threads)
+        train = dataclasses.replace(train, precision=setting.precision)  # type: ignore[arg-type]
+        self.config = resolve(dataclasses.replace(config, train=train), dataset)
+        self.training = Training(self.config, dataset, RunFolder(Path(folder)), self)
+        self.host_seconds: list[float] = []
+        self._epochs, self._issued = 0, list[float]()
+
+    def on_step(self, step: int) -> None:
+        """The host is through with a step; a GPU may not be."""
+        self._issued.append(time.perf_counter())
+
+    def next(self) -> None:
+        """Train on all images once."""
+        self._issued.clear()
+        with self.training.runtime:
+            self.training.train_epoch(self._epochs)
+        self._epochs += 1
+        first, second, *_ = self._issued
+        self.host_seconds.append((second - first) * self.training.steps_per_epoch)
+
+    def traffic(self, image: ImageShape) -> Traffic:
+        """What a step moves."""
+        optimizer = partial(build_optimizer, self.config.optimizer)
+        return step_traffic(build_network(self.config, image), image, self.config.train, optimizer)

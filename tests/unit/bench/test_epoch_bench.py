@@ -1,0 +1,76 @@
+"""Epochs that ``bench epoch`` times are those of a training."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from locallearn.bench.epoch import Epochs, bench_epoch, copy_bandwidth, random_images
+from locallearn.bench.step import Setting, step_config
+from locallearn.cli.bench_epoch import EpochOptions, table
+from locallearn.core.network import ImageShape
+from locallearn.training.loop import Training
+from locallearn.training.observer import Quiet
+from locallearn.training.record import RunFolder
+
+SETTING = Setting(ImageShape(3, 8, 5), 16, torch.device("cpu"), "fp32", 2, 1)
+CELL = ("gn-dgl", 2, 2)
+
+
+def weights(training):
+    return torch.cat([p.detach().flatten() for p in training.network.parameters()])
+
+
+def two_epochs(folder, change=lambda training: None):
+    """What two timed epochs train, and what a training does with the same configuration."""
+    data = random_images(SETTING.image, 40)
+    timed = Epochs(step_config("tiny-resnet", *CELL), data, SETTING, str(folder))
+    change(timed.training)
+    timed.next()
+    timed.next()
+    folder.mkdir()
+    config = dataclasses.replace(timed.config, train=dataclasses.replace(timed.config.train, epochs=2))
+    training = Training(config, data, RunFolder(folder), Quiet())
+    training.run()
+    return timed, training
+
+
+@pytest.fixture(autouse=True)
+def constant_rate(monkeypatch):
+    """The schedule would tell two epochs of a hundred from two of two."""
+    monkeypatch.setattr("locallearn.training.loop.learning_rate", lambda *_: 0.1)
+
+
+def test_what_is_timed_is_what_train_does(tmp_path):
+    timed, training = two_epochs(tmp_path / "run")
+    assert torch.equal(weights(timed.training), weights(training))
+    assert timed.training.step == training.step == 6
+    assert len(timed.host_seconds) == 2
+    assert all(0 < seconds < 60 for seconds in timed.host_seconds)
+
+
+def test_images_that_are_not_augmented_are_noticed(tmp_path):
+    def plain(training):
+        training.train_store._augment = None
+
+    timed, training = two_epochs(tmp_path / "run", plain)
+    assert not torch.equal(weights(timed.training), weights(training))
+
+
+def test_bandwidth_counts_what_is_read_and_what_is_written(monkeypatch):
+    from locallearn.bench import epoch, timing
+
+    monkeypatch.setattr(epoch, "_COPIED", 1000)
+    monkeypatch.setattr(epoch, "interleaved", lambda things, *_: {name: timing.Timing((2.0,)) for name in things})
+    assert copy_bandwidth(torch.device("cpu"), 1) == 1000.0
+
+
+def test_a_table_of_a_gpu_tells_what_the_host_needs(capsys):
+    measured = bench_epoch("tiny-resnet", [CELL], 40, SETTING)
+    assert "host" not in [str(column.header).split(",")[0] for column in table(measured, EpochOptions()).columns]
+    measured["rows"][0]["host_seconds"] = 1.25
+    columns = {
+        str(column.header).split(",")[0]: list(column.cells) for column in table(measured, EpochOptions()).columns
+    }
+    assert columns["host"] == ["1.25"]
+    assert columns["operators\na step"] == [f"{measured['rows'][0]['operators']:,}"]

@@ -144,7 +144,9 @@ def test_what_goes_not_together_is_one_line(method, depth, width, objective, mes
 @pytest.mark.parametrize("runtime", ["sequential", "asynchronous"])
 def test_other_runtimes_are_refused(runtime):
     given = dataclasses.replace(config("dgssl", 2), runtime=runtime)
-    with pytest.raises(ConfigError, match="runtime: .* expected inline, threads or distributed with method dgssl"):
+    with pytest.raises(
+        ConfigError, match="runtime: .* expected inline, threads, cuda-graphs or distributed with method dgssl"
+    ):
         build_network(given, IMAGE)
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from locallearn.bench.step import HEAD, Setting, step_config
+from locallearn.bench.step import HEAD, Cell, Setting, step_config
 from locallearn.bench.timing import interleaved
-from locallearn.config import AugmentConfig, RunConfig, TrainConfig
+from locallearn.config import AugmentConfig, RunConfig, RuntimeName, TrainConfig
 from locallearn.core.network import ImageShape, build_network
-from locallearn.costs.traffic import Traffic, step_traffic
+from locallearn.costs.traffic import step_traffic
 from locallearn.data.datasets import Dataset, ImageSet
 from locallearn.training.loop import Training
 from locallearn.training.observer import Quiet
@@ -30,7 +30,12 @@ _COPIED = 2**29
 
 
 def bench_epoch(
-    model: str, cells: Sequence[tuple[str, int, int]], images: int, setting: Setting, head: str = HEAD
+    model: str,
+    cells: Sequence[Cell],
+    images: int,
+    setting: Setting,
+    head: str = HEAD,
+    runtime: RuntimeName = "inline",
 ) -> dict[str, Any]:
     """Time epochs of training, in turns, and compare them with what the memory would allow.
 
@@ -38,39 +43,41 @@ def bench_epoch(
         model: backbone.
         cells: method, K and G of each.
         images: random ones, of an epoch; at least two batches.
-        setting: batch, device, precision and repeats.
+        setting: batch, device, precision and repeats; with 0 repeats nothing is timed.
         head: the auxiliary heads.
+        runtime: trains the modules.
 
     Returns:
-        ``bandwidth``, read and written by copies [bytes/s], and a row for every cell: ``seconds`` (median) and
-        ``spread`` of an epoch; ``images_per_second``; ``host_seconds``, on a GPU, what of it the host needs to issue
-        the work; of one step ``operators``, ``bytes`` and ``product_bytes`` as :func:`step_traffic` counts them; and
-        ``floor`` and ``product_floor``, the seconds of an epoch in which such bytes are copied.
+        ``bandwidth``, read and written by copies [bytes/s], and a row for every cell. It has of one step
+        ``operators``, ``bytes`` and ``product_bytes`` as :func:`step_traffic` counts them; and where timed, of an
+        epoch ``seconds`` (median) and ``spread``, ``images_per_second``, ``host_seconds`` (on a GPU, what the host
+        needs to launch the work), and ``floor`` and ``product_floor``, the seconds in which such bytes are copied.
     """
+    configs = {cell: dataclasses.replace(step_config(model, *cell, head), runtime=runtime) for cell in cells}
+    rows = [_counted(cell, config, setting) for cell, config in configs.items()]
+    if not setting.repeats:
+        return {"rows": rows}
     dataset, bandwidth = random_images(setting.image, images), copy_bandwidth(setting.device, setting.repeats)
     with TemporaryDirectory() as folder:
-        trained = {cell: Epochs(step_config(model, *cell, head), dataset, setting, folder) for cell in cells}
-        times = interleaved({str(cell): one.next for cell, one in trained.items()}, setting.repeats, setting.device)
-    rows = []
-    for (method, depth, width), one in trained.items():
-        timing, steps = times[str((method, depth, width))], one.training.steps_per_epoch
-        traffic = one.traffic(setting.image)
-        moved = {"operators": traffic.operators, "bytes": traffic.bytes, "product_bytes": traffic.product_bytes}
-        rows.append(
-            {
-                "method": method,
-                "depth": depth,
-                "width": width,
-                "seconds": timing.median,
-                "spread": timing.spread,
-                "images_per_second": images / timing.median,
-                "host_seconds": statistics.median(one.host_seconds) if setting.device.type == "cuda" else None,
-                **moved,
-                "floor": steps * traffic.bytes / bandwidth,
-                "product_floor": steps * traffic.product_bytes / bandwidth,
-            }
-        )
+        trained = {str(cell): Epochs(config, dataset, setting, folder) for cell, config in configs.items()}
+        times = interleaved({cell: one.next for cell, one in trained.items()}, setting.repeats, setting.device)
+    for row, (cell, one) in zip(rows, trained.items(), strict=True):
+        timing, steps = times[cell], one.training.steps_per_epoch
+        row |= {"seconds": timing.median, "spread": timing.spread, "images_per_second": images / timing.median}
+        row["host_seconds"] = statistics.median(one.host_seconds) if setting.device.type == "cuda" else None
+        row["floor"] = steps * row["bytes"] / bandwidth
+        row["product_floor"] = steps * row["product_bytes"] / bandwidth
     return {"bandwidth": bandwidth, "rows": rows}
+
+
+def _counted(cell: Cell, config: RunConfig, setting: Setting) -> dict[str, Any]:
+    """What one step of a cell dispatches and moves."""
+    train = TrainConfig(batch_size=setting.batch_size)
+    train = dataclasses.replace(train, precision=setting.precision)  # type: ignore[arg-type]
+    network, optimizer = build_network(config, setting.image), partial(build_optimizer, config.optimizer)
+    traffic = step_traffic(network, setting.image, train, optimizer)
+    counts = {"operators": traffic.operators, "bytes": traffic.bytes, "product_bytes": traffic.product_bytes}
+    return {**dict(zip(("method", "depth", "width"), cell, strict=True)), **counts}
 
 
 def copy_bandwidth(device: torch.device, repeats: int) -> float:
@@ -125,8 +132,3 @@ class Epochs(Quiet):
         self._epochs += 1
         first, second, *_ = self._issued
         self.host_seconds.append((second - first) * self.training.steps_per_epoch)
-
-    def traffic(self, image: ImageShape) -> Traffic:
-        """What a step moves."""
-        optimizer = partial(build_optimizer, self.config.optimizer)
-        return step_traffic(build_network(self.config, image), image, self.config.train, optimizer)

@@ -96,9 +96,10 @@ def show(options: MeasuringOptions, found: dict[str, Any], tables: Sequence[Tabl
     for table in tables:
         console.print(table)
     hardware = found["hardware"]
+    turns = f", median of {found['repeats']} turns; spread is the quartile distance over the median"
+    turns = turns if found["repeats"] else ", nothing timed"
     console.print(
         f"{hardware.get('gpu', hardware['cpu'])}, {hardware['threads']} threads, torch {found['versions']['torch']}, "
-        f"kernels {hardware['kernels']}, {found['precision']}, median of {found['repeats']} turns; "
-        "spread is the quartile distance over the median",
+        f"kernels {hardware['kernels']}, {found['precision']}{turns}",
         highlight=False,
     )

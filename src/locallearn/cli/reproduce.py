@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -56,6 +56,9 @@ class ReproduceOptions:
     """CPU threads of each cell; by default the cores shared out."""
     device: str | None = None
     """Device to train on, cpu or cuda[:N]; by default the GPU where there is one."""
+    runtime: Literal["inline", "threads", "cuda-graphs"] = "inline"
+    """How modules of a cell train: one after the other, several at once on the threads of a CPU, or launched together
+    on a GPU. What is trained is the same."""
     epochs: int | None = None
     """One-off study: train this many epochs instead [epochs]. Its results are kept apart."""
     train_limit: int | None = None
@@ -127,6 +130,7 @@ def _job(options: ReproduceOptions, study: Study, cell: str, seed: int, threads:
         download=options.data.download,
         device=options.device,
         threads=threads,
+        runtime=options.runtime,
         scorer=str(needed) if needed else None,
     )
     return Job(

@@ -73,7 +73,7 @@ def digest(config: RunConfig) -> str:
     values = _changed(config)
     for key in ("seed", "checkpoint", "plugins", "threads", *({"asynchronous", "sequential"} - {config.runtime})):
         values.pop(key, None)
-    if config.runtime in ("threads", "distributed"):  # they train what the inline runtime trains
+    if config.runtime in ("threads", "cuda-graphs", "distributed"):  # they train what the inline runtime trains
         values.pop("runtime")
     wire = values.pop("mesh", {}).get("wire")
     if wire is not None:  # features that are rounded on their way are other features

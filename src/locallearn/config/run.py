@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from tyro.conf import Suppress
 
@@ -22,7 +22,7 @@ from locallearn.config.runtime import AsynchronousConfig, SequentialConfig, Thre
 from locallearn.config.training import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from locallearn.errors import ConfigError
 
-RuntimeName = Literal["inline", "threads", "distributed", "sequential", "asynchronous"]
+RuntimeName = Literal["inline", "threads", "cuda-graphs", "distributed", "sequential", "asynchronous"]
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,10 @@ class RunConfig:
     """Seed of everything random in the run."""
     runtime: RuntimeName = "inline"
     """How nodes are executed: inline (all modules on every batch, one after the other in one process), threads (the
-    same, several modules at once on the threads of a CPU), distributed (the same on a mesh of processes), sequential
-    (one module after the other, each for all its epochs, for a device that holds one module only), or asynchronous (a
-    process for every module, which trains at its own pace from a buffer of the newest features)."""
+    same, several modules at once on the threads of a CPU), cuda-graphs (the same, launched together on a GPU),
+    distributed (the same on a mesh of processes), sequential (one module after the other, each for all its epochs,
+    for a device that holds one module only), or asynchronous (a process for every module, which trains at its own
+    pace from a buffer of the newest features)."""
     plugins: Annotated[tuple[str, ...], Suppress] = ()
     """Files of the user's own that were loaded with --plugin; a resume loads them again."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -87,8 +88,8 @@ class RunConfig:
         slow = self.asynchronous.slow_module
         check("asynchronous.slow_module", slow, lambda v: v <= self.depth, f"at most depth ({self.depth})")
         check("seed", self.seed, lambda v: is_int(v) and 0 <= v < 2**63, "a whole number in [0, 2^63)")
-        choice("runtime", self.runtime, "inline", "threads", "distributed", "sequential", "asynchronous")
-        in_one_process = self.runtime in ("inline", "threads")
+        choice("runtime", self.runtime, *get_args(RuntimeName))
+        in_one_process = self.runtime in ("inline", "threads", "cuda-graphs")
         if self.mesh.size > 1 and in_one_process:
             raise ConfigError("runtime", self.runtime, f"distributed with a mesh of {self.mesh.size} processes")
         if self.mesh.wire is not None and in_one_process:

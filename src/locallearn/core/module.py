@@ -85,6 +85,9 @@ class LocalStep:
         clip_norm: largest gradient norm of a node; 0 means no clipping.
         seed: the run's seed, for dropout.
         peers: the other ranks that share the module; none by default.
+
+    Attributes:
+        random: whether the module draws anything, as dropout does.
     """
 
     def __init__(
@@ -102,7 +105,7 @@ class LocalStep:
         self.clip_norm = clip_norm
         self.seed = seed
         self.peers = peers or Peers()
-        self._random = any(isinstance(layer, nn.Dropout) for layer in module.modules())
+        self.random = any(isinstance(layer, nn.Dropout) for layer in module.modules())
 
     def __call__(
         self,
@@ -124,6 +127,14 @@ class LocalStep:
         Returns:
             The module's features, detached, computed before the update; and the losses, detached.
         """
+        out, loss = self.passes(features, batch, index, hand_on)
+        self.update(rate)
+        return out, loss
+
+    def passes(
+        self, features: Tensor, batch: Batch, index: int = 0, hand_on: Callable[[Tensor], None] | None = None
+    ) -> tuple[Tensor, LocalLoss]:
+        """Forward pass, loss and backward pass, which leave gradients in the parameters; else as the whole call."""
         with (
             computing_with(self.peers),
             self._seeded(index, features.device),
@@ -135,6 +146,10 @@ class LocalStep:
             loss = self.module.objective(out, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.sum().backward()  # nodes share no parameters: each gets the gradient of its own loss alone
+        return out.detach(), loss.detached()
+
+    def update(self, rate: float | None = None) -> None:
+        """Update the weights by the gradients that :meth:`passes` left, at this learning rate."""
         self.peers.sum_gradients(self.module.parameters())
         if self.clip_norm:
             clip_gradients(self.module, self.clip_norm)
@@ -142,11 +157,10 @@ class LocalStep:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
         self.optimizer.step()
-        return out.detach(), loss.detached()
 
     @contextlib.contextmanager
     def _seeded(self, index: int, device: torch.device) -> Iterator[None]:
-        if not self._random:
+        if not self.random:
             yield
             return
         with _DRAWING, torch.random.fork_rng([device] if device.type == "cuda" else []):

@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from locallearn.config import RunConfig
+from locallearn.config import RunConfig, RuntimeName
 from locallearn.costs.nodes import cost
 from locallearn.errors import LocalLearnError
 from locallearn.experiments import chapter4
@@ -42,6 +42,7 @@ class Request:
         download: fetch the data if they are not there.
         device: device to train on.
         threads: CPU threads.
+        runtime: one that trains what the inline runtime trains.
         scorer: folder of the run that scores pairs.
     """
 
@@ -54,6 +55,7 @@ class Request:
     download: bool = False
     device: str | None = None
     threads: int | None = None
+    runtime: RuntimeName = "inline"
     scorer: str | None = None
 
 
@@ -66,7 +68,8 @@ def train_cell(request: Request) -> None:
     study, run = Study(**request.study), Path(request.run)
     wanted = study.config(request.cell, request.seed)
     if (run / "config.toml").is_file():
-        summary = runs.resume(run, device=request.device, threads=request.threads, root=request.root)
+        place = {"device": request.device, "threads": request.threads, "root": request.root}
+        summary = runs.resume(run, **place, runtime=request.runtime)
     else:
         _clear_unborn(run)
         summary = runs.train(_placed(wanted, request), run)
@@ -101,7 +104,7 @@ def _placed(config: RunConfig, request: Request) -> RunConfig:
     """The configuration with what depends on this machine."""
     data = dataclasses.replace(config.data, root=request.root, download=request.download)
     train = dataclasses.replace(config.train, device=request.device, threads=request.threads)
-    config = dataclasses.replace(config, data=data, train=train)
+    config = dataclasses.replace(config, data=data, train=train, runtime=request.runtime)
     if request.scorer is None:
         return config
     modification = dataclasses.replace(config.objective.modification, scorer_run=request.scorer)

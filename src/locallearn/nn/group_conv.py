@@ -23,6 +23,10 @@ WHOLE = 16
 """A convolution of no more channels than this, over all groups, is packed as one: threads that split it by groups
 would write to the same cache lines."""
 
+TILE = 64
+"""Both on a GPU: its tensor cores compute tiles of so many channels, which libraries fill where there are no
+groups. A prediction, for no GPU was at hand (benchmarks/NOTES.md)."""
+
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int, groups: int, dense: bool) -> nn.Conv2d:
     """A convolution without bias, split into channel groups; ``dense`` lets every group see all input channels."""
@@ -46,7 +50,8 @@ class GroupConv2d(nn.Conv2d):
         if self._native_is_faster(x):
             out = _NativeConv.apply(x, self.weight, self.stride[0], self.groups)
         elif self.groups > 1:
-            out = _PackedConv.apply(x, self.weight, self.stride[0], self.groups, packed_together(*sizes))
+            together = packed_together(*sizes, on_gpu=x.is_cuda)
+            out = _PackedConv.apply(x, self.weight, self.stride[0], self.groups, together)
         else:
             out = super().forward(input)
         assert isinstance(out, Tensor)
@@ -103,14 +108,16 @@ class _PackedConv(torch.autograd.Function):
         return grad_x if mask[0] else None, grad.to(weight.dtype), None, None, None
 
 
-def packed_together(inputs: int, outputs: int, groups: int, least: int | None = None) -> int:
+def packed_together(inputs: int, outputs: int, groups: int, least: int | None = None, *, on_gpu: bool = False) -> int:
     """How many groups to compute as one: a divisor of ``groups``.
 
-    All of them where there are few channels (:data:`WHOLE`), else enough to have ``least`` (:data:`LANES`).
+    All of them where there are few channels (:data:`WHOLE`), else enough to have ``least`` (:data:`LANES`); on a GPU
+    :data:`TILE` for both.
     """
-    if inputs <= WHOLE:
+    whole, least = (TILE, TILE) if on_gpu else (WHOLE, least or LANES)
+    if inputs <= whole:
         return groups
-    smaller, least = min(inputs, outputs) // groups, least or LANES
+    smaller = min(inputs, outputs) // groups
     return next((n for n in range(1, groups) if groups % n == 0 and n * smaller >= least), groups)
 
 

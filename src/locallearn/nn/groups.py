@@ -95,7 +95,7 @@ def _own_gradient(grad: Tensor, own: Tensor, columns: Tensor, stride: int, group
     """The input gradient of the grouped convolution of every group's own channels."""
     if native.fits(own, grad.shape[1], own.shape[1], groups):
         return native.input_gradient(grad, columns, stride, groups, own.shape[2:])
-    together = packed_together(own.shape[1], grad.shape[1], groups, GRADIENT_LANES)
+    together = packed_together(own.shape[1], grad.shape[1], groups, GRADIENT_LANES, on_gpu=own.is_cuda)
     return dense.backward(
         grad, own, pack(columns, groups, together), stride, groups // together, (True, False, False)
     )[0]

@@ -18,6 +18,7 @@ from locallearn.errors import ConfigError
 from locallearn.nn.macs import dry_run
 from locallearn.nn.peers import Peers
 from locallearn.plan.mesh import Placement, place_nodes
+from locallearn.runtime.cuda_graphs import CudaGraphsRuntime
 from locallearn.runtime.distributed import DistributedRuntime
 from locallearn.runtime.inline import InlineRuntime, Runtime
 from locallearn.runtime.peers import ProcessPeers
@@ -55,6 +56,8 @@ class Nodes:
             if config.runtime == "threads":
                 threads = torch.get_num_threads()
                 self.runtime = ThreadsRuntime(steps, config.threads.at_once or threads, threads)
+            elif config.runtime == "cuda-graphs":
+                self.runtime = CudaGraphsRuntime(steps, torch.device(str(config.train.device)))
             else:
                 self.runtime = InlineRuntime(steps)
             return

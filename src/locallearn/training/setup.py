@@ -25,6 +25,8 @@ def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
     device = check_device(train.device)
     if config.runtime == "threads" and device.type != "cpu":
         raise ConfigError("runtime", config.runtime, f"inline on {device}; threads share the cores of a CPU")
+    if config.runtime == "cuda-graphs" and device.type != "cuda":
+        raise ConfigError("runtime", config.runtime, f"inline or threads on {device}; graphs are of a GPU")
     train = dataclasses.replace(
         train,
         device=str(device),
@@ -86,7 +88,12 @@ def with_changes(
     )
     data = dataclasses.replace(config.data, root=root or config.data.root)
     runtime = runtime or config.runtime
-    if runtime != config.runtime and not {runtime, config.runtime} <= {"inline", "threads", "distributed"}:
+    if runtime != config.runtime and not {runtime, config.runtime} <= {
+        "inline",
+        "threads",
+        "cuda-graphs",
+        "distributed",
+    }:
         raise ConfigError("runtime", runtime, f"{config.runtime}, with which the run began")
     # rounding on the wire is part of what is trained, and stays
     wire = config.mesh.wire

@@ -17,6 +17,7 @@ from locallearn.config import AugmentConfig, CheckpointConfig, DataConfig, RunCo
 from locallearn.core.module import LocalModule, LocalStep, autocast
 from locallearn.data.datasets import Dataset, ImageSet, load
 from locallearn.errors import DataError
+from locallearn.runtime.cuda_graphs import WARM_UP, CudaGraphsRuntime
 from locallearn.runtime.threads import ThreadsRuntime
 from locallearn.training.checkpoint import CheckpointFolder
 from locallearn.training.loop import Training
@@ -56,7 +57,8 @@ def verify(config: RunConfig, dataset: Dataset) -> list[Check]:
     """Check that gradients stay in their node, steps repeat, a saved run resumes and processes train what one trains.
 
     Of asynchronous training the first is checked only; of sequential training, and of a network of one node, not the
-    last. With runtime ``threads`` also that modules at once train what they do in turn.
+    last. With runtime ``threads`` also that modules at once train what they do in turn, and with ``cuda-graphs`` that
+    replays do.
 
     Args:
         config: the configuration; :func:`shortened` makes it small.
@@ -78,6 +80,8 @@ def verify(config: RunConfig, dataset: Dataset) -> list[Check]:
         processes = _processes(config, dataset, Path(folder))
         if isinstance(training.runtime, ThreadsRuntime):
             processes.insert(0, _at_once(training.runtime, config, dataset, Path(folder), whole))
+        if isinstance(training.runtime, CudaGraphsRuntime):
+            processes.insert(0, _replayed(config, dataset, Path(folder), whole))
     steps = f"{STEPS} steps of {config.train.batch_size} images"
     checks.append(_equal("training is repeatable", f"weights and optimizer state after {steps}, twice", whole, again))
     cut = f"{steps} at once, and with a kill and a resume between"
@@ -218,6 +222,13 @@ def _at_once(
         f"weights and optimizer state, {runtime.at_once} modules on {runtime.threads} threads at once and in turn"
     )
     return _equal("modules at once train what they do in turn", detail, expected, found)
+
+
+def _replayed(config: RunConfig, dataset: Dataset, path: Path, found: dict[str, Tensor]) -> Check:
+    """Every operator launched on its own; within rounding, for a GPU's libraries may add up in another order."""
+    expected = _train(dataclasses.replace(config, runtime="inline"), dataset, path / "launched")
+    detail = f"weights and optimizer state after {STEPS - WARM_UP} replays of {STEPS} steps, and after none"
+    return _equal("replayed graphs train what operators do", detail, expected, found, ROUNDING)
 
 
 def _processes(config: RunConfig, dataset: Dataset, path: Path) -> list[Check]:

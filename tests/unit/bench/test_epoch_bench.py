@@ -73,4 +73,3 @@ def test_a_table_of_a_gpu_tells_what_the_host_needs(capsys):
         str(column.header).split(",")[0]: list(column.cells) for column in table(measured, EpochOptions()).columns
     }
     assert columns["host"] == ["1.25"]
-    assert columns["operators\na step"] == [f"{measured['rows'][0]['operators']:,}"]

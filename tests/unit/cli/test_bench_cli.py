@@ -35,6 +35,7 @@ def test_inference_prints_measured_and_predicted(capsys):
         (["bench", "epoch", "--images", "2047"], "--images: 2047 is not valid; expected two batches or more"),
         (["bench", "epoch", "--batch-size", "1"], "--batch-size: 1"),
         (["bench", "epoch", "--table", "--depth", "2", "--width", "2"], "--table: True"),
+        (["bench", "epoch", "--runtime", "cuda-graphs", "--device", "cpu"], "runtime: 'cuda-graphs'"),
         (["bench", "epoch", "--head", "3f"], "objective.head: '3f'"),
         (["bench", "memory", "--batch-size", "8"], "--batch-size: 8"),
         (["bench", "memory", "--models", "resnet9"], "resnet9"),
@@ -91,10 +92,17 @@ def test_epoch_prints_times_and_what_memory_would_allow(capsys):
     assert row["floor"] == pytest.approx(3 * row["bytes"] / found["bandwidth"])  # three batches
     assert 0 < row["product_floor"] < row["floor"] < row["seconds"]
     assert row["host_seconds"] is None
-    assert main(cell[:4] + cell[8:]) == 0
+    assert main([*cell[:4], *cell[8:], "--runtime", "threads"]) == 0
     printed = capsys.readouterr().out
     assert "e2e 1 x 1" in printed
     assert "gn-dgl 4 x 4" in printed
+    assert main([*cell, "--bytes-only", "--precision", "bf16", "--json"]) == 0
+    counted = json.loads(capsys.readouterr().out)
+    assert counted["repeats"] == 0
+    names = ("method", "depth", "width", "operators", "bytes", "product_bytes")
+    assert counted["rows"] == [{name: row[name] for name in names}]
+    assert main([*cell, "--bytes-only"]) == 0
+    assert "images/s" not in capsys.readouterr().out
 
 
 def test_step_times_modules_at_once_beside_one_after_the_other(capsys):

@@ -15,6 +15,7 @@ from rich.console import Console
 import small_results
 from locallearn.cli.main import main
 from locallearn.cli.queue_display import QueueDisplay
+from locallearn.cli.reproduce import ReproduceOptions, plan
 from locallearn.cli.results import print_study, study_data
 from locallearn.experiments.protocols import Study
 from locallearn.experiments.published import LAYOUTS
@@ -180,3 +181,9 @@ def test_no_number_is_cut_off_on_a_narrow_terminal(width):
     text = console.export_text()
     assert "…" not in text
     assert all(number in text for number in ("92.25 0.00", "88.91 0.00", "23.072 0.000", "82.84 0.00"))
+
+
+def test_the_runtime_reaches_the_workers():
+    options = ReproduceOptions(tables=("digits",), runtime="threads")
+    (job,) = plan(options, Study("quick"), ["digits-resnet8-gn-dgl-k2-g2"], 2)
+    assert (job.request["runtime"], job.request["threads"]) == ("threads", 2)

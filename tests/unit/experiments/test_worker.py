@@ -61,6 +61,16 @@ def test_a_cell_that_is_stopped_goes_on_and_leaves_its_record(request_, tmp_path
     assert {**read_record(tmp_path / "record-seed1.json"), "finished": 0} == {**record, "finished": 0}
 
 
+def test_modules_at_once_leave_the_record_of_modules_in_turn(request_, tmp_path):
+    train_cell(request_)
+    at_once = {"run": str(tmp_path / "at-once"), "record": str(tmp_path / "at-once-seed1.json")}
+    train_cell(dataclasses.replace(request_, **at_once, runtime="threads", threads=2))  # one for each module
+    inline, threads = (read_record(tmp_path / name) for name in ("record-seed1.json", "at-once-seed1.json"))
+    assert (threads["config"].get("runtime"), inline["config"].get("runtime")) == ("threads", "inline")
+    for name in ("digest", "accuracy", "nodes", "curve"):
+        assert threads[name] == inline[name]
+
+
 _train = runs.train
 
 

@@ -16,6 +16,15 @@ def test_groups_are_joined_until_they_fill_a_vector_or_a_cache_line(inputs, outp
     assert packed_together(inputs, outputs, n) == together
 
 
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "n", "together"),
+    [(16, 32, 4, 4), (64, 64, 2, 2), (64, 128, 8, 8), (128, 128, 8, 4), (256, 256, 4, 1), (128, 256, 2, 1)],
+)
+def test_on_a_gpu_groups_are_joined_until_they_fill_a_tile(inputs, outputs, n, together):
+    assert packed_together(inputs, outputs, n, on_gpu=True) == together
+    assert packed_together(inputs, outputs, n, 16, on_gpu=True) == together
+
+
 def test_three_groups_of_one_channel_are_never_split_unevenly():
     assert packed_together(3, 3, 3) == 3
     assert packed_together(18, 18, 6) == 3
@@ -46,6 +55,19 @@ def compare(kernel, stride, n):
 @pytest.mark.parametrize("n", [8, 16, 32])
 def test_values_and_gradients_are_those_of_the_grouped_convolution(kernel, stride, n):
     compare(kernel, stride, n)
+
+
+def test_they_are_with_the_groups_that_a_gpu_joins(monkeypatch):
+    joined = []
+
+    def on_gpu(*sizes, on_gpu):
+        assert not on_gpu  # the layer looks at its input
+        joined.append(packed_together(*sizes, on_gpu=True))
+        return joined[-1]
+
+    monkeypatch.setattr(group_conv, "packed_together", on_gpu)
+    compare(3, 2, 4)
+    assert joined == [4]
 
 
 def test_groups_that_see_each_other_are_caught(monkeypatch):

@@ -14,13 +14,16 @@ from locallearn.data.store import Batch
 from locallearn.errors import LocalLearnError
 from locallearn.losses import objectives
 from locallearn.nn import heads
+from locallearn.runtime import cuda_graphs
 from locallearn.runtime.inline import InlineRuntime
 from locallearn.runtime.threads import ThreadsRuntime
 from locallearn.training import loop, runs
 from locallearn.training import verify as verify_module
 from locallearn.training.observer import Quiet
+from locallearn.training.setup import resolve
 from locallearn.training.verify import BATCH, gradients_stay, images_of, shortened, synthetic, verify
 from locallearn.training.verify_processes import train_on_processes
+from recording import Recording
 
 GRADIENTS, REPEATABLE, RESUME, PROCESSES = range(4)
 MESH_OF = verify_module.trial_mesh
@@ -139,6 +142,25 @@ def test_modules_at_once_are_compared_with_modules_in_turn(monkeypatch):
     check = {check.name: check for check in verify(config, dataset)}["modules at once train what they do in turn"]
     assert not check.passed
     assert check.difference > 0
+
+
+def test_replays_are_compared_with_operators(monkeypatch, torch_kernels):
+    def resolved(config, dataset):  # as where there is a GPU
+        return dataclasses.replace(
+            resolve(dataclasses.replace(config, runtime="inline"), dataset), runtime="cuda-graphs"
+        )
+
+    monkeypatch.setattr(verify_module, "resolve", resolved)
+    monkeypatch.setattr(cuda_graphs, "CudaGraph", Recording)
+    config = small.config("dgl", 2, (1,), runtime="cuda-graphs")
+    dataset = load(config.data)
+    check = {check.name: check for check in verify(config, dataset)}["replayed graphs train what operators do"]
+    assert check.passed
+    assert "after 2 replays of 4 steps" in check.detail
+    tensors = cuda_graphs._tensors  # batches that do not reach the graph
+    monkeypatch.setattr(cuda_graphs, "_tensors", lambda batch: {k: v.clone() for k, v in tensors(batch).items()})
+    check = {check.name: check for check in verify(config, dataset)}["replayed graphs train what operators do"]
+    assert not check.passed
 
 
 @pytest.mark.parametrize("lost", ["optimizer", "weights", "step"])

@@ -181,28 +181,28 @@ def bench_step(
 
     Returns:
         For every runtime the cell; ``images_per_second`` (median), ``spread`` (quartile distance over median),
-        ``activation_bytes`` (peak of a step), ``predicted`` (multiply-accumulates of the e2e network over the cell's,
-        heads included); and ``baselines``: by name the same figures and ``ratio``, how many times faster the cell is
-        (median over turns).
+        ``activation_bytes`` (peak of a step), ``predicted`` (multiply-accumulates of a step of the e2e network over
+        those of the cell's, heads and backward passes included); and ``baselines``: by name the same figures and
+        ``ratio``, how many times faster the cell is (median over turns).
     """
-    config = step_config(model, method, depth, width, head)
+    config, e2e = step_config(model, method, depth, width, head), step_config(model, "e2e", 1, 1)
     side_by_side = depth > 1 and setting.device.type == "cpu" and torch.get_num_threads() > 1
     own = [name for name in runtimes if name == "inline" or side_by_side]
     contenders = {name: local(config, setting, name) for name in own}
     for name in baselines:
         if name == "e2e":
-            contenders[name] = local(step_config(model, "e2e", 1, 1), setting)
+            contenders[name] = local(e2e, setting)
         elif method in ("dgl", "gn-dgl") and head not in heads:
             contenders[name] = loop(config, setting, "fp32" if name == "loop-fp32" else setting.precision)
     times = interleaved({name: one.step for name, one in contenders.items()}, setting.repeats, setting.device)
-    counted = cost(config, setting.image, batch_size=setting.batch_size)
+    counted, undivided = (cost(c, setting.image, batch_size=setting.batch_size) for c in (config, e2e))
     figures = {name: _figures(one, times[name], setting.batch_size) for name, one in contenders.items()}
     cell = {
         "model": model,
         "method": method,
         "depth": depth,
         "width": width,
-        "predicted": counted.e2e_macs / sum(node.macs for node in counted.nodes),
+        "predicted": undivided.step_macs / counted.step_macs,
     }
     return [
         {

@@ -100,7 +100,9 @@ _HEADS = {"loop": "x loop", "loop-fp32": "x loop\nfp32", "e2e": "x e2e"}
 
 
 def _table(rows: Sequence[dict[str, Any]], baselines: Sequence[str], title: str) -> Table:
-    caption = "x NAME: how many times faster than NAME, in turns; MACs: x e2e as multiply-accumulates have it"
+    caption = (
+        "x NAME: how many times faster than NAME, in turns; MACs: x e2e as multiply-accumulates of a step have it"
+    )
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("cell", "runtime"):
         table.add_column(column, no_wrap=True)

@@ -83,6 +83,11 @@ class Cost:
         return sum(stage.macs for stage in self.stages)
 
     @property
+    def step_macs(self) -> int:
+        """Multiply-accumulates of one image in a step of all nodes on one device, backward passes included."""
+        return sum(module.step_macs for module in self.modules)
+
+    @property
     def training_speedup(self) -> float:
         """End-to-end network over largest node (Table 3.4)."""
         return self.e2e_macs / self.max_node_macs

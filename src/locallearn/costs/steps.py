@@ -35,6 +35,7 @@ class ModuleCost:
         groups: G.
         block_macs: the node's share of the blocks; the rest of its multiply-accumulates is ``head_macs``.
         head_macs: its heads and decoder, and the decoupled classifier where there is one.
+        step_macs: multiply-accumulates of all groups together with the backward pass, of one image or view.
         shared_bytes: its features of one batch as the heads of the other groups see them; 0 where they do not.
         score_bytes: class scores of one batch that it sends to the other groups (diversity penalty).
         largest_bytes: the largest tensor that is kept for the backward pass, of all groups together.
@@ -44,6 +45,7 @@ class ModuleCost:
     groups: int
     block_macs: int
     head_macs: int
+    step_macs: int
     parameters: int
     activation_bytes: int
     output_bytes: int
@@ -115,6 +117,7 @@ def _dry_step(module: LocalModule, features: Tensor, batch: Batch, precision: st
         groups=groups,
         block_macs=_share(sum(call.macs for call in in_blocks), groups * batch_size),
         head_macs=_share(heads + (groups - 1) * whole, groups * batch_size),
+        step_macs=_share(sum(call.step_macs for call in (*in_blocks, *in_objective)), batch_size),
         parameters=_share(n_parameters(module), groups),
         activation_bytes=_share(meter.peak_bytes, groups),
         output_bytes=_share(features.numel() * features.element_size(), groups),
@@ -145,6 +148,7 @@ def _with_classifier(last: ModuleCost, classifier: ModuleCost) -> ModuleCost:
     return dataclasses.replace(
         last,
         head_macs=last.head_macs + classifier.head_macs,
+        step_macs=last.step_macs + classifier.step_macs,
         parameters=last.parameters + classifier.parameters,
         activation_bytes=max(last.activation_bytes, classifier.activation_bytes),
         largest_bytes=max(last.largest_bytes, classifier.largest_bytes),

@@ -73,12 +73,33 @@ def _has_bias(layer: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class LayerCount:
-    """One call of one layer: its multiply-accumulates, how many numbers came out, and the id of what it was given."""
+    """One call of one layer.
+
+    Attributes:
+        layer: the layer.
+        macs: its multiply-accumulates in a forward pass.
+        outputs: how many numbers came out.
+        given: the id of what it was given.
+        returns: whether that wants a gradient.
+    """
 
     layer: nn.Module
     macs: int
     outputs: int
     given: int
+    returns: bool
+
+    @property
+    def step_macs(self) -> int:
+        """Multiply-accumulates with the backward pass: as many for the gradient by the input, and by weights.
+
+        A stop-gradient convolution has only the gradient by every group's own channels.
+        """
+        by_input = self.macs * self.returns
+        if isinstance(self.layer, StopGradientConv2d):
+            by_input //= self.layer.groups
+        has_weights = next(self.layer.parameters(recurse=False), None) is not None
+        return self.macs * (1 + has_weights) + by_input
 
 
 @contextlib.contextmanager
@@ -87,7 +108,8 @@ def counting(module: nn.Module) -> Iterator[list[LayerCount]]:
     calls: list[LayerCount] = []
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        calls.append(LayerCount(layer, layer_macs(layer, inputs[0], output), output.numel(), id(inputs[0])))
+        macs, given = layer_macs(layer, inputs[0], output), inputs[0]
+        calls.append(LayerCount(layer, macs, output.numel(), id(given), given.requires_grad))
 
     free = layer_macs.dispatch(object)
     # what costs nothing is not hooked: containers may take and give anything

@@ -109,7 +109,7 @@ def test_bf16_halves_what_is_sent_forward():
 
 
 def equal_stages(stages, macs=1000):
-    module = ModuleCost(1, macs, 0, 0, 0, 0, False, 0, 0, 0)
+    module = ModuleCost(1, macs, 0, 0, 0, 0, 0, False, 0, 0, 0)
     reference = (Stage(macs, 10, 100),) * stages
     return Cost((module,) * stages, reference, reference, BATCH, "fp32")
 

@@ -1,9 +1,13 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+import small
+from locallearn.core.module import LocalStep
 from locallearn.core.network import ImageShape, build_network
+from locallearn.nn import group_conv, groups, macs
 from locallearn.nn.groups import GroupLinear, StopGradientConv2d
 from locallearn.nn.macs import counting, dry_run, layer_macs
 from small import config
@@ -145,3 +149,59 @@ def test_a_count_that_forgets_groups_disagrees_with_the_flop_counter():
         if isinstance(c.layer, WEIGHTED)
     ]
     assert 2 * sum(dense) > 1.5 * counter.get_total_flops()
+
+
+class Dispatched(TorchDispatchMode):
+    """Multiply-accumulates of the convolutions and matrix products that torch is asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.macs = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name == "convolution":
+            self.macs += out.numel() * args[1][0].numel()
+        elif name == "convolution_backward":
+            self.macs += args[0].numel() * args[2][0].numel() * sum(args[10][:2])
+        elif name in ("mm", "bmm"):
+            self.macs += out.numel() * args[0].shape[-1]
+        elif name in ("addmm", "baddbmm"):
+            self.macs += out.numel() * args[1].shape[-1]
+        return out
+
+
+def counted_and_dispatched(method, depth, width):
+    """A step's multiply-accumulates in layers with weights but norms: as counted, and as torch is asked for them."""
+    net = build_network(config(method, depth, (width,), model="resnet8"), ImageShape(3, 16, 10))
+    batch, counted = small.batch_of(torch.randn(4, 3, 16, 16), torch.randint(10, (4,))), 0
+    features = batch.images
+    with Dispatched() as dispatched:
+        for module in net:
+            with counting(module) as calls:
+                features, _ = LocalStep(module, torch.optim.SGD(module.parameters(), 0.1))(features, batch)
+            counted += sum(call.step_macs for call in calls if isinstance(call.layer, WEIGHTED))
+    return counted, dispatched.macs
+
+
+STEPS = [("e2e", 1, 1), ("dgl", 3, 1), ("gn-dgl", 3, 4), ("infopro", 2, 1), ("predsim", 2, 2)]
+
+
+@pytest.fixture
+def unpacked(monkeypatch, torch_kernels):
+    monkeypatch.setattr(group_conv, "WHOLE", 0)
+    monkeypatch.setattr(group_conv, "LANES", 1)
+    monkeypatch.setattr(groups, "GRADIENT_LANES", 1)
+
+
+@pytest.mark.parametrize(("method", "depth", "width"), STEPS)
+def test_a_step_counts_what_torch_is_asked_for(method, depth, width, unpacked):
+    counted, dispatched = counted_and_dispatched(method, depth, width)
+    assert counted == pytest.approx(dispatched, rel=2e-3)  # biases, and similarities in losses
+
+
+def test_a_gradient_of_detached_channels_is_noticed(unpacked, monkeypatch):
+    monkeypatch.setattr(macs, "StopGradientConv2d", type(None))
+    counted, dispatched = counted_and_dispatched("gn-dgl", 3, 4)
+    assert counted > 1.05 * dispatched

@@ -16,7 +16,8 @@ from locallearn.core.module import LocalStep
 from locallearn.core.network import ImageShape, LocalNetwork
 from locallearn.costs.steps import without_data
 
-_PRODUCTS = ("convolution", "convolution_backward", "mm", "addmm", "bmm", "baddbmm")
+_PRODUCTS = ("convolution", "mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product")
+"""How the names of convolutions, matrix products and attention, and of their gradients, begin."""
 _UNREAD = ("copy_", "fill_", "zero_")
 """They write over what was there."""
 _NOTHING = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
@@ -51,7 +52,7 @@ class Traffic(TorchDispatchMode):
         name = func.overloadpacket.__name__
         moved = 0 if func.is_view or name in _NOTHING else self._moved(func, args, kwargs or {}, out)
         self.bytes += moved
-        if name in _PRODUCTS:
+        if name.startswith(_PRODUCTS):
             self.product_bytes += moved
         return out
 

@@ -52,6 +52,8 @@ def test_convolutions_and_products_are_told_apart():
     assert counted.product_bytes == 4 * (forward + backward)
     assert counted.bytes > counted.product_bytes
     assert moved(torch.mm, torch.randn(2, 3), torch.randn(3, 4)).product_bytes == 4 * (6 + 12 + 8)
+    attention = moved(F.scaled_dot_product_attention, *torch.randn(3, 2, 1, 5, 4))
+    assert attention.product_bytes >= 4 * 4 * 40  # queries, keys, values and what comes out
 
 
 def test_numbers_may_be_taken_for_smaller_ones_but_whole_numbers_are_not():

@@ -59,7 +59,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _inference(arguments: Sequence[str]) -> int:
-    description = "Time split networks (auxiliary heads stripped) in turns with the end-to-end network (Table 3.5)."
+    description = (
+        "Time split networks (auxiliary heads stripped) in turns with the end-to-end network (by default Table 3.5)."
+    )
     options = parse(InferenceOptions, arguments, "bench inference", description)
     device, precision = options.prepare()
     cells = tuple(zip(options.depth, options.width, strict=True)) or TABLE_3_5

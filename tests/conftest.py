@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from locallearn.nn import group_conv, groups
 from locallearn.nn.native import build, processor
 
 settings.register_profile("locallearn", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
@@ -19,6 +20,14 @@ def _one_thread():
 @pytest.fixture
 def torch_kernels(monkeypatch):
     monkeypatch.setattr(build, "kernels", lambda: build.Kernels(why_not="torch's are tested"))
+
+
+@pytest.fixture
+def pack_nothing(monkeypatch):
+    """Groups are computed as what they are."""
+    monkeypatch.setattr(group_conv, "WHOLE", 0)
+    monkeypatch.setattr(group_conv, "LANES", 1)
+    monkeypatch.setattr(groups, "GRADIENT_LANES", 1)
 
 
 @pytest.fixture(params=["pairs", "float", "torch"])

@@ -11,16 +11,7 @@ import torch
 
 import small
 from distributed.compare import figures, last_checkpoint
-from locallearn.config import (
-    AugmentConfig,
-    DataConfig,
-    MaskingConfig,
-    ModificationConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    digest,
-)
+from locallearn.config import DataConfig, digest
 from locallearn.core.module import LocalModule, LocalStep
 from locallearn.core.network import ImageShape, build_network
 from locallearn.errors import ConfigError
@@ -30,31 +21,7 @@ from locallearn.runtime.cuda_graphs import CudaGraphsRuntime
 from locallearn.runtime.world import Alone
 from locallearn.training import nodes, runs
 from recording import Recording
-
-VIEWS = AugmentConfig(resized_crop=(0.3, 1.0), flip=0.0)
-GENTLE = OptimizerConfig(learning_rate=0.01)
-RISING = ScheduleConfig(unit="step", warmup_epochs=1)  # another rate at every step
-
-
-def chosen(scorer):
-    return ObjectiveConfig(modification=ModificationConfig(scorer=scorer, positive_ratio=0.8, negative_ratio=0.8))
-
-
-CASES = {
-    "e2e": small.config("e2e", 1, (1,)),
-    "dgl": small.config("dgl", 3, (1,), schedule=RISING),
-    "gn-dgl": small.config("gn-dgl", 3, (2,), schedule=RISING, optimizer=GENTLE),
-    "predsim": small.config("predsim", 2, (2,), optimizer=GENTLE),
-    "infopro": small.config("infopro", 2, (1,), seed=1, optimizer=GENTLE),
-    "adam": small.config("dgl", 3, (1,), optimizer=OptimizerConfig(name="adam", learning_rate=1e-3, clip_norm=1.0)),
-    "bf16": small.config("gn-dgl", 3, (2,), train=dataclasses.replace(small.TRAIN, precision="bf16")),
-    "dgssl": small.config("dgssl", 3, (1,), augment=VIEWS, optimizer=GENTLE),
-    "llm": small.config("dgssl-llm", 2, (1,), augment=VIEWS, optimizer=GENTLE, objective=chosen("self")),
-    "ema": small.config("dgssl-llm", 2, (1,), augment=VIEWS, optimizer=GENTLE, objective=chosen("ema")),
-    "mae": small.config(
-        "mae", 2, (1,), model="vit-nano", objective=ObjectiveConfig(masking=MaskingConfig(decoder_width=16))
-    ),
-}
+from same_training import CASES, GENTLE, RISING, differences
 
 
 @pytest.fixture
@@ -68,17 +35,17 @@ def replays(monkeypatch, torch_kernels):
     return counted
 
 
+def use_recordings(monkeypatch):
+    """Inline runs have this runtime from now on."""
+    monkeypatch.setattr(nodes, "InlineRuntime", lambda steps: CudaGraphsRuntime(steps, torch.device("cpu")))
+
+
 def both(config, folder, monkeypatch):
     """Last checkpoints of an inline run and of one with recordings, and the figures of their records."""
     runs.train(config, folder / "inline")
-    monkeypatch.setattr(nodes, "InlineRuntime", lambda steps: CudaGraphsRuntime(steps, torch.device("cpu")))
+    use_recordings(monkeypatch)
     runs.train(config, folder / "graphs")
     return [(last_checkpoint(folder / name), figures(folder / name)) for name in ("inline", "graphs")]
-
-
-def differences(a, b):
-    assert a.tensors.keys() == b.tensors.keys()
-    return [key for key in a.tensors if not torch.equal(a.tensors[key], b.tensors[key])]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -102,7 +69,7 @@ def test_smaller_last_batches_have_a_graph_of_their_own(tmp_path, replays, monke
 def test_a_resumed_run_records_again(tmp_path, replays, monkeypatch):
     config = CASES["gn-dgl"]
     runs.train(config, tmp_path / "inline")
-    monkeypatch.setattr(nodes, "InlineRuntime", lambda steps: CudaGraphsRuntime(steps, torch.device("cpu")))
+    use_recordings(monkeypatch)
     with pytest.raises(small.Killed):
         runs.train(config, tmp_path / "graphs", small.KillAt(7))
     runs.resume(tmp_path / "graphs")
@@ -152,7 +119,7 @@ def test_a_value_of_the_program_that_changes_is_caught(tmp_path, replays, monkey
     runs.train(config, tmp_path / "inline")
     monkeypatch.setattr(LocalStep, "passes", with_update)
     monkeypatch.setattr(LocalStep, "update", rate_only)
-    monkeypatch.setattr(nodes, "InlineRuntime", lambda steps: CudaGraphsRuntime(steps, torch.device("cpu")))
+    use_recordings(monkeypatch)
     runs.train(config, tmp_path / "graphs")
     assert differences(last_checkpoint(tmp_path / "graphs"), last_checkpoint(tmp_path / "inline"))
 

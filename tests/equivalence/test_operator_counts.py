@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from locallearn.bench.step import Contender, Setting, local, loop, step_config
 from locallearn.core.network import ImageShape
-from locallearn.nn import group_conv, groups
+from locallearn.nn import group_conv
 
 SETTING = Setting(ImageShape(3, 8, 5), 4, torch.device("cpu"), "fp32", 1)
 
@@ -28,13 +28,6 @@ def operators(contender: Contender) -> int:
     with Count() as count:
         contender.step()
     return sum(count.calls.values())
-
-
-@pytest.fixture
-def pack_nothing(monkeypatch):
-    monkeypatch.setattr(group_conv, "WHOLE", 0)
-    monkeypatch.setattr(group_conv, "LANES", 1)
-    monkeypatch.setattr(groups, "GRADIENT_LANES", 1)
 
 
 def step(depth, width, model="resnet8"):

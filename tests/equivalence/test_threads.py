@@ -7,16 +7,12 @@ import threading
 import pytest
 import torch
 
+import same_training
 import small
 from distributed.compare import figures, last_checkpoint
 from locallearn.config import (
-    AugmentConfig,
     CheckpointConfig,
-    MaskingConfig,
-    ModificationConfig,
-    ObjectiveConfig,
     OptimizerConfig,
-    ScheduleConfig,
     ThreadsConfig,
     digest,
     from_toml,
@@ -29,31 +25,11 @@ from locallearn.losses.objectives import LocalLoss
 from locallearn.runtime.inline import InlineRuntime
 from locallearn.runtime.threads import ThreadsRuntime
 from locallearn.training import runs
-
-VIEWS = AugmentConfig(resized_crop=(0.3, 1.0), flip=0.0)
-GENTLE = OptimizerConfig(learning_rate=0.01)
-RISING = ScheduleConfig(unit="step", warmup_epochs=1)  # another rate at every step
-
-
-def chosen(scorer):
-    return ObjectiveConfig(modification=ModificationConfig(scorer=scorer, positive_ratio=0.8, negative_ratio=0.8))
-
+from same_training import GENTLE, differences
 
 CASES = {
-    "e2e": small.config("e2e", 1, (1,)),
-    "dgl": small.config("dgl", 4, (1,), schedule=RISING),
-    "gn-dgl": small.config("gn-dgl", 3, (2,), schedule=RISING, optimizer=GENTLE),
-    "predsim": small.config("predsim", 2, (2,), optimizer=GENTLE),
-    "infopro": small.config("infopro", 2, (1,), seed=1, optimizer=GENTLE),
+    **same_training.CASES,
     "dropout": small.config("gn-dgl", 2, (2,), model="tiny-vgg", dropout=0.2, optimizer=GENTLE),
-    "adam": small.config("dgl", 3, (1,), optimizer=OptimizerConfig(name="adam", learning_rate=1e-3, clip_norm=1.0)),
-    "bf16": small.config("gn-dgl", 3, (2,), train=dataclasses.replace(small.TRAIN, precision="bf16")),
-    "dgssl": small.config("dgssl", 3, (1,), augment=VIEWS, optimizer=GENTLE),
-    "llm": small.config("dgssl-llm", 2, (1,), augment=VIEWS, optimizer=GENTLE, objective=chosen("self")),
-    "ema": small.config("dgssl-llm", 2, (1,), augment=VIEWS, optimizer=GENTLE, objective=chosen("ema")),
-    "mae": small.config(
-        "mae", 2, (1,), model="vit-nano", objective=ObjectiveConfig(masking=MaskingConfig(decoder_width=16))
-    ),
 }
 
 
@@ -61,11 +37,6 @@ def on_threads(config, threads=2, at_once=None):
     """The same with several modules at once, each with one thread."""
     train = dataclasses.replace(config.train, threads=threads)
     return dataclasses.replace(config, runtime="threads", train=train, threads=ThreadsConfig(at_once))
-
-
-def differences(a, b):
-    assert a.tensors.keys() == b.tensors.keys()
-    return [key for key in a.tensors if not torch.equal(a.tensors[key], b.tensors[key])]
 
 
 @pytest.mark.parametrize("name", CASES)

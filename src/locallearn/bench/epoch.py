@@ -53,13 +53,17 @@ def bench_epoch(
         epoch ``seconds`` (median) and ``spread``, ``images_per_second``, ``host_seconds`` (on a GPU, what the host
         needs to launch the work), and ``floor`` and ``product_floor``, the seconds in which such bytes are copied.
     """
-    configs = {cell: dataclasses.replace(step_config(model, *cell, head), runtime=runtime) for cell in cells}
-    rows = [_counted(cell, config, setting) for cell, config in configs.items()]
+    train = TrainConfig(batch_size=setting.batch_size, device=str(setting.device), threads=setting.threads)
+    train = dataclasses.replace(train, precision=setting.precision)  # type: ignore[arg-type]
+    configs = {
+        cell: dataclasses.replace(step_config(model, *cell, head), runtime=runtime, train=train) for cell in cells
+    }
+    rows = [_counted(cell, config, setting.image) for cell, config in configs.items()]
     if not setting.repeats:
         return {"rows": rows}
     dataset, bandwidth = random_images(setting.image, images), copy_bandwidth(setting.device, setting.repeats)
     with TemporaryDirectory() as folder:
-        trained = {str(cell): Epochs(config, dataset, setting, folder) for cell, config in configs.items()}
+        trained = {str(cell): Epochs(config, dataset, folder) for cell, config in configs.items()}
         times = interleaved({cell: one.next for cell, one in trained.items()}, setting.repeats, setting.device)
     for row, (cell, one) in zip(rows, trained.items(), strict=True):
         timing, steps = times[cell], one.training.steps_per_epoch
@@ -70,12 +74,10 @@ def bench_epoch(
     return {"bandwidth": bandwidth, "rows": rows}
 
 
-def _counted(cell: Cell, config: RunConfig, setting: Setting) -> dict[str, Any]:
+def _counted(cell: Cell, config: RunConfig, image: ImageShape) -> dict[str, Any]:
     """What one step of a cell dispatches and moves."""
-    train = TrainConfig(batch_size=setting.batch_size)
-    train = dataclasses.replace(train, precision=setting.precision)  # type: ignore[arg-type]
-    network, optimizer = build_network(config, setting.image), partial(build_optimizer, config.optimizer)
-    traffic = step_traffic(network, setting.image, train, optimizer)
+    optimizer = partial(build_optimizer, config.optimizer)
+    traffic = step_traffic(build_network(config, image), image, config.train, optimizer)
     counts = {"operators": traffic.operators, "bytes": traffic.bytes, "product_bytes": traffic.product_bytes}
     return {**dict(zip(("method", "depth", "width"), cell, strict=True)), **counts}
 
@@ -112,10 +114,8 @@ class Epochs(Quiet):
             The first one waits for the order of the images, and later ones might for the device.
     """
 
-    def __init__(self, config: RunConfig, dataset: Dataset, setting: Setting, folder: str) -> None:
-        train = TrainConfig(batch_size=setting.batch_size, device=str(setting.device), threads=setting.threads)
-        train = dataclasses.replace(train, precision=setting.precision)  # type: ignore[arg-type]
-        self.config = resolve(dataclasses.replace(config, train=train), dataset)
+    def __init__(self, config: RunConfig, dataset: Dataset, folder: str) -> None:
+        self.config = resolve(config, dataset)
         self.training = Training(self.config, dataset, RunFolder(Path(folder)), self)
         self.host_seconds: list[float] = []
         self._epochs, self._issued = 0, list[float]()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -14,6 +14,7 @@ from locallearn.bench.step import Setting
 from locallearn.cli.bench_step import TrainedCellOptions
 from locallearn.cli.measuring import facts, show
 from locallearn.cli.options import parse
+from locallearn.config import OneProcess
 from locallearn.core.network import ImageShape
 from locallearn.errors import ConfigError
 
@@ -26,7 +27,7 @@ class EpochOptions(TrainedCellOptions):
 
     images: int = 50_000
     """Images of an epoch [images], random ones; CIFAR-10 has 50,000."""
-    runtime: Literal["inline", "threads", "cuda-graphs"] = "inline"
+    runtime: OneProcess = "inline"
     """How modules train: one after the other, several at once on the threads of a CPU, or launched together on a
     GPU."""
     batch_size: int = 1024

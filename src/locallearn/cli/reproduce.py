@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -16,6 +16,7 @@ from rich.table import Table
 from locallearn.cli.options import check_at_least, parse
 from locallearn.cli.queue_display import QueueDisplay, epochs_done
 from locallearn.cli.results import print_study, read_studies, study_data, write_html
+from locallearn.config import OneProcess
 from locallearn.errors import ConfigError, UsageError
 from locallearn.experiments import chapter4, claims, results
 from locallearn.experiments.lock import is_held
@@ -56,7 +57,7 @@ class ReproduceOptions:
     """CPU threads of each cell; by default the cores shared out."""
     device: str | None = None
     """Device to train on, cpu or cuda[:N]; by default the GPU where there is one."""
-    runtime: Literal["inline", "threads", "cuda-graphs"] = "inline"
+    runtime: OneProcess = "inline"
     """How modules of a cell train: one after the other, several at once on the threads of a CPU, or launched together
     on a GPU. What is trained is the same."""
     epochs: int | None = None

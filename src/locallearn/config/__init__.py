@@ -12,11 +12,12 @@ from locallearn.config.mesh import MeshConfig
 from locallearn.config.modification import ModificationConfig
 from locallearn.config.objective import ObjectiveConfig
 from locallearn.config.probe import ProbeConfig
-from locallearn.config.run import RunConfig, RuntimeName
+from locallearn.config.run import EVERY_BATCH, OneProcess, RunConfig, RuntimeName
 from locallearn.config.runtime import AsynchronousConfig, SequentialConfig, ThreadsConfig
 from locallearn.config.training import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
 __all__ = [
+    "EVERY_BATCH",
     "AsynchronousConfig",
     "AugmentConfig",
     "CheckpointConfig",
@@ -25,6 +26,7 @@ __all__ = [
     "MeshConfig",
     "ModificationConfig",
     "ObjectiveConfig",
+    "OneProcess",
     "OptimizerConfig",
     "ProbeConfig",
     "RunConfig",

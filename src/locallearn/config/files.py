@@ -11,7 +11,7 @@ from typing import Any
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
-from locallearn.config.run import RunConfig
+from locallearn.config.run import EVERY_BATCH, RunConfig
 from locallearn.errors import ConfigError
 
 _ADAPTER = TypeAdapter(RunConfig)
@@ -73,8 +73,8 @@ def digest(config: RunConfig) -> str:
     values = _changed(config)
     for key in ("seed", "checkpoint", "plugins", "threads", *({"asynchronous", "sequential"} - {config.runtime})):
         values.pop(key, None)
-    if config.runtime in ("threads", "cuda-graphs", "distributed"):  # they train what the inline runtime trains
-        values.pop("runtime")
+    if config.runtime in EVERY_BATCH:  # they train what the inline runtime trains
+        values.pop("runtime", None)
     wire = values.pop("mesh", {}).get("wire")
     if wire is not None:  # features that are rounded on their way are other features
         values["mesh"] = {"wire": wire}

@@ -22,7 +22,11 @@ from locallearn.config.runtime import AsynchronousConfig, SequentialConfig, Thre
 from locallearn.config.training import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from locallearn.errors import ConfigError
 
-RuntimeName = Literal["inline", "threads", "cuda-graphs", "distributed", "sequential", "asynchronous"]
+OneProcess = Literal["inline", "threads", "cuda-graphs"]
+"""Runtimes that train all modules on every batch, at the same step, in one process."""
+RuntimeName = Literal[OneProcess, "distributed", "sequential", "asynchronous"]
+EVERY_BATCH: tuple[RuntimeName, ...] = (*get_args(OneProcess), "distributed")
+"""Those, and the one that does so in several: they train the same thing."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class RunConfig:
         check("asynchronous.slow_module", slow, lambda v: v <= self.depth, f"at most depth ({self.depth})")
         check("seed", self.seed, lambda v: is_int(v) and 0 <= v < 2**63, "a whole number in [0, 2^63)")
         choice("runtime", self.runtime, *get_args(RuntimeName))
-        in_one_process = self.runtime in ("inline", "threads", "cuda-graphs")
+        in_one_process = self.runtime in get_args(OneProcess)
         if self.mesh.size > 1 and in_one_process:
             raise ConfigError("runtime", self.runtime, f"distributed with a mesh of {self.mesh.size} processes")
         if self.mesh.wire is not None and in_one_process:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from locallearn.config import ObjectiveConfig, RunConfig
+from locallearn.config import EVERY_BATCH, ObjectiveConfig, RunConfig
 from locallearn.errors import ConfigError
 from locallearn.registry import Registry
 
@@ -21,9 +21,6 @@ PROJECTION_HEAD = "0c2f"
 NT_XENT = "nt-xent"
 MODIFIED_NT_XENT = "nt-xent-llm"
 MASKED_PIXELS = "masked-pixels"
-
-_EVERY_BATCH = ("inline", "threads", "cuda-graphs", "distributed")
-"""Runtimes that train all modules on every batch, at the same step."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +166,7 @@ def layerwise_loss_modification(config: RunConfig) -> Layout:
 
 def _self_supervised(config: RunConfig, loss: str) -> Layout:
     """K modules of G groups without a classifier; the head of the last one is SimCLR's projection head."""
-    _need(config, "runtime", "inline, threads, cuda-graphs or distributed", config.runtime in _EVERY_BATCH)
+    _need(config, "runtime", "inline, threads, cuda-graphs or distributed", config.runtime in EVERY_BATCH)
     objective = dataclasses.replace(config.objective, loss=loss, diversity_weight=0.0)
     layouts = [ModuleLayout(groups, groups, objective) for groups in config.groups]
     last = dataclasses.replace(objective, head=PROJECTION_HEAD, pool_others=1)
@@ -181,7 +178,7 @@ def _self_supervised(config: RunConfig, loss: str) -> Layout:
 def masked_autoencoder(config: RunConfig) -> Layout:
     """Masked autoencoding (He et al., 2022) of a vision transformer: end to end, or K modules with own decoders."""
     _need(config, "width", "1", set(config.groups) == {1})
-    _need(config, "runtime", "inline, threads, cuda-graphs or distributed", config.runtime in _EVERY_BATCH)
+    _need(config, "runtime", "inline, threads, cuda-graphs or distributed", config.runtime in EVERY_BATCH)
     _need_loss(config, MASKED_PIXELS)
     objective = dataclasses.replace(config.objective, loss=MASKED_PIXELS, diversity_weight=0.0)
     return Layout((ModuleLayout(1, 1, objective),) * config.depth, False, masked=True)

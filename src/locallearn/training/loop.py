@@ -199,8 +199,8 @@ class Training:
         if epoch + 1 < self.epochs:
             self._stop_if_requested()
 
-    def train_epoch(self, epoch: int, start: int = 0) -> float:
-        """Train on the batches of an epoch (counted from 0) from ``start`` on; what the epoch took so far [s].
+    def train_epoch(self, epoch: int, start: int = 0) -> None:
+        """Train on the batches of an epoch (counted from 0) from ``start`` on.
 
         The runtime must have been entered.
         """
@@ -219,7 +219,6 @@ class Training:
                 begin = time.perf_counter()
         self._settle()
         self._clock(begin)
-        return self.progress["epoch_seconds"]
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Batches of what is left of an epoch of a phase."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from locallearn.config import MeshConfig, RunConfig, RuntimeName
+from locallearn.config import EVERY_BATCH, MeshConfig, RunConfig, RuntimeName
 from locallearn.core.network import ImageShape
 from locallearn.data.datasets import Dataset, resolve_augment
 from locallearn.errors import ConfigError
@@ -88,12 +88,7 @@ def with_changes(
     )
     data = dataclasses.replace(config.data, root=root or config.data.root)
     runtime = runtime or config.runtime
-    if runtime != config.runtime and not {runtime, config.runtime} <= {
-        "inline",
-        "threads",
-        "cuda-graphs",
-        "distributed",
-    }:
+    if runtime != config.runtime and not {runtime, config.runtime} <= {*EVERY_BATCH}:
         raise ConfigError("runtime", runtime, f"{config.runtime}, with which the run began")
     # rounding on the wire is part of what is trained, and stays
     wire = config.mesh.wire

@@ -8,6 +8,7 @@ import torch
 from locallearn.bench.epoch import Epochs, bench_epoch, copy_bandwidth, random_images
 from locallearn.bench.step import Setting, step_config
 from locallearn.cli.bench_epoch import EpochOptions, table
+from locallearn.config import TrainConfig
 from locallearn.core.network import ImageShape
 from locallearn.training.loop import Training
 from locallearn.training.observer import Quiet
@@ -24,7 +25,8 @@ def weights(training):
 def two_epochs(folder, change=lambda training: None):
     """What two timed epochs train, and what a training does with the same configuration."""
     data = random_images(SETTING.image, 40)
-    timed = Epochs(step_config("tiny-resnet", *CELL), data, SETTING, str(folder))
+    train = TrainConfig(batch_size=16, device="cpu", precision="fp32", threads=1)
+    timed = Epochs(dataclasses.replace(step_config("tiny-resnet", *CELL), train=train), data, str(folder))
     change(timed.training)
     timed.next()
     timed.next()

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import small
 from locallearn.core.module import LocalStep
 from locallearn.core.network import ImageShape, build_network
-from locallearn.nn import group_conv, groups, macs
+from locallearn.nn import macs
 from locallearn.nn.groups import GroupLinear, StopGradientConv2d
 from locallearn.nn.macs import counting, dry_run, layer_macs
 from small import config
@@ -188,20 +188,13 @@ def counted_and_dispatched(method, depth, width):
 STEPS = [("e2e", 1, 1), ("dgl", 3, 1), ("gn-dgl", 3, 4), ("infopro", 2, 1), ("predsim", 2, 2)]
 
 
-@pytest.fixture
-def unpacked(monkeypatch, torch_kernels):
-    monkeypatch.setattr(group_conv, "WHOLE", 0)
-    monkeypatch.setattr(group_conv, "LANES", 1)
-    monkeypatch.setattr(groups, "GRADIENT_LANES", 1)
-
-
 @pytest.mark.parametrize(("method", "depth", "width"), STEPS)
-def test_a_step_counts_what_torch_is_asked_for(method, depth, width, unpacked):
+def test_a_step_counts_what_torch_is_asked_for(method, depth, width, pack_nothing, torch_kernels):
     counted, dispatched = counted_and_dispatched(method, depth, width)
     assert counted == pytest.approx(dispatched, rel=2e-3)  # biases, and similarities in losses
 
 
-def test_a_gradient_of_detached_channels_is_noticed(unpacked, monkeypatch):
+def test_a_gradient_of_detached_channels_is_noticed(pack_nothing, torch_kernels, monkeypatch):
     monkeypatch.setattr(macs, "StopGradientConv2d", type(None))
     counted, dispatched = counted_and_dispatched("gn-dgl", 3, 4)
     assert counted > 1.05 * dispatched

@@ -1,4 +1,6 @@
+import dataclasses
 import itertools
+import json
 import math
 
 import pytest
@@ -6,7 +8,7 @@ import torch
 
 from locallearn.config import OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
 from locallearn.experiments.recipes import recipe
-from locallearn.training.optim import build_optimizer, learning_rate
+from locallearn.training.optim import build_optimizer, build_schedule, learning_rate
 
 
 def rates(config, steps_per_epoch=2):
@@ -48,6 +50,58 @@ def test_a_training_shorter_than_the_warm_up_is_all_warm_up():
     schedule = ScheduleConfig(name="constant", warmup_epochs=10, warmup_rate=0.02, unit="step")
     found = rates(RunConfig(schedule=schedule, train=TrainConfig(epochs=2)))
     assert found == pytest.approx([0.02, 0.04, 0.06, 0.08])
+
+
+SCHEDULES = [
+    ScheduleConfig(),
+    ScheduleConfig(name="constant", warmup_epochs=2, unit="step"),
+    ScheduleConfig(warmup_epochs=1, unit="step"),
+    ScheduleConfig(name="milestones", milestones=(1, 3), factors=(0.5, 0.3)),
+]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_built_schedule_sets_exactly_the_rates_of_the_pure_function(schedule):
+    config = RunConfig(schedule=schedule, train=TrainConfig(epochs=5))
+    assert go_on(schedule_of(config, 7), 35) == rates(config, 7)  # bit for bit
+    other = dataclasses.replace(config, optimizer=OptimizerConfig(learning_rate=0.2))
+    assert go_on(schedule_of(other, 7), 35) != rates(config, 7)
+
+
+def schedule_of(config, steps_per_epoch):
+    optimizer = build_optimizer(config.optimizer, [torch.nn.Parameter(torch.zeros(1))])
+    return build_schedule(config, optimizer, steps_per_epoch)
+
+
+def go_on(schedule, steps):
+    """The rates of so many steps."""
+    found = []
+    for _ in range(steps):
+        found.append(schedule.optimizer.param_groups[0]["lr"])
+        schedule.optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_a_schedule_continues_from_its_saved_state():
+    config = RunConfig(schedule=SCHEDULES[2], train=TrainConfig(epochs=5))
+    first = schedule_of(config, 7)
+    assert go_on(first, 10) == rates(config, 7)[:10]
+    later = schedule_of(config, 7)
+    later.optimizer.load_state_dict(first.optimizer.state_dict())
+    later.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert go_on(later, 25) == rates(config, 7)[10:]
+
+
+def test_every_group_of_an_optimizer_follows_the_schedule_from_its_own_rate():
+    config = RunConfig(schedule=ScheduleConfig(unit="step"), train=TrainConfig(epochs=2))
+    weights = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for rate in (1.0, 0.1)]
+    optimizer = torch.optim.SGD(weights)
+    schedule = build_schedule(config, optimizer, 2)
+    optimizer.step()
+    schedule.step()
+    assert schedule.get_last_lr() == [learning_rate(config, 1, 2, 1.0), learning_rate(config, 1, 2, 0.1)]
+    assert schedule.get_last_lr()[0] == pytest.approx(10 * schedule.get_last_lr()[1])
 
 
 def test_optimizers_follow_their_settings():

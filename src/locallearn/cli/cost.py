@@ -7,21 +7,21 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
+from locallearn.cli.early import check_names
 from locallearn.cli.options import check_at_least, check_links, parse
 from locallearn.config import ObjectiveConfig, RunConfig
-from locallearn.core.network import ImageShape
-from locallearn.costs.nodes import Cost, cost
-from locallearn.costs.timeline import Machine, timeline
-from locallearn.nn.heads import build_head
 from locallearn.plan.clock import Span, picture
 from locallearn.plan.schedule import Work
 from locallearn.report.units import time_text
+
+if TYPE_CHECKING:
+    from locallearn.costs.nodes import Cost
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,6 @@ class CostOptions:
 
     def __post_init__(self) -> None:
         check_at_least(self, image_size=4, channels=1, classes=2)
-        build_head(self.objective.head, (1, 4, 4), 1)  # a wrong head is wrong even where the method has none
         check_links(self.device_flops, bandwidth=self.bandwidth, latency=self.latency)
 
 
@@ -89,6 +88,13 @@ def run(arguments: Sequence[str]) -> int:
         patch_size=options.patch_size,
         objective=options.objective,
     )
+    check_names(config)
+    from locallearn.core.network import ImageShape
+    from locallearn.costs.nodes import cost
+    from locallearn.costs.timeline import Machine, timeline
+    from locallearn.nn.heads import build_head
+
+    build_head(options.objective.head, (1, 4, 4), 1)  # a wrong head is wrong even where the method has none
     image = ImageShape(options.channels, options.image_size, options.classes)
     found = cost(config, image, batch_size=options.batch_size, precision=options.precision)
     values = found.to_json()

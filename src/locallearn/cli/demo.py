@@ -10,13 +10,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from locallearn.cli.early import working
 from locallearn.cli.options import parse
-from locallearn.cli.progress import LiveProgress
-from locallearn.cli.tables import summary_table
 from locallearn.errors import UsageError
 from locallearn.experiments.recipes import recipe
-from locallearn.report.html import write_report
-from locallearn.training import runs
 
 
 @dataclass(frozen=True)
@@ -45,12 +42,19 @@ def run(arguments: Sequence[str]) -> int:
     folder = Path(options.run) if options.run else _free(Path("runs/demo"))
     if folder.exists():
         raise UsageError(f"--run: {folder} is there already; name another folder")
+    with working("importing torch", options.json):
+        from locallearn.cli.progress import LiveProgress
+        from locallearn.training import runs
+
     folders = [folder / method for method in METHODS]
     summaries = []
     with LiveProgress(quiet=options.json) as progress:
         for method, run_folder in zip(METHODS, folders, strict=True):
             config = dataclasses.replace(recipe(method), seed=options.seed)
             summaries.append(runs.train(config, run_folder, progress))
+    from locallearn.cli.tables import summary_table
+    from locallearn.report.html import write_report
+
     report = write_report(folders, folder / "report.html")
     if options.json:
         print(json.dumps(summaries, indent=2))

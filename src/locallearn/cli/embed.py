@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 
 import tyro
 
+from locallearn.cli.early import check_run, working
 from locallearn.cli.options import parse
-from locallearn.training.embed import embed
-from locallearn.training.finished import open_run
+from locallearn.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,15 @@ class EmbedOptions:
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     options = parse(EmbedOptions, arguments, "embed", "Write the features of a folder of images by a run's network.")
-    opened = open_run(options.run, options.checkpoint, device=options.device, root=options.data_root)
-    done = embed(opened, Path(options.folder), Path(options.out), options.module, options.pool, options.overwrite)
+    check_run(options.run)
+    if not Path(options.folder).is_dir():
+        raise UsageError(f"FOLDER: {options.folder} is not a folder")
+    with working("reading the run and its images", options.json):
+        from locallearn.training.embed import embed
+        from locallearn.training.finished import open_run
+
+        opened = open_run(options.run, options.checkpoint, device=options.device, root=options.data_root)
+        done = embed(opened, Path(options.folder), Path(options.out), options.module, options.pool, options.overwrite)
     if options.json:
         print(json.dumps({**done, "run": options.run, "pool": options.pool}, indent=2))
         return 0

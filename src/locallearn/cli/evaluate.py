@@ -11,9 +11,8 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from locallearn.cli.early import check_run, working
 from locallearn.cli.options import parse
-from locallearn.cli.tables import accuracy_text, node_table, node_title
-from locallearn.training.finished import open_run
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,17 @@ class EvaluateOptions:
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     options = parse(EvaluateOptions, arguments, "evaluate", "Evaluate a run on all test images of its data set.")
-    opened = open_run(options.run, options.checkpoint, device=options.device, root=options.data_root)
-    result = opened.evaluate()
+    check_run(options.run)
+    with working("reading the run and evaluating it", options.json):
+        from locallearn.training.finished import open_run
+
+        opened = open_run(options.run, options.checkpoint, device=options.device, root=options.data_root)
+        result = opened.evaluate()
     if options.json:
         print(json.dumps({"step": opened.step, **dataclasses.asdict(result)}, indent=2))
         return 0
+    from locallearn.cli.tables import accuracy_text, node_table, node_title
+
     console = Console()
     console.print(f"{options.run}, checkpoint of step {opened.step}, {result.images:,} test images", highlight=False)
     console.print(accuracy_text(dataclasses.asdict(result)), highlight=False)

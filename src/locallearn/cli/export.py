@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
+from locallearn.cli.early import check_run, working
 from locallearn.cli.options import parse
-from locallearn.training.export import FORMATS, export
-from locallearn.training.finished import open_run
+
+Format = Literal["safetensors", "torch-export", "onnx"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class ExportOptions:
     """Run folder."""
     output: str | None = None
     """Folder to write to; by default DIR/export."""
-    formats: tuple[Literal["safetensors", "torch-export", "onnx"], ...] = FORMATS
+    formats: tuple[Format, ...] = get_args(Format)
     """What to write."""
     checkpoint: str = "last"
     """The newest checkpoint (last), the one with the best test accuracy of the last layer (best), or a step that is
@@ -35,8 +36,14 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     description = "Write a run's network without auxiliary heads: pixels in [0, 1] in, scores out."
     options = parse(ExportOptions, arguments, "export", description)
-    opened = open_run(options.run, options.checkpoint, device="cpu", root=options.data_root)
+    check_run(options.run)
     folder = Path(options.output) if options.output else Path(options.run) / "export"
-    for path in export(opened, folder, options.formats):
+    with working("reading the run and writing its network"):
+        from locallearn.training.export import export
+        from locallearn.training.finished import open_run
+
+        opened = open_run(options.run, options.checkpoint, device="cpu", root=options.data_root)
+        paths = export(opened, folder, options.formats)
+    for path in paths:
         print(path)
     return 0

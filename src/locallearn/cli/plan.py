@@ -6,22 +6,19 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 
-from locallearn.bench.planned import measure
-from locallearn.cli import plan_tables
+from locallearn.cli.early import check_names
 from locallearn.cli.options import check_at_least, check_links, parse
 from locallearn.config import ObjectiveConfig, OptimizerConfig, RunConfig, TrainConfig
-from locallearn.core.network import ImageShape
-from locallearn.costs.alternatives import advice, alternatives
-from locallearn.costs.planner import DEPTHS, WIDTHS, choose, enumerate_candidates
-from locallearn.costs.timeline import Machine
 from locallearn.errors import ConfigError
-from locallearn.training import record
-from locallearn.training.setup import check_device
+from locallearn.plan.cuts import DEPTHS, WIDTHS
+
+if TYPE_CHECKING:
+    from locallearn.costs.timeline import Machine
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -107,9 +104,14 @@ def run(arguments: Sequence[str]) -> int:
     description = "Propose K, G, cuts and head that fit some devices, by predicted time (docs/guides/plan.md)."
     arguments = [argument.replace("--objective.", "--", 1) for argument in arguments]
     options = parse(PlanOptions, arguments, "plan", description)
+    config = _config(options)
+    check_names(config)
+    from locallearn.cli import plan_tables
+    from locallearn.costs.timeline import Machine
+
     # without a rate of the device every time is a multiple of the end-to-end step, and links cost nothing
     machine = Machine(options.device_flops or 1e12, options.bandwidth, options.latency or 0.0)
-    values = _plan(options, machine)
+    values = _plan(options, config, machine)
     if options.json:
         print(json.dumps(values))
     else:
@@ -128,8 +130,13 @@ def _config(options: PlanOptions) -> RunConfig:
     )
 
 
-def _plan(options: PlanOptions, machine: Machine) -> dict[str, Any]:
-    config, memory = _config(options), parse_bytes("--memory", options.memory)
+def _plan(options: PlanOptions, config: RunConfig, machine: Machine) -> dict[str, Any]:
+    from locallearn.cli import plan_tables
+    from locallearn.core.network import ImageShape
+    from locallearn.costs.alternatives import advice, alternatives
+    from locallearn.costs.planner import choose, enumerate_candidates
+
+    memory = parse_bytes("--memory", options.memory)
     image = ImageShape(options.channels, options.image_size, options.classes)
     with Console(stderr=True).status("counting") as status:
         candidates, refused = enumerate_candidates(
@@ -158,6 +165,10 @@ def _plan(options: PlanOptions, machine: Machine) -> dict[str, Any]:
     found |= {"devices": options.devices, "batch_size": options.batch_size, "batches": options.batches}
     found |= {"device_flops": machine.device_flops, "precision": options.precision}
     if options.measure:
+        from locallearn.bench.planned import measure
+        from locallearn.training import record
+        from locallearn.training.setup import check_device
+
         device, proposal = check_device(options.device), plan.proposal
         found["measured"] = measure(proposal.config, proposal.cost, image, device, options.repeats)
         found["measured"] |= {"hardware": record.hardware(str(device)), "versions": record.versions()}

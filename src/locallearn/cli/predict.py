@@ -13,9 +13,10 @@ from typing import Annotated
 
 import tyro
 
+from locallearn.cli.early import check_run, working
 from locallearn.cli.options import parse
+from locallearn.errors import UsageError
 from locallearn.files import write_atomically
-from locallearn.training.finished import open_run
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,14 @@ COLUMNS: tuple[str, ...] = ("image", "last_layer", "last_layer_probability", "en
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     options = parse(PredictOptions, arguments, "predict", "Classify a folder of images with a run.")
-    opened = open_run(options.run, options.checkpoint, device=options.device, root=options.data_root)
-    rows = opened.predict(Path(options.folder))
+    check_run(options.run)
+    if not Path(options.folder).is_dir():
+        raise UsageError(f"FOLDER: {options.folder} is not a folder")
+    with working("reading the run and classifying", options.json):
+        from locallearn.training.finished import open_run
+
+        opened = open_run(options.run, options.checkpoint, device=options.device, root=options.data_root)
+        rows = opened.predict(Path(options.folder))
     if options.json:
         text = json.dumps(rows, indent=2) + "\n"
     else:

@@ -13,11 +13,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from locallearn.cli.early import check_run, working
 from locallearn.cli.options import parse
 from locallearn.config import ProbeConfig
-from locallearn.training.finished import open_run
-from locallearn.training.probe import probe
-from locallearn.training.probe_record import record_path, write_record
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,13 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     description = "Train classifiers on the frozen features of a run, at every depth in one pass, and test them."
     options = parse(ProbeOptions, arguments, "probe", description)
-    opened = open_run(options.run, options.checkpoint, device=options.device, root=options.data_root)
+    check_run(options.run)
+    with working("reading the run", options.json):
+        from locallearn.training.finished import open_run
+        from locallearn.training.probe import probe
+        from locallearn.training.probe_record import record_path, write_record
+
+        opened = open_run(options.run, options.checkpoint, device=options.device, root=options.data_root)
     path = record_path(Path(options.run), options.name, options.overwrite)
     with Progress(console=Console(stderr=True), transient=True, disable=options.json) as progress:
         found = probe(opened, options.config, _shown(progress, options.config.epochs))

@@ -11,7 +11,6 @@ import tyro
 
 from locallearn.cli.options import parse
 from locallearn.errors import UsageError
-from locallearn.report.html import write_report
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,8 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     if options.markdown:
         raise UsageError("--markdown: needs exactly one folder of results, as locallearn reproduce makes it")
+    from locallearn.report.html import write_report  # matplotlib is slow to import
+
     print(write_report(folders, output))
     return 0
 

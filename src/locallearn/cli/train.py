@@ -15,15 +15,11 @@ import tyro
 from rich.console import Console
 
 from locallearn import plugins
+from locallearn.cli.early import check_names, working
 from locallearn.cli.options import parse, recipe_name
-from locallearn.cli.progress import LiveProgress
-from locallearn.cli.tables import node_table, node_title, summary_table
 from locallearn.config import MeshConfig, RunConfig, RuntimeName
 from locallearn.errors import UsageError
 from locallearn.experiments.recipes import recipe
-from locallearn.report.html import write_report
-from locallearn.runtime.launch import launch
-from locallearn.training import runs
 from locallearn.training.record import RunFolder
 
 
@@ -81,12 +77,16 @@ def run(arguments: Sequence[str]) -> int:
     name = recipe_name(arguments, "train", "train gn-dgl --run runs/first")
     default = TrainOptions(dataclasses.replace(recipe(name or "gn-dgl"), plugins=plugins.loaded()))
     options = parse(TrainOptions, arguments[1:] if name else arguments, f"train {name or 'RECIPE'}", USAGE, default)
+    check_names(options.config)
     folder = Path(options.run or f"runs/{name}-seed{options.config.seed}")
     if _launches(options.processes):
         _check_runtime(options.config.runtime)
         RunFolder(folder).check_free(options.overwrite)
         return _launch(arguments, options.processes, options.restarts)
     config = _on_processes(options.config, options.processes)
+    with working("importing torch", options.json):
+        from locallearn.cli.progress import LiveProgress
+        from locallearn.training import runs
     with LiveProgress(quiet=options.json) as progress:
         if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and (folder / "config.toml").is_file():
             summary = runs.resume(folder, progress)  # started again after a process died
@@ -105,6 +105,9 @@ def _resume(arguments: Sequence[str]) -> int:
         return _launch(arguments, options.processes, options.restarts)
     changed = dataclasses.replace(config, runtime=options.runtime, mesh=_mesh_of(config, options))
     changed = _on_processes(changed, options.processes)
+    with working("importing torch", options.json):
+        from locallearn.cli.progress import LiveProgress
+        from locallearn.training import runs
     with LiveProgress(quiet=options.json) as progress:
         summary = runs.resume(
             Path(options.resume),
@@ -146,6 +149,8 @@ def _check_runtime(runtime: str) -> None:
 
 
 def _launch(arguments: Sequence[str], processes: int, restarts: int) -> int:
+    from locallearn.runtime.launch import launch
+
     def say(message: str) -> None:
         print(f"locallearn: {message}", file=sys.stderr)
 
@@ -162,6 +167,9 @@ def _on_processes(config: RunConfig, processes: int) -> RunConfig:
 def _finish(folder: Path, summary: dict[str, Any], as_json: bool) -> int:
     if not summary:  # one of the other processes
         return 0
+    from locallearn.cli.tables import node_table, node_title, summary_table
+    from locallearn.report.html import write_report  # matplotlib is slow to import
+
     report = write_report([folder], folder / "report.html")
     if as_json:
         print(json.dumps(summary, indent=2))

@@ -6,17 +6,20 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from locallearn.cli.early import check_names, working
 from locallearn.cli.options import parse, recipe_name
 from locallearn.config import RunConfig
 from locallearn.experiments.recipes import recipe
-from locallearn.training import verify
+
+if TYPE_CHECKING:
+    from locallearn.training.verify import Check
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,13 @@ def run(arguments: Sequence[str]) -> int:
     name = recipe_name(arguments, "verify", "verify gn-dgl")
     default = VerifyOptions(recipe(name or "gn-dgl"))
     options = parse(VerifyOptions, arguments[1:] if name else arguments, f"verify {name or 'RECIPE'}", USAGE, default)
+    check_names(options.config)
     data = options.config.data
-    dataset, synthetic = (verify.synthetic(data), True) if options.synthetic else verify.images_of(data)
-    checks = verify.verify(options.config, dataset)
+    with working("training a few steps, several times", options.json):
+        from locallearn.training import verify
+
+        dataset, synthetic = (verify.synthetic(data), True) if options.synthetic else verify.images_of(data)
+        checks = verify.verify(options.config, dataset)
     if options.json:
         values = {"data": dataset.source, "synthetic": synthetic, "checks": [dataclasses.asdict(c) for c in checks]}
         print(json.dumps(values, indent=2))
@@ -55,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
     return 0 if all(check.passed for check in checks) else 1
 
 
-def _show(source: str, checks: Sequence[verify.Check]) -> None:
+def _show(source: str, checks: Sequence[Check]) -> None:
     table = Table(title=f"Checks on {source}", box=box.SIMPLE_HEAD)
     for column in ("check", "result", "largest difference", "what was compared"):
         table.add_column(column)

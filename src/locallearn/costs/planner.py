@@ -23,9 +23,6 @@ from locallearn.errors import ConfigError, UsageError
 from locallearn.nn.backbones import build_backbone
 from locallearn.plan import cuts as cutting
 
-DEPTHS = (1, 2, 4, 8, 16)
-WIDTHS = (1, 2, 4, 8)
-
 
 @dataclass(frozen=True)
 class Candidate:
@@ -100,8 +97,8 @@ def enumerate_candidates(
     image: ImageShape = CIFAR10,
     *,
     machine: Machine,
-    depths: Sequence[int] = DEPTHS,
-    widths: Sequence[int] = WIDTHS,
+    depths: Sequence[int] = cutting.DEPTHS,
+    widths: Sequence[int] = cutting.WIDTHS,
     heads: Sequence[str] = (),
     batches: int = 8,
     in_flight: int = 2,

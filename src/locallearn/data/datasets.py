@@ -7,14 +7,16 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from locallearn.config import AugmentConfig, DataConfig
 from locallearn.errors import ConfigError, DataError
 from locallearn.registry import Registry
+
+if TYPE_CHECKING:  # names of data sets are looked up before torch is imported
+    from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,4 +181,6 @@ def image_set(parts: list[tuple[np.ndarray, np.ndarray]], classes: int, where: s
     wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
         raise DataError(f"{where}: label {wrong[0]} is outside 0..{classes - 1}")
+    import torch
+
     return ImageSet(torch.from_numpy(images), torch.from_numpy(labels))

@@ -6,14 +6,16 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from locallearn.config import AugmentConfig, DataConfig
 from locallearn.data.datasets import Dataset, ImageSet, data_root, datasets
 from locallearn.errors import DataError
+
+if TYPE_CHECKING:  # names of data sets are looked up before torch is imported
+    from torch import Tensor
 
 _SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"))
 
@@ -95,6 +97,8 @@ def _images_in(folder: Path) -> list[Path]:
 
 
 def _read(folder: Path, classes: Sequence[str], size: int, limit: int) -> ImageSet:
+    import torch
+
     turns: list[tuple[int, int, Path]] = []
     for label, name in enumerate(classes):
         files = _images_in(folder / name)
@@ -114,6 +118,8 @@ def decode_images(files: Sequence[Path], size: int, channels: int) -> Tensor:
     Raises:
         DataError: one cannot be read.
     """
+    import torch
+
     images = np.empty((len(files), channels, size, size), np.uint8)
 
     def decode(i: int) -> None:
@@ -142,6 +148,8 @@ def _decode(path: Path, size: int, channels: int) -> np.ndarray:
 
 def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of every channel of uint8 [N, C, H, W], as pixels in [0, 1]."""
+    import torch
+
     means, stds = [], []
     values = torch.arange(256, dtype=torch.float64) / 255
     for channel in images.transpose(0, 1):

@@ -1,19 +1,23 @@
-"""Backbones as lists of blocks with their channel counts."""
+"""Backbones as lists of blocks with their channel counts.
+
+Names and plans are here, the blocks themselves in :mod:`locallearn.nn.blocks` and :mod:`locallearn.nn.vit`, which are
+imported when the first one is made: a misspelt model is refused before torch is there.
+"""
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, Protocol
 
 from locallearn.errors import ConfigError
-from locallearn.nn.blocks import BasicBlock, Bottleneck, ConvBlock, LinearBlock
-from locallearn.nn.vit import PatchEmbedding, TransformerBlock
 from locallearn.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class MakeBlock(Protocol):
@@ -72,6 +76,19 @@ backbones: Registry[Callable[[BackboneInput], tuple[tuple[Block, ...], float]]] 
 """Builders of a backbone's blocks and its factor on the hidden units of heads, by name."""
 
 
+def check_model(name: str) -> tuple[str, float]:
+    """The registered name and the width factor in a model's name; builds nothing and needs no torch.
+
+    Raises:
+        ConfigError: nothing is registered under this name.
+    """
+    match = re.fullmatch(r"(.+?)x([1-9]\d?|0\.\d{1,3})", name)
+    family, factor = (match[1], float(match[2])) if match and name not in backbones else (name, 1)
+    if family not in backbones:
+        backbones.get(name)  # raises, and quotes what the user wrote
+    return family, factor
+
+
 def build_backbone(
     name: str, channels: int, image_size: int, dropout: float = 0.0, patch_size: int | None = None
 ) -> Backbone:
@@ -88,21 +105,24 @@ def build_backbone(
     Raises:
         ConfigError: unknown name, images too small for it, or patches that do not divide them.
     """
-    match = re.fullmatch(r"(.+?)x([1-9]\d?|0\.\d{1,3})", name)
-    family, factor = (match[1], float(match[2])) if match and name not in backbones else (name, 1)
-    if family not in backbones:
-        backbones.get(name)  # raises, and quotes what the user wrote
+    family, factor = check_model(name)
     blocks, widen = backbones.build(family, BackboneInput(name, channels, image_size, factor, dropout, patch_size))
     return Backbone(name, family, blocks, widen)
 
 
-def _stage(kind: Callable[..., nn.Module], stage: int, inputs: int, outputs: int, n: int, stride: int) -> list[Block]:
+def _block(kind: str, *args: Any) -> MakeBlock:
+    """Builds a block of the class of that name in :mod:`locallearn.nn.blocks`."""
+
+    def make(*, groups: int, dense: bool) -> nn.Module:
+        blocks = importlib.import_module("locallearn.nn.blocks")
+        return getattr(blocks, kind)(*args, groups=groups, dense=dense)
+
+    return make
+
+
+def _stage(kind: str, stage: int, inputs: int, outputs: int, n: int, stride: int) -> list[Block]:
     return [
-        Block(
-            f"{stage}.{i}",
-            outputs,
-            partial(kind, outputs if i else inputs, outputs, 1 if i else stride),
-        )
+        Block(f"{stage}.{i}", outputs, _block(kind, outputs if i else inputs, outputs, 1 if i else stride))
         for i in range(n)
     ]
 
@@ -129,7 +149,7 @@ def _no_patches(given: BackboneInput) -> None:
 
 def _resnet(
     given: BackboneInput,
-    kind: Callable[..., nn.Module],
+    kind: str,
     stem: int,
     widths: Sequence[int],
     counts: Sequence[int],
@@ -137,7 +157,7 @@ def _resnet(
     _no_patches(given)
     f = given.factor
     width = _scaled(given, stem)
-    blocks = [Block("stem", width, partial(ConvBlock, given.channels, width))]
+    blocks = [Block("stem", width, _block("ConvBlock", given.channels, width))]
     for stage, (width, n) in enumerate(zip(widths, counts, strict=True), start=1):
         blocks += _stage(kind, stage, blocks[-1].channels, _scaled(given, width), n, 1 if stage == 1 else 2)
     return tuple(blocks), stem * f / 16
@@ -155,12 +175,12 @@ def _vgg(given: BackboneInput, plan: str, hidden: int) -> tuple[tuple[Block, ...
                 raise ConfigError("model", given.name, f"a model that pools less, on {given.image_size}-pixel images")
             continue
         width, n_convs = _scaled(given, int(item)), n_convs + 1
-        make = partial(ConvBlock, channels, width, 1, pool, given.dropout)
+        make = _block("ConvBlock", channels, width, 1, pool, given.dropout)
         blocks.append(Block(f"conv{n_convs}", width, make))
         channels, pool = width, False
     hidden = _scaled(given, hidden)
     inputs = channels * size * size
-    blocks.append(Block("fc1", hidden, partial(LinearBlock, inputs, hidden, pool, given.dropout)))
+    blocks.append(Block("fc1", hidden, _block("LinearBlock", inputs, hidden, pool, given.dropout)))
     return tuple(blocks), float(given.factor)
 
 
@@ -169,18 +189,18 @@ def _vit(given: BackboneInput, width: int, depth: int, patch: int) -> tuple[tupl
     patch, width = given.patch_size or patch, _scaled(given, width)
     if given.image_size % patch:
         raise ConfigError("patch_size", patch, f"a divisor of {given.image_size}, the side of the images [pixels]")
-    stem = _whole(PatchEmbedding, given.channels, given.image_size, patch, width)
+    stem = _whole("PatchEmbedding", given.channels, given.image_size, patch, width)
     blocks = [Block("stem", width, stem, splits=False)]
     for i in range(1, depth + 1):
-        blocks.append(Block(f"block{i}", width, _whole(TransformerBlock, width, i == depth), splits=False))
+        blocks.append(Block(f"block{i}", width, _whole("TransformerBlock", width, i == depth), splits=False))
     return tuple(blocks), float(given.factor)
 
 
-def _whole(kind: Callable[..., nn.Module], *args: Any) -> MakeBlock:
-    """Builds a block that has no groups."""
+def _whole(kind: str, *args: Any) -> MakeBlock:
+    """Builds a block of the class of that name in :mod:`locallearn.nn.vit`, which has no groups."""
 
     def make(*, groups: int, dense: bool) -> nn.Module:
-        return kind(*args)
+        return getattr(importlib.import_module("locallearn.nn.vit"), kind)(*args)
 
     return make
 
@@ -188,13 +208,13 @@ def _whole(kind: Callable[..., nn.Module], *args: Any) -> MakeBlock:
 for _depth in (8, 20, 32, 44, 56, 110):
     backbones.add(
         f"resnet{_depth}",
-        partial(_resnet, kind=BasicBlock, stem=16, widths=(16, 32, 64), counts=((_depth - 2) // 6,) * 3),
+        partial(_resnet, kind="BasicBlock", stem=16, widths=(16, 32, 64), counts=((_depth - 2) // 6,) * 3),
     )
-backbones.add("resnet18", partial(_resnet, kind=BasicBlock, stem=64, widths=(64, 128, 256, 512), counts=(2,) * 4))
+backbones.add("resnet18", partial(_resnet, kind="BasicBlock", stem=64, widths=(64, 128, 256, 512), counts=(2,) * 4))
 backbones.add(
-    "resnet50", partial(_resnet, kind=Bottleneck, stem=64, widths=(256, 512, 1024, 2048), counts=(3, 4, 6, 3))
+    "resnet50", partial(_resnet, kind="Bottleneck", stem=64, widths=(256, 512, 1024, 2048), counts=(3, 4, 6, 3))
 )
-backbones.add("tiny-resnet", partial(_resnet, kind=BasicBlock, stem=8, widths=(8, 16), counts=(2, 1)))
+backbones.add("tiny-resnet", partial(_resnet, kind="BasicBlock", stem=8, widths=(8, 16), counts=(2, 1)))
 for _name, _plan, _hidden in (
     ("tiny-vgg", "8 M 16 M 16", 32),
     ("vgg6a", "128 M 256 M 512 M 512", 1024),

@@ -7,6 +7,12 @@ from itertools import pairwise
 
 from locallearn.errors import ConfigError
 
+DEPTHS = (1, 2, 4, 8, 16)
+"""K that the planner tries."""
+
+WIDTHS = (1, 2, 4, 8)
+"""G that the planner tries."""
+
 # recipes of Sec. 3.3.2 (ResNet-32) and Fig. A.1 (ResNet-50, ResNet-110), as stage.block
 TABLES: dict[str, dict[int, tuple[str, ...]]] = {
     "resnet32": {

@@ -9,8 +9,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 _GRACE_SECONDS = 30.0
 """How long processes that were asked to end may take."""
@@ -43,6 +45,8 @@ def launch(command: Sequence[str], processes: int, restarts: int, say: Callable[
 
 def open_store() -> TCPStore:
     """Where the processes of a run find each other; it lives in the process that starts them."""
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
     return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 

@@ -15,13 +15,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from locallearn import plugins
 from locallearn.config import RunConfig, from_toml, to_toml
 from locallearn.errors import UsageError
 from locallearn.files import write_atomically
-from locallearn.nn.native import build
 
 
 def now() -> str:
@@ -149,6 +146,10 @@ def _tensorboard_writer(folder: Path, step: int) -> Any:
 
 def hardware(device: str) -> dict[str, Any]:
     """What the machine is, for records: no host name, no paths."""
+    import torch
+
+    from locallearn.nn.native import build
+
     facts: dict[str, Any] = {
         "device": device,
         "cpu": _cpu_name(),
@@ -175,6 +176,8 @@ def _cpu_name() -> str:
 
 def versions() -> dict[str, str]:
     """Versions that a figure depends on."""
+    import torch
+
     return {
         "locallearn": metadata.version("locallearn"),
         "torch": torch.__version__,

@@ -1,0 +1,53 @@
+"""What a command can refuse or say before torch is imported, which takes seconds."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from locallearn.config import RunConfig
+
+
+def check_names(config: RunConfig) -> None:
+    """Refuse a model, method or data set that nobody registered, and a depth or width that the method does not have.
+
+    Raises:
+        UsageError: one line names the setting, its value and what would be right.
+    """
+    from locallearn.core.methods import methods
+    from locallearn.data.datasets import datasets
+    from locallearn.nn.backbones import check_model
+
+    check_model(config.model)
+    methods.build(config.method, config)
+    datasets.get(config.data.name)
+
+
+def check_run(folder: str) -> None:
+    """Refuse a folder that is no run.
+
+    Raises:
+        UsageError: it has no config.toml, or not one that this version reads.
+    """
+    from locallearn.training.record import RunFolder
+
+    RunFolder(Path(folder)).config()
+
+
+@contextlib.contextmanager
+def working(what: str, quiet: bool = False) -> Iterator[None]:
+    """Show on a terminal, while it lasts, that something is being done; a log file gets nothing.
+
+    Args:
+        what: is being done, as in "reading the run".
+        quiet: show nothing.
+    """
+    console = Console(stderr=True, quiet=quiet)
+    if quiet or not console.is_terminal:
+        yield
+        return
+    with console.status(what):
+        yield

@@ -1,10 +1,8 @@
-"""Official archives: checksums, tar members as streams, and pickles that may hold nothing but arrays."""
+"""Official archives: checksums, tar members as streams, and the batches in them."""
 
 from __future__ import annotations
 
 import hashlib
-import io
-import pickle
 import tarfile
 import zlib
 from collections.abc import Iterable
@@ -13,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from locallearn.data.pickles import load_pickle
 from locallearn.errors import DataError
 
 # From the data sets' own page, and of the unpacked members as torchvision lists them.
@@ -97,55 +96,6 @@ def read_tar(path: Path, official: str, names: Iterable[str]) -> dict[str, bytes
     return members
 
 
-def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"_codecs.encode to {encoding}")
-    return text.encode("latin1")
-
-
-# numpy has moved these functions between its versions; its arrays themselves know where they are.
-_RECONSTRUCT = np.empty(1).__reduce__()[0]
-_FROM_BUFFER = np.empty(1).__reduce_ex__(5)[0]
-
-_ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy.core.numeric", "_frombuffer"): _FROM_BUFFER,
-    ("numpy._core.numeric", "_frombuffer"): _FROM_BUFFER,
-    # Python 3 writes the bytes of an array this way in pickles that Python 2 can read.
-    ("_codecs", "encode"): _latin1,
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Rebuilds numpy arrays and plain values; any other class or function is refused, so nothing can run."""
-
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        try:
-            return _ALLOWED[module_name, global_name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it wants {module_name}.{global_name}") from None
-
-
-def load_pickle(data: bytes, where: str) -> Any:
-    """Read a pickle that holds numpy arrays and plain values only; text of Python 2 is taken as latin-1.
-
-    Args:
-        data: the pickle.
-        where: the file that it came from, for messages.
-
-    Raises:
-        DataError: it holds anything else, or is damaged.
-    """
-    try:
-        return _ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
-    except Exception as error:  # a damaged pickle can raise almost anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{where} is not a pickle of plain arrays, and was refused: {reason}") from None
-
-
 def read_batch(data: bytes, where: str, label_key: str) -> tuple[np.ndarray, np.ndarray]:
     """Read one pickled batch: a dictionary of ``data`` (uint8 [n, 3072]) and labels.
 
@@ -159,10 +109,20 @@ def read_batch(data: bytes, where: str, label_key: str) -> tuple[np.ndarray, np.
     pixels = batch.get("data") if isinstance(batch, dict) else None
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3072,):
         raise DataError(f"{where}: expected a dictionary whose 'data' are bytes of shape [n, 3072]")
-    try:
-        labels = np.asarray(batch.get(label_key), dtype=np.int64)
-    except (TypeError, ValueError):
-        labels = np.empty(0)
+    labels = _whole_numbers(batch.get(label_key))
     if labels.shape != pixels.shape[:1]:
         raise DataError(f"{where}: expected {label_key!r} with one whole number for each of {len(pixels)} images")
     return pixels.reshape(-1, 3, 32, 32), labels
+
+
+def _whole_numbers(values: Any) -> np.ndarray:
+    """A list or an array of whole numbers as int64; none at all where it is something else."""
+    if isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "iu":
+        return values.astype(np.int64)
+    # of a list every element is looked at, for numpy would round 1.5, and unfold a list that holds itself
+    if isinstance(values, list | tuple) and all(type(value) is int for value in values):
+        try:
+            return np.array(values, dtype=np.int64)
+        except OverflowError:
+            pass
+    return np.empty((0, 0), np.int64)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from locallearn.data.archives import load_pickle, read_batch, read_folder, read_tar
+from locallearn.data.archives import read_batch, read_folder, read_tar
+from locallearn.data.pickles import load_pickle
 from locallearn.errors import DataError
 
 Part = tuple[np.ndarray, np.ndarray]  # images uint8 [n, 3, 32, 32], labels int64 [n]
@@ -27,9 +28,10 @@ def _binary(data: bytes, where: str, label_bytes: int) -> Part:
 
 def _pickled_names(data: bytes, where: str, key: str) -> tuple[str, ...]:
     meta = load_pickle(data, where)
-    if not isinstance(meta, dict) or not isinstance(meta.get(key), list):
-        raise DataError(f"{where}: expected a dictionary with a list {key!r}")
-    return tuple(str(name) for name in meta[key])
+    names = meta.get(key) if isinstance(meta, dict) else None
+    if not isinstance(names, list) or not all(type(name) is str for name in names):
+        raise DataError(f"{where}: expected a dictionary with a list {key!r} of names")
+    return tuple(names)
 
 
 def _text_names(data: bytes, where: str) -> tuple[str, ...]:

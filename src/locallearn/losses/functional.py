@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from locallearn.nn import peers
+from locallearn.nn.first_order import first_order
 from locallearn.nn.precision import precise
 
 
@@ -90,6 +91,7 @@ class _Diversity(torch.autograd.Function):
         return cosine_GB.mean(1) / pairs
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (slope_GBC,) = ctx.saved_tensors
         return (slope_GBC * grads[0][:, None, None]).to(ctx.dtype), None, None, None

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from locallearn.nn import dense
+from locallearn.nn.first_order import first_order
 from locallearn.nn.native import conv as native
 from locallearn.nn.precision import as_autocast
 
@@ -75,6 +76,7 @@ class _NativeConv(torch.autograd.Function):
         return native.convolution(x, weight, stride, groups)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
         (grad,), (x, weight) = grads, ctx.saved_tensors
         grad_x = None
@@ -98,6 +100,7 @@ class _PackedConv(torch.autograd.Function):
         return F.conv2d(x, packed, stride=stride, padding=weight.shape[-1] // 2, groups=groups // together)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
         x, weight = ctx.saved_tensors
         packed = pack(weight.to(x.dtype), ctx.groups, ctx.together)

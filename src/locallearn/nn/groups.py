@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from locallearn.nn import dense, peers
+from locallearn.nn.first_order import first_order
 from locallearn.nn.group_conv import pack, packed_together
 from locallearn.nn.native import conv as native
 from locallearn.nn.precision import as_autocast
@@ -80,6 +81,7 @@ class _StopGradientConv(torch.autograd.Function):
         return dense.forward(seen, weight, stride)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None, None, None, None]:
         own, seen, weight = ctx.saved_tensors
         grad_own = grad_weight = None

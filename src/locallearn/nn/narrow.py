@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from locallearn.nn.first_order import first_order
+
 Module = TypeVar("Module", bound=nn.Module)
 
 LANES = 64
@@ -63,6 +65,7 @@ class _Normalise(torch.autograd.Function):
         return _narrow(_scaled(_wide(x, n), _repeated(n, weight, bias, mean, var), eps), x)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, var = ctx.saved_tensors
         n, eps = ctx.n, ctx.eps

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.nn import peers
+from locallearn.nn.first_order import first_order
 from locallearn.nn.heads import GroupBatchNorm
 from locallearn.nn.precision import precise
 
@@ -29,6 +30,7 @@ class _Normalise(torch.autograd.Function):
         return (precise(x) * _c(scale) + _c(bias - mean * scale)).to(x.dtype)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, inv_std, weight = ctx.saved_tensors
         grad = precise(grads[0])

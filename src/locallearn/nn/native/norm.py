@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from locallearn.nn.first_order import first_order
 from locallearn.nn.native import build
 from locallearn.nn.native.build import LANES, at
 
@@ -114,6 +115,7 @@ class _NormRelu(torch.autograd.Function):
         return out
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, out, mu, inv_std, scale, shift = ctx.saved_tensors
         grad = grads[0].contiguous(memory_format=torch.contiguous_format if ctx.mean else torch.channels_last)

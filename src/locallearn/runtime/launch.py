@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -44,10 +45,15 @@ def launch(command: Sequence[str], processes: int, restarts: int, say: Callable[
 
 
 def open_store() -> TCPStore:
-    """Where the processes of a run find each other; it lives in the process that starts them."""
+    """Where the processes of a run find each other; it lives in the process that starts them.
+
+    It is told where to listen, for by itself it listens to every network that this machine is in.
+    """
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    return TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
 
 
 def rank_environment(rank: int, processes: int, port: int, attempt: int = 0) -> dict[str, str]:
@@ -61,6 +67,8 @@ def rank_environment(rank: int, processes: int, port: int, attempt: int = 0) -> 
         "MASTER_PORT": port,
         "TORCHELASTIC_USE_AGENT_STORE": True,
         "TORCHELASTIC_RESTART_COUNT": attempt,
+        # where gloo listens: by itself at the address of this machine's name
+        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME") or ("lo0" if sys.platform == "darwin" else "lo"),
     }
     return {name: str(value) for name, value in names.items()}
 

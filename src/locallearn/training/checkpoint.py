@@ -6,11 +6,13 @@ manifest that names them; it is written last, and without it the folder is no ch
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,37 +57,71 @@ def load(path: Path) -> Checkpoint:
     """
     if path.is_dir():
         return _load_parts(path)
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from None
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     progress = metadata.get("progress", "")
     if metadata.get("sha256") != _checksum(tensors, progress):
         raise CheckpointError(f"checkpoint {path} is damaged: its checksum does not match its content")
-    return Checkpoint(tensors, json.loads(progress))
+    return Checkpoint(tensors, _dictionary(progress, path))
+
+
+def _dictionary(text: str, path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"checkpoint {path} is damaged: its JSON is no dictionary")
+    return values
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """One file, opened; a pipe or a device would keep whoever opens it waiting."""
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"checkpoint {path} is not a file")
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from None
 
 
 def _load_parts(folder: Path) -> Checkpoint:
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {folder} cannot be read: {error}") from None
     parts = []
-    for name, checksum in manifest["parts"].items():
+    for name, checksum in _named_parts(folder).items():
         if _noted_checksum(folder / name) != checksum:
             raise CheckpointError(f"checkpoint {folder} is damaged: {name} is of another checkpoint")
         parts.append(load(folder / name))
-    return Checkpoint(join([part.tensors for part in parts]), parts[0].progress)
+    try:
+        return Checkpoint(join([part.tensors for part in parts]), parts[0].progress)
+    except RuntimeError as error:  # of tensors whose shapes do not go together
+        raise CheckpointError(f"checkpoint {folder} is damaged: {str(error).splitlines()[0]}") from None
+
+
+def _named_parts(folder: Path) -> dict[str, Any]:
+    """What the manifest says: checksums of files that lie beside it."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {folder} has no {MANIFEST}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {folder} cannot be read: {error}") from None
+    parts = _dictionary(text, path).get("parts")
+    if not isinstance(parts, dict) or not parts:
+        raise CheckpointError(f"checkpoint {folder} is damaged: {MANIFEST} names no parts")
+    for name in parts:
+        # a link is as good a way out of the run as ".."
+        if not re.fullmatch(r"part-\d+\.safetensors", name) or (folder / name).is_symlink():
+            raise CheckpointError(f"checkpoint {folder} is damaged: {name!r} is no part of it")
+    return parts
 
 
 def _noted_checksum(path: Path) -> str | None:
-    try:
-        with safe_open(path, "pt") as file:
-            return (file.metadata() or {}).get("sha256")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from None
+    with _opened(path) as file:
+        return (file.metadata() or {}).get("sha256")
 
 
 def _checksum(tensors: Mapping[str, Tensor], progress: str) -> str:
@@ -114,7 +150,8 @@ class CheckpointFolder:
     def paths(self) -> list[Path]:
         """The checkpoints by step, oldest first, without the best one's copy."""
         sets = [manifest.parent for manifest in self.folder.glob(f"step-*/{MANIFEST}")]
-        return sorted([*self.folder.glob("step-*.safetensors"), *sets])
+        found = [*self.folder.glob("step-*.safetensors"), *sets]
+        return sorted(path for path in found if re.fullmatch(r"step-\d+", path.name.partition(".")[0]))
 
     def write(self, checkpoint: Checkpoint, step: int) -> Path:
         """Write the checkpoint of a step; only then remove those that are too old, and left-overs of a kill."""
@@ -192,7 +229,7 @@ def step_of(path: Path) -> int:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         (path / MANIFEST).unlink(missing_ok=True)  # first, so that what a kill leaves is no checkpoint
         shutil.rmtree(path)
     else:

@@ -1,3 +1,4 @@
+import json
 import os
 
 import pytest
@@ -71,6 +72,93 @@ def test_every_nth_step_is_kept_for_good_and_found_by_its_number(tmp_path):
     plain = CheckpointFolder(tmp_path, keep_last=1)
     plain.write(some(12), 12)
     assert [step_of(path) for path in plain.paths()] == [12]
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """A checkpoint of two processes, and its manifest."""
+    folder = CheckpointFolder(tmp_path / "run", keep_last=1)
+    folder.write_part(some(4), 4, 0)
+    folder.write_part(Checkpoint({"network/b": torch.ones(2)}, {"step": 4}), 4, 1)
+    path = folder.complete(4, 2)
+    assert set(load(path).tensors) == {"network/a", "network/b", "sums/n", "h"}
+    return path, json.loads((path / "manifest.json").read_text())
+
+
+def outside(path):
+    """The checksum of a good file that lies elsewhere."""
+    save(path, some(9))
+    folder = CheckpointFolder(path.parent, keep_last=1)
+    folder.write_part(some(9), 9, 0)
+    return json.loads((folder.complete(9, 1) / "manifest.json").read_text())["parts"]["part-0000.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "name", ["../../outside.safetensors", "/{}/outside.safetensors", "./part-0000.safetensors", ".."]
+)
+def test_a_manifest_cannot_name_files_outside_the_run(parts, tmp_path, name):
+    path, manifest = parts
+    checksum = outside(tmp_path / "outside.safetensors")
+    manifest["parts"] = {name.format(tmp_path): checksum}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="is no part of it"):
+        load(path)
+
+
+def test_a_part_that_is_a_link_is_refused(parts, tmp_path):
+    path, manifest = parts
+    manifest["parts"] = {"part-0000.safetensors": outside(tmp_path / "outside.safetensors")}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    (path / "part-0000.safetensors").unlink()
+    (path / "part-0000.safetensors").symlink_to(tmp_path / "outside.safetensors")
+    with pytest.raises(CheckpointError, match=r"'part-0000\.safetensors' is no part of it"):
+        load(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"parts": {}}', '{"parts": ["a"]}', "[" * 100_000, "\\ud800"])
+def test_a_manifest_of_another_shape_is_damaged(parts, text):
+    path, _ = parts
+    (path / "manifest.json").write_text(text)
+    with pytest.raises(CheckpointError, match=f"checkpoint {path}"):
+        load(path)
+
+
+def test_parts_that_do_not_go_together_are_damaged(parts):
+    path, _ = parts
+    folder = CheckpointFolder(path.parent, keep_last=1)
+    folder.write_part(Checkpoint({"network/a": torch.ones(2, 2)}, {"step": 4}), 4, 1)
+    with pytest.raises(CheckpointError, match="is damaged: Sizes of tensors must match"):
+        load(folder.complete(4, 2))
+
+
+@pytest.mark.parametrize("name", ["step-000000004.safetensors", "manifest.json", "part-0000.safetensors"])
+def test_a_pipe_is_not_opened(parts, name):
+    """Whoever opened it would wait for ever."""
+    path, _ = parts
+    path = path.with_suffix(".safetensors") if name.startswith("step") else path
+    place = path if name.startswith("step") else path / name
+    place.unlink(missing_ok=True)
+    os.mkfifo(place)
+    with pytest.raises(CheckpointError, match="is not a file|has no manifest"):
+        load(path)
+
+
+def test_a_device_is_not_opened(tmp_path):
+    (tmp_path / "c.safetensors").symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match=r"c\.safetensors is not a file"):
+        load(tmp_path / "c.safetensors")
+
+
+def test_tidying_removes_a_link_and_not_what_it_names(tmp_path):
+    CheckpointFolder(tmp_path / "other", keep_last=1).write_part(some(1), 1, 0)
+    kept = CheckpointFolder(tmp_path / "other", keep_last=1).complete(1, 1)
+    folder = CheckpointFolder(tmp_path / "run", keep_last=1)
+    folder.write(some(2), 2)
+    (tmp_path / "run" / "step-000000001").symlink_to(kept)
+    (tmp_path / "run" / "step-odd.safetensors").write_text("no step")
+    folder.write(some(3), 3)
+    assert [step_of(path) for path in folder.paths()] == [3]
+    assert load(kept).progress["step"] == 1
 
 
 def test_no_checkpoint_is_no_error(tmp_path):

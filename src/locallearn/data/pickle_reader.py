@@ -168,7 +168,8 @@ class Reader:
         whole = self._from_buffer(data, numbers, shape, "F" if fortran is True else "C")
         self._copies(len(data))
         del self._unfilled[id(array)]
-        array.__setstate__((1, shape, whole.dtype, fortran is True, data))
+        state = (1, shape, whole.dtype, fortran is True, data)
+        array.__setstate__(state)  # pyright: ignore[reportArgumentType] (numpy's own pickles hold a bool)
 
     def _copies(self, count: int) -> None:
         self._left -= count

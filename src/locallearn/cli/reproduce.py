@@ -18,10 +18,10 @@ from locallearn.cli.queue_display import QueueDisplay, epochs_done
 from locallearn.cli.results import print_study, read_studies, study_data, write_html
 from locallearn.config import OneProcess
 from locallearn.errors import ConfigError, UsageError
-from locallearn.experiments import chapter4, claims, results
+from locallearn.experiments import chapter4, claims, results, sweep
+from locallearn.experiments.catalogue import LAYOUTS, cells_of
 from locallearn.experiments.lock import is_held
 from locallearn.experiments.protocols import Study
-from locallearn.experiments.published import LAYOUTS, cells_of
 from locallearn.experiments.queue import Job, Outcome, Queue, cores, default_jobs
 from locallearn.experiments.worker import Request
 from locallearn.report import results as drawing
@@ -44,9 +44,11 @@ class ReproduceOptions:
     tables: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TABLE")] = ()
     """Tables and figures: table-3.1 to table-3.6, figure-3.5 to figure-3.7; table-4.1 to table-4.4, figure-4.3 to
     figure-4.9, figure-a.3 to figure-a.5; small-4.1, small-4.8 and small-a.3 with -vgg6a or -resnet18 for small
-    machines; digits and digits-4, trials of minutes."""
+    machines; digits and digits-4, trials of minutes; sweep, with the protocol of that name. Or single cells by name,
+    such as cifar10-resnet32-gn-dgl-k2-g2."""
     protocol: str = "quick"
-    """paper (the thesis's epochs and batch: days) or quick (one short setting for all cells)."""
+    """paper (the thesis's epochs and batch: days) or quick (one short setting for all cells). sweep is that of the
+    table of this name."""
     seeds: int = 1
     """Train every cell with the seeds 0 to N - 1; seed 0 of all cells comes before seed 1 of any."""
     budget: float | None = None
@@ -91,8 +93,9 @@ def run(arguments: Sequence[str]) -> int:
     options = parse(ReproduceOptions, arguments, "reproduce", USAGE)
     if not options.tables:
         raise UsageError(f"reproduce: TABLE is missing; expected one or more of {', '.join(LAYOUTS)}")
-    names = [cell for table in dict.fromkeys(options.tables) for cell in _with_scorers(cells_of(table))]
     study = Study(options.protocol, options.epochs, options.train_limit)
+    names = [cell for table in dict.fromkeys(options.tables) for cell in _with_scorers(cells_of(table))]
+    _check_sweep(options, names)
     parallel = options.jobs or default_jobs(options.device)
     jobs = plan(options, study, names, options.threads or max(1, cores() // parallel))
     if options.list:
@@ -101,6 +104,16 @@ def run(arguments: Sequence[str]) -> int:
     with QueueDisplay(len(jobs), len(queue.outcome.finished), quiet=options.json) as queue.observer:
         outcome = queue.run(options.budget)
     return _finish(options, study, outcome)
+
+
+def _check_sweep(options: ReproduceOptions, names: Sequence[str]) -> None:
+    """The sweep is scored on images that its own protocol alone holds out."""
+    for name in names:
+        if (name in sweep.configs()) != (options.protocol == "sweep"):
+            fitting = "sweep" if name in sweep.configs() else "one other than sweep"
+            raise UsageError(f"--protocol: {options.protocol!r} does not fit {name}; expected {fitting}")
+    if options.protocol == "sweep" and (options.train_limit or 0) > sweep.IMAGES:
+        raise ConfigError("--train-limit", options.train_limit, f"at most {sweep.IMAGES} with protocol sweep")
 
 
 def _with_scorers(names: Sequence[str]) -> list[str]:

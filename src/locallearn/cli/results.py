@@ -13,10 +13,10 @@ from rich.text import Text
 
 from locallearn.errors import UsageError
 from locallearn.experiments import claims, judge
+from locallearn.experiments.catalogue import LAYOUTS, cells_of, table_of_cells
 from locallearn.experiments.layout import Curves, Figure, Table
 from locallearn.experiments.matrix import cells
 from locallearn.experiments.protocols import Study
-from locallearn.experiments.published import LAYOUTS, cells_of
 from locallearn.experiments.results import Record, comparable, read_records
 from locallearn.files import write_atomically
 from locallearn.report import results as drawing
@@ -49,9 +49,11 @@ def read_studies(folder: Path) -> list[drawing.Study]:
 
 
 def study_data(study: Study, tables: Sequence[str], records: Sequence[Record]) -> drawing.Study:
-    """A study as plain data: these tables and figures, and the claims that these or the records touch."""
+    """A study as plain data: these tables, figures and single cells, and the claims that they touch."""
     measured, notes = comparable(records, {name: study.digest(name) for name in cells()})
-    layouts = [LAYOUTS[name] for name in tables]
+    layouts = [LAYOUTS[name] for name in tables if name in LAYOUTS]
+    single = [name for name in tables if name not in LAYOUTS]
+    layouts += [table_of_cells(single)] if single else []
     touched = {cell for name in tables for cell in cells_of(name)}
     verdicts = [judge.check(claim, measured) for claim in claims.CLAIMS if touched & set(claim.cells)]
     return {

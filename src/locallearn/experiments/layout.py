@@ -11,13 +11,18 @@ class Value:
 
     Attributes:
         cell: the cell that it is measured on.
-        field: last_layer or ensemble (accuracy), training_speedup or inference_speedup (counted).
+        field: last_layer, ensemble, linear_probe or held_out (accuracies), or training_speedup or inference_speedup.
         published: as printed; None where nothing is printed or the value is held out.
     """
 
     cell: str
     field: str
     published: str | None = None
+
+    @property
+    def is_accuracy(self) -> bool:
+        """Whether it is measured; speed-ups are counted."""
+        return not self.field.endswith("_speedup")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from locallearn.config import AugmentConfig, ObjectiveConfig, RunConfig
 from locallearn.core.network import ImageShape
-from locallearn.experiments import chapter4
+from locallearn.experiments import chapter4, sweep
 from locallearn.experiments.recipes import recipe
 
 IMAGES = {
@@ -48,10 +48,12 @@ class Cell:
     Attributes:
         name: data set, model and method, with K and G where the method has them.
         config: the thesis's recipe, seed 0.
+        own_optimizer: whether protocols leave its optimizer as it is.
     """
 
     name: str
     config: RunConfig
+    own_optimizer: bool = False
 
     @property
     def image(self) -> ImageShape:
@@ -82,6 +84,7 @@ def resnet_points(infopro: bool = True) -> list[tuple[str, int, int]]:
 def cells() -> dict[str, Cell]:
     """Every cell by name."""
     found = [*_resnet_cells(), *_vgg_cells(), *_digits_cells()]
+    found += [Cell(name, _on_data(config, "cifar10"), own_optimizer=True) for name, config in sweep.configs().items()]
     found += [Cell(name, _settled(config)) for name, config in chapter4.configs().items()]
     return {cell.name: cell for cell in found}
 
@@ -124,10 +127,13 @@ def _cell(name: str, data: str, base: str, depth: int | None = None, width: int 
         config,
         depth=depth or config.depth,
         width=(width,) if width else config.width,
-        data=dataclasses.replace(config.data, name=data),
-        augment=AUGMENT[data],
     )
-    return Cell(name, _settled(changed))
+    return Cell(name, _on_data(changed, data))
+
+
+def _on_data(config: RunConfig, data: str) -> RunConfig:
+    named = dataclasses.replace(config.data, name=data)
+    return _settled(dataclasses.replace(config, data=named, augment=AUGMENT[data]))
 
 
 def _settled(config: RunConfig) -> RunConfig:

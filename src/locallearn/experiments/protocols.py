@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from locallearn.config import OptimizerConfig, ProbeConfig, RunConfig, ScheduleConfig, digest
 from locallearn.errors import UsageError
-from locallearn.experiments import chapter4
+from locallearn.experiments import chapter4, sweep
 from locallearn.experiments.matrix import cells
 
 QUICK_EPOCHS = 2
@@ -33,11 +33,13 @@ class Protocol:
         name: as on the command line.
         description: one sentence for reports.
         settle: turns a cell's recipe into what is trained.
+        held_out: also score on the last so many training images, which are then not trained on [images].
     """
 
     name: str
     description: str
     settle: Callable[[RunConfig], RunConfig]
+    held_out: int = 0
 
 
 QUICK_SELF_SUPERVISED_EPOCHS = 10
@@ -53,6 +55,15 @@ def _quick(config: RunConfig) -> RunConfig:
     optimizer, schedule = QUICK_VGG if config.model.startswith("vgg") else QUICK_RESNET
     train = dataclasses.replace(config.train, epochs=QUICK_EPOCHS, batch_size=QUICK_BATCH, precision="bf16")
     return dataclasses.replace(config, optimizer=optimizer, schedule=schedule, train=train)
+
+
+STANDARD_SCHEDULE = ScheduleConfig(name="cosine", unit="step", warmup_epochs=1)
+
+
+def _sweep(config: RunConfig) -> RunConfig:
+    train = dataclasses.replace(config.train, epochs=sweep.EPOCHS, batch_size=128, precision="bf16", evaluate_every=0)
+    data = dataclasses.replace(config.data, train_limit=sweep.IMAGES)
+    return dataclasses.replace(config, schedule=STANDARD_SCHEDULE, train=train, data=data)
 
 
 PROTOCOLS = {
@@ -73,6 +84,14 @@ PROTOCOLS = {
             "at every step, untuned, and linear probes for 30 epochs on images as they are. It is "
             "meant to keep the order of the methods, not their accuracies.",
             _quick,
+        ),
+        Protocol(
+            "sweep",
+            f"How rate and weight decay of standard were chosen: {sweep.EPOCHS} epochs on {sweep.IMAGES:,} training "
+            f"images at batch 128 in bf16, cosine at every step after one epoch of warm-up, scored on the last "
+            f"{sweep.HELD_OUT:,} training images.",
+            _sweep,
+            held_out=sweep.HELD_OUT,
         ),
     )
 }
@@ -118,7 +137,10 @@ class Study:
 
     def config(self, cell: str, seed: int) -> RunConfig:
         """The complete configuration of a cell."""
-        config = PROTOCOLS[self.protocol].settle(cells()[cell].config)
+        found = cells()[cell]
+        config = PROTOCOLS[self.protocol].settle(found.config)
+        if found.own_optimizer:
+            config = dataclasses.replace(config, optimizer=found.config.optimizer)
         epochs = self.epochs or config.train.epochs
         keep = min(config.checkpoint.keep_epochs, max(1, epochs // 4))
         return dataclasses.replace(
@@ -126,8 +148,13 @@ class Study:
             seed=seed,
             train=dataclasses.replace(config.train, epochs=epochs),
             checkpoint=dataclasses.replace(config.checkpoint, keep_epochs=keep),
-            data=dataclasses.replace(config.data, train_limit=self.train_limit or 0),
+            data=dataclasses.replace(config.data, train_limit=self.train_limit or config.data.train_limit),
         )
+
+    @property
+    def held_out(self) -> int:
+        """Training images that score the cells beside the test images; none are trained on [images]."""
+        return PROTOCOLS[self.protocol].held_out
 
     @property
     def probe(self) -> ProbeConfig:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from locallearn.config import ObjectiveConfig, RunConfig
-from locallearn.errors import UsageError
-from locallearn.experiments.chapter4_curves import CURVES
-from locallearn.experiments.chapter4_tables import TABLES
-from locallearn.experiments.layout import Curves, Figure, Panel, Point, Row, Table, Value
+from locallearn.experiments.layout import Figure, Panel, Point, Row, Table, Value
 from locallearn.experiments.matrix import GN_DEPTHS, VGG_GROUPS, resnet_name, resnet_points, vgg_name
 
 # Accuracy [%], training speed-up, inference speed-up of Tables 3.4 and 3.5; None: held out.
@@ -171,46 +166,16 @@ def _points(data: str, model: str) -> tuple[Point, ...]:
     return tuple(points)
 
 
-LAYOUTS: dict[str, Table | Figure | Curves] = {
-    layout.name: layout
-    for layout in (
-        _table_31(),
-        _table_32(),
-        _table_33(),
-        _speedup_table("table-3.4", "training", "training_speedup"),
-        _speedup_table("table-3.5", "inference", "inference_speedup"),
-        _table_36(),
-        _figure("figure-3.5", "cifar10"),
-        _figure("figure-3.6", "imagenet32"),
-        _figure("figure-3.7", "cifar100"),
-        _digits(),
-        *TABLES,
-        *CURVES,
-    )
-}
-"""Every table and figure by name."""
-
-
-def layout(name: str) -> Table | Figure | Curves:
-    """A table or figure by name.
-
-    Raises:
-        UsageError: no such table.
-    """
-    if name not in LAYOUTS:
-        raise UsageError(f"TABLE: {name!r} is not known; expected one of {', '.join(LAYOUTS)}")
-    return LAYOUTS[name]
-
-
-def cells_of(name: str) -> list[str]:
-    """The cells of a table or figure, each once, in its order."""
-    return list(dict.fromkeys(_cells(layout(name))))
-
-
-def _cells(found: Table | Figure | Curves) -> Iterator[str]:
-    if isinstance(found, Table):
-        yield from (value.cell for row in found.rows for value in row.values if value)
-    elif isinstance(found, Figure):
-        yield from (point.cell for panel in found.panels for point in panel.points)
-    else:
-        yield from (line.cell for panel in found.panels for line in panel.lines)
+CHAPTER3: tuple[Table | Figure, ...] = (
+    _table_31(),
+    _table_32(),
+    _table_33(),
+    _speedup_table("table-3.4", "training", "training_speedup"),
+    _speedup_table("table-3.5", "inference", "inference_speedup"),
+    _table_36(),
+    _figure("figure-3.5", "cifar10"),
+    _figure("figure-3.6", "imagenet32"),
+    _figure("figure-3.7", "cifar100"),
+    _digits(),
+)
+"""The tables and figures of Chapter 3, and a trial."""

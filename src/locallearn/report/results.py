@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypedDict
 from locallearn.report.compare import MISSING, Measured, number
 from locallearn.report.results_curves import MeasuredCurve, caption, measured_curves
 
-ACCURACIES = ("last_layer", "ensemble", "linear_probe")
+ACCURACIES = ("last_layer", "ensemble", "linear_probe", "held_out")
 """Fields that are accuracies, measured once a seed; the others are counted."""
 
 _COLUMNS = 10

@@ -17,8 +17,8 @@ from locallearn.cli.main import main
 from locallearn.cli.queue_display import QueueDisplay
 from locallearn.cli.reproduce import ReproduceOptions, plan
 from locallearn.cli.results import print_study, study_data
+from locallearn.experiments.catalogue import LAYOUTS
 from locallearn.experiments.protocols import Study
-from locallearn.experiments.published import LAYOUTS
 from locallearn.experiments.results import record_path, write_record
 
 SHORT = ["--epochs", "3", "--train-limit", "256", "--threads", "1"]
@@ -113,6 +113,20 @@ def test_list_tells_how_far_cells_are(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.count("not started") == 24  # another protocol has other cells
 
 
+def test_single_cells_by_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cells = ["cifar10-resnet32-gn-dgl-k2-g2", "cifar10-resnet32-single-thread-g2"]
+    record = small_results.record(cells[0], last_layer=50.0, ensemble=60.0)
+    write_record(record_path(Path("results"), Study("quick"), cells[0], 0), record)
+    assert main(["reproduce", *cells, "--budget", "0.000001", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["finished"], found["left"]) == ([f"{cells[0]} seed 0"], [f"{cells[1]} seed 0"])
+    (table,) = found["tables"]
+    (first, value), (second, none) = table["rows"]
+    assert [first, second] == cells
+    assert (value["measured"], value["published"], none["measured"]) == ("60.00", "89.68", "–")
+
+
 def test_a_failing_cell_is_one_line_and_exit_code_1(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("locallearn.cli.reproduce.cells_of", lambda table: ["cifar10-resnet32-e2e"])
@@ -129,11 +143,14 @@ def test_a_failing_cell_is_one_line_and_exit_code_1(tmp_path, monkeypatch, capsy
     ("arguments", "message"),
     [
         ([], "TABLE is missing; expected one or more of table-3.1, "),
-        (["table-9"], "TABLE: 'table-9' is not known; expected one of table-3.1, "),
+        (["table-9"], "TABLE: 'table-9' is not known; expected a cell or one of table-3.1, "),
         (["digits", "--protocol", "fast"], "--protocol: 'fast' is not known; expected one of paper, quick"),
         (["digits", "--seeds", "0"], "--seeds: 0 is not valid; expected a whole number of at least 1"),
         (["digits", "--budget", "-1"], "--budget: -1.0 is not valid; expected seconds above 0"),
         (["digits", "--train-limit", "1"], "--train-limit: 1 is not valid"),
+        (["sweep"], "--protocol: 'quick' does not fit cifar10-resnet32-e2e-rate0.1-decay0.0001; expected sweep"),
+        (["digits", "--protocol", "sweep"], "'sweep' does not fit digits-resnet8-e2e; expected one other than sweep"),
+        (["sweep", "--protocol", "sweep", "--train-limit", "45000"], "45000 is not valid; expected at most 20000"),
         (["digits", "--epoch", "1"], "did you mean --epochs?"),
     ],
 )

@@ -6,9 +6,9 @@ import torch
 
 from locallearn.core.network import build_network
 from locallearn.experiments import chapter4
+from locallearn.experiments.catalogue import cells_of, layout
 from locallearn.experiments.matrix import cells
 from locallearn.experiments.protocols import Study
-from locallearn.experiments.published import cells_of, layout
 from locallearn.experiments.queue import Job, Queue
 from locallearn.experiments.worker import Request, _placed
 

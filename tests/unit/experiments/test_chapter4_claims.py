@@ -1,10 +1,10 @@
 import pytest
 
 import small_results
+from locallearn.experiments.catalogue import LAYOUTS, cells_of
 from locallearn.experiments.chapter4 import SMALL, name_of
 from locallearn.experiments.chapter4_claims import claims
 from locallearn.experiments.judge import AGREES, CANNOT_TELL, DISAGREES, Term, check
-from locallearn.experiments.published import LAYOUTS, cells_of
 
 
 def probed(cell, accuracies, seed=0):

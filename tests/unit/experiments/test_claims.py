@@ -1,9 +1,9 @@
 import pytest
 
 import small_results
+from locallearn.experiments.catalogue import LAYOUTS
 from locallearn.experiments.claims import CLAIMS
 from locallearn.experiments.judge import AGREES, CANNOT_TELL, DISAGREES, Claim, Comparison, Term, check
-from locallearn.experiments.published import LAYOUTS
 
 A, B = "cifar10-resnet32-e2e", "cifar10-resnet32-dgl-k4"
 ABOVE = Claim("A is better than B", (Comparison("A above B", (Term(1, A, "last_layer"), Term(-1, B, "last_layer"))),))

@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,12 +7,15 @@ import torch
 from locallearn.core.methods import methods
 from locallearn.core.network import build_network
 from locallearn.errors import UsageError
+from locallearn.experiments import sweep
+from locallearn.experiments.catalogue import LAYOUTS, cells_of, layout
 from locallearn.experiments.claims import in_order
 from locallearn.experiments.layout import Table
 from locallearn.experiments.matrix import cells
 from locallearn.experiments.protocols import Study
-from locallearn.experiments.published import LAYOUTS, cells_of, layout
+from locallearn.experiments.results import comparable, read_records
 
+RESULTS = Path(__file__).parents[3] / "results"
 QUICK, PAPER = Study("quick"), Study("paper")
 
 
@@ -28,7 +32,7 @@ def test_number_of_cells_of_every_table():
         "figure-3.5": 48, "figure-3.6": 40, "figure-3.7": 48, "digits": 3,
         "table-4.1": 7, "table-4.2": 30, "table-4.3": 10, "table-4.4": 3, "figure-4.3": 6, "figure-4.4": 11,
         "figure-4.5": 6, "figure-4.6": 1, "figure-4.7": 6, "figure-4.8": 7, "figure-4.9": 10, "figure-a.3": 13,
-        "figure-a.4": 10, "figure-a.5": 10, "digits-4": 3,
+        "figure-a.4": 10, "figure-a.5": 10, "digits-4": 3, "sweep": 6,
         **{f"small-{figure}-{model}": 5 for figure in ("4.1", "4.8", "a.3") for model in ("vgg6a", "resnet18")},
     }  # fmt: skip
     assert {cell for name in LAYOUTS for cell in cells_of(name)} == set(cells())
@@ -125,9 +129,32 @@ def test_protocols():
     assert (vgg.train.epochs, vgg.dropout) == (2, 0.01)
 
 
+def test_the_sweep_trains_every_rate_and_decay_and_not_the_images_that_score_it():
+    study = Study("sweep")
+    configs = [study.config(cell, 0) for cell in cells_of("sweep")]
+    rates = [(config.optimizer.learning_rate, config.optimizer.weight_decay) for config in configs]
+    assert rates == [(0.1, 1e-4), (0.2, 1e-4), (0.4, 1e-4), (0.1, 5e-4), (0.2, 5e-4), (0.4, 5e-4)]
+    assert {(config.train.epochs, config.data.train_limit) for config in configs} == {(4, 20_000)}
+    assert {dataclasses.replace(config, optimizer=configs[0].optimizer) for config in configs} == {configs[0]}
+    assert study.held_out == 5_000 <= 50_000 - 20_000
+    assert Study("sweep", train_limit=100).config(cells_of("sweep")[0], 0).data.train_limit == 100
+
+
+def test_records_in_the_repository_are_of_the_cells_of_now():
+    """Nothing that is added to the program makes them strangers."""
+    folders = [folder for folder in RESULTS.iterdir() if folder.is_dir()]
+    assert {"quick", "quick-train10000"} <= {folder.name for folder in folders}
+    for folder in folders:
+        records = read_records(folder)
+        study = Study(**records[0]["study"])
+        measured, notes = comparable(records, {record["cell"]: study.digest(record["cell"]) for record in records})
+        assert notes == []
+        assert sum(map(len, measured.values())) == len(records)
+
+
 def test_digests_tell_cells_and_studies_apart_and_not_seeds():
     studies = [QUICK, PAPER, Study("quick", epochs=3), Study("quick", train_limit=1000), Study("quick", 3, 1000)]
-    digests = [study.digest(cell) for study in studies for cell in cells()]
+    digests = [study.digest(cell) for study in studies for cell in cells() if cell not in sweep.configs()]
     assert len(set(digests)) == len(digests)
     assert [study.name for study in studies] == [
         "quick", "paper", "quick-epochs3", "quick-train1000", "quick-epochs3-train1000",
@@ -180,7 +207,7 @@ def test_cells_are_trained_in_the_order_of_the_claims():
 
 
 def test_unknown_names_are_named():
-    with pytest.raises(UsageError, match=r"TABLE: 'table-3.7' is not known; expected one of table-3.1, "):
+    with pytest.raises(UsageError, match=r"TABLE: 'table-3.7' is not known; expected a cell or one of table-3.1, "):
         layout("table-3.7")
-    with pytest.raises(UsageError, match=r"--protocol: 'fast' is not known; expected one of paper, quick"):
+    with pytest.raises(UsageError, match=r"--protocol: 'fast' is not known; expected one of paper, quick, sweep"):
         Study("fast")

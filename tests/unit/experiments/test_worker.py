@@ -5,15 +5,17 @@ import signal
 
 import pytest
 
-from locallearn.config import ProbeConfig
+from locallearn.config import DataConfig, ProbeConfig
+from locallearn.data.datasets import ImageSet, load
 from locallearn.errors import InterruptedRunError, LocalLearnError
 from locallearn.experiments import worker
 from locallearn.experiments.matrix import cells
 from locallearn.experiments.protocols import Study
 from locallearn.experiments.results import read_record
-from locallearn.experiments.worker import Request, train_cell
+from locallearn.experiments.worker import Request, held_out, train_cell
 from locallearn.training import runs
 from locallearn.training.checkpoint import CheckpointFolder, step_of
+from locallearn.training.evaluate import evaluate
 from locallearn.training.finished import open_run
 from locallearn.training.observer import Quiet
 from locallearn.training.probe import probe
@@ -69,6 +71,16 @@ def test_modules_at_once_leave_the_record_of_modules_in_turn(request_, tmp_path)
     assert (threads["config"].get("runtime"), inline["config"].get("runtime")) == ("threads", "inline")
     for name in ("digest", "accuracy", "nodes", "curve"):
         assert threads[name] == inline[name]
+
+
+def test_held_out_images_are_the_last_training_images(request_):
+    train_cell(request_)  # on the first 256
+    opened = open_run(request_.run)
+    images = load(DataConfig()).train
+    unseen = ImageSet(images.images[-100:], images.labels[-100:])
+    expected = evaluate(opened.network, opened.store(unseen).ordered(100), "bf16").last_layer
+    assert held_out(opened, 100) == pytest.approx(expected, abs=1e-9)
+    assert held_out(opened, 100) != held_out(opened, 700)
 
 
 _train = runs.train

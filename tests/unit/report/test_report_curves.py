@@ -4,7 +4,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 import small_results
-from locallearn.experiments.published import LAYOUTS
+from locallearn.experiments.catalogue import LAYOUTS
 from locallearn.report.results import curve_grid, grids, markdown
 from locallearn.report.results_curves import curves_figure, measured_curves
 from locallearn.report.results_page import pictures, render

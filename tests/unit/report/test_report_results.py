@@ -6,7 +6,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 import small_results
-from locallearn.experiments.published import LAYOUTS
+from locallearn.experiments.catalogue import LAYOUTS
 from locallearn.experiments.results import comparable
 from locallearn.report import results_plots as plots
 from locallearn.report.results import Shown, grids, markdown, numbers, provenance, show, table_grid

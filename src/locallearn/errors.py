@@ -36,6 +36,10 @@ class DataError(UsageError):
     """A data set is missing, damaged or not in a layout that the readers know."""
 
 
+class DiskError(LocalLearnError):
+    """A file cannot be written because the disk is full or broken; the same command may work later."""
+
+
 class CheckpointError(LocalLearnError):
     """A checkpoint is missing, damaged or belongs to another configuration."""
 
@@ -46,3 +50,13 @@ class DivergedError(LocalLearnError):
 
 class InterruptedRunError(LocalLearnError):
     """The user stopped a run; it can be resumed."""
+
+
+def printable(text: str) -> str:
+    """The text with control characters spelled out, so that a name can neither move a terminal's cursor nor hide."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(error: object) -> str:
+    """What an error says, on one line."""
+    return printable(" ".join(str(error).split()))

@@ -3,25 +3,173 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
+import itertools
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+from locallearn.errors import DiskError, LocalLearnError, UsageError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""The path was right, and the disk is not: the same command may work later."""
+_LEFTOVER = re.compile(r"\.(\d+)(?:-\d+)?\.tmp")
+_numbers = itertools.count()
+_being_written: set[Path] = set()
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name to write under; it takes the place of ``path`` at the end, or goes where writing failed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """A name to write under, with the ending of ``path``; it takes the place of ``path`` once it is on the disk.
+
+    Where writing fails, ``path`` is as it was. A new file has the permissions that the umask leaves. What a process
+    that was killed left of the same file goes first.
+
+    Raises:
+        UsageError: ``path`` cannot be written there; the message names it and the reason.
+        DiskError: the disk is full or broken.
+    """
+    folder: Path | None = None
     try:
+        check_replaceable(path)
+        for leftover in path.parent.glob(f".{glob.escape(path.name[:40])}.*.tmp"):
+            _remove_if_dead(leftover)
+        folder = path.with_name(f".{path.name[:40]}.{os.getpid()}-{next(_numbers)}.tmp")
+        _being_written.add(folder)
+        folder.mkdir()
+        temporary = folder / path.name
         yield temporary
+        temporary.chmod(folder.stat().st_mode & 0o666)
+        _flush(temporary)
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+        _flush(path.parent)
+    except Exception as error:
+        found = as_os_error(error)
+        if found is None or _is_of_another_file(found, path, folder):
+            raise
+        raise cannot_write(path, found) from None
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            _being_written.discard(folder)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it."""
+    """Write a text file by way of :func:`replacing`; names of files that are no UTF-8 keep their bytes."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse to put a file in the place of something that is none.
+
+    Raises:
+        OSError: a folder, a device or another thing that is no file is there.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder; expected a file name", str(path))
+    if path.parent.resolve() == Path("/dev") or (path.exists() and not path.is_file()):
+        raise FileExistsError(errno.EEXIST, "it is there, and no file", str(path))
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those that it lies in, for good.
+
+    Raises:
+        UsageError: it cannot be made; the message names it and the reason.
+        DiskError: the disk is full or broken.
+    """
+    try:
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        for folder in missing:
+            _flush(folder.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def cannot_write(path: Path, error: OSError) -> LocalLearnError:
+    """What to raise where a file cannot be written: one line that names it and the reason."""
+    kind = DiskError if error.errno in _FULL else UsageError
+    return kind(f"{path}: cannot be written ({error.strerror or error})")
+
+
+def cannot_use(error: OSError) -> LocalLearnError:
+    """What to tell of a file whose error nobody saw coming."""
+    kind = DiskError if error.errno in _FULL or error.filename is None else UsageError
+    reason = error.strerror or str(error)
+    return kind(f"{os.fsdecode(error.filename)}: {reason}" if isinstance(error.filename, str | bytes) else reason)
+
+
+def sweep(folder: Path, all_of_them: bool = False) -> None:
+    """Remove what processes that were killed left of files that they were writing in a folder.
+
+    Args:
+        folder: where.
+        all_of_them: nobody else writes there now, so that nothing need be kept for a process that lives.
+    """
+    for leftover in folder.glob(".*.tmp"):
+        _remove_if_dead(leftover, all_of_them)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with everything in it; a link goes, and not what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_if_dead(leftover: Path, surely: bool = False) -> None:
+    found = _LEFTOVER.search(leftover.name)
+    if found is None or leftover in _being_written:
+        return
+    if surely or not _lives(int(found[1])):
+        with contextlib.suppress(OSError):
+            remove(leftover)
+
+
+def _lives(process: int) -> bool:
+    """Whether there is another process of this number; ours knows what it is writing."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        return True
+    return process != os.getpid()
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot flush a folder
+            raise
+    finally:
+        os.close(number)
+
+
+def as_os_error(error: Exception) -> OSError | None:
+    """The system's error in an exception; safetensors wraps it into text, and Python refuses some names itself."""
+    if isinstance(error, OSError):
+        return error
+    if isinstance(error, UnicodeEncodeError):
+        return OSError(errno.EILSEQ, "there are characters that UTF-8 does not have")
+    if "null byte" in str(error):
+        return OSError(errno.EINVAL, "no file can have this name")
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
+
+
+def _is_of_another_file(error: OSError, path: Path, folder: Path | None) -> bool:
+    """Whether it is about what the caller reads meanwhile."""
+    if error.filename is None:
+        return False
+    name = os.fsdecode(error.filename)
+    return name not in (str(path), str(path.parent)) and not (folder and name.startswith(str(folder)))

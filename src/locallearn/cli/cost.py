@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
+from locallearn.cli.console import Terminal, say
 from locallearn.cli.early import check_names
 from locallearn.cli.options import check_at_least, check_links, parse
 from locallearn.config import ObjectiveConfig, RunConfig
@@ -108,7 +108,7 @@ def run(arguments: Sequence[str]) -> int:
     else:
         _show(found, values)
         if options.report:
-            print(options.report)
+            say(options.report)
     return 0
 
 
@@ -123,7 +123,7 @@ def _write_report(options: CostOptions, values: dict[str, Any]) -> None:
 
 
 def _show(found: Cost, values: dict[str, Any]) -> None:
-    console = Console()
+    console = Terminal()
     console.print(_node_table(found))
     for name, what in (
         ("e2e_macs", "multiply-accumulates of the end-to-end network"),
@@ -156,7 +156,7 @@ def _node_table(found: Cost) -> Table:
     return table
 
 
-def _show_schedule(console: Console, schedule: dict[str, Any], microbatches: int) -> None:
+def _show_schedule(console: Terminal, schedule: dict[str, Any], microbatches: int) -> None:
     """Draw a schedule; of pipelines the first batch alone: the others look the same and microbatches are small."""
     spans = [Span(Work(*item[:4]), *item[4:]) for item in schedule["work"]]
     what = schedule["name"]

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
+from locallearn.cli.console import Terminal
 from locallearn.cli.early import working
 from locallearn.cli.options import parse
 from locallearn.errors import UsageError
@@ -59,7 +58,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(summaries, indent=2))
         return 0
-    console = Console()
+    console = Terminal()
     console.print(summary_table(folders))
     console.print(f"report: {report}")
     return 0

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from locallearn.cli.console import say
 from locallearn.cli.early import check_run, working
 from locallearn.cli.options import parse
 from locallearn.errors import UsageError
@@ -58,5 +59,5 @@ def run(arguments: Sequence[str]) -> int:
         print(json.dumps({**done, "run": options.run, "pool": options.pool}, indent=2))
         return 0
     place = f"the end of module {done['module']} (block {done['block']})"
-    print(f"{done['file']}: {done['features']} features of {done['images']:,} images, from {place}")
+    say(f"{done['file']}: {done['features']} features of {done['images']:,} images, from {place}")
     return 0

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
+from locallearn.cli.console import Terminal
 from locallearn.cli.early import check_run, working
 from locallearn.cli.options import parse
 
@@ -46,7 +46,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     from locallearn.cli.tables import accuracy_text, node_table, node_title
 
-    console = Console()
+    console = Terminal()
     console.print(f"{options.run}, checkpoint of step {opened.step}, {result.images:,} test images", highlight=False)
     console.print(accuracy_text(dataclasses.asdict(result)), highlight=False)
     console.print(node_table(result.nodes, node_title(result.protocol)))

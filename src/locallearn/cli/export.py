@@ -9,6 +9,7 @@ from typing import Annotated, Literal, get_args
 
 import tyro
 
+from locallearn.cli.console import say
 from locallearn.cli.early import check_run, working
 from locallearn.cli.options import parse
 
@@ -45,5 +46,5 @@ def run(arguments: Sequence[str]) -> int:
         opened = open_run(options.run, options.checkpoint, device="cpu", root=options.data_root)
         paths = export(opened, folder, options.formats)
     for path in paths:
-        print(path)
+        say(path)
     return 0

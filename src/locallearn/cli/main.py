@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 
 from locallearn import plugins
-from locallearn.errors import LocalLearnError, UsageError
+from locallearn.errors import LocalLearnError, UsageError, one_line
+from locallearn.files import cannot_use
 
 COMMANDS = {
     "demo": "train e2e, DGL and GN-DGL on the embedded digits and compare them",
@@ -33,17 +36,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 on success, 2 on a wrong call, 1 on a failed run."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _run(arguments)
+        code = _run(arguments)
+        _flush()  # here, where a full disk or a reader that has gone is told in one line
+        return code
     except LocalLearnError as error:
-        if _is_first_to_fail():
-            print("locallearn: " + " ".join(str(error).split()), file=sys.stderr)
-        return error.exit_code
+        return _fail(error, error.exit_code)
     except KeyboardInterrupt:
-        print("locallearn: interrupted", file=sys.stderr)
-        return 1
+        return _fail("interrupted", 1)
     except BrokenPipeError:  # the reader of our output has gone, as in `locallearn recipes | head`
         sys.stderr.close()
         return 1
+    except OSError as error:
+        found = cannot_use(error)
+        return _fail(found, found.exit_code)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_of_memory(error):
+            raise
+        return _fail(f"there is not enough memory for this: {error}", 1)
+
+
+def _fail(error: object, code: int) -> int:
+    if _is_first_to_fail():
+        print(f"locallearn: {one_line(error)}", file=sys.stderr)
+    return code
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            sys.stdout.close()  # else Python tries again at its end, and complains
+        error.filename = "standard output"
+        raise
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether memory was asked for that is not there; torch has no error of its own for that of a CPU."""
+    text = str(error)
+    known = ("allocate memory", "not enough memory", "out of memory", "bad_alloc", "integer multiplication overflow")
+    return isinstance(error, MemoryError) or any(words in text for words in known) or "Storage size calc" in text
 
 
 def _is_first_to_fail() -> bool:
@@ -105,6 +137,10 @@ def _usage() -> str:
 
 def program() -> None:
     """Run the command and leave the program."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character gets a spelling of it
+        if isinstance(stream, io.TextIOWrapper):
+            utf8 = stream.encoding.lower().replace("-", "") == "utf8"
+            stream.reconfigure(errors="surrogateescape" if utf8 and not stream.isatty() else "backslashreplace")
     if os.environ.get("WORLD_SIZE", "1") == "1":
         sys.exit(main())
     try:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
+from locallearn.cli.console import Terminal
 from locallearn.cli.options import check_at_least
 from locallearn.errors import ConfigError
 from locallearn.training import record
@@ -92,7 +92,7 @@ def show(options: MeasuringOptions, found: dict[str, Any], tables: Sequence[Tabl
     if options.json:
         print(json.dumps(found, indent=2))
         return
-    console = Console()
+    console = Terminal()
     for table in tables:
         console.print(table)
     hardware = found["hardware"]

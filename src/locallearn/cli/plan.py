@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
+from rich.text import Text
 
+from locallearn.cli.console import Terminal
 from locallearn.cli.early import check_names
 from locallearn.cli.options import check_at_least, check_links, parse
 from locallearn.config import ObjectiveConfig, OptimizerConfig, RunConfig, TrainConfig
-from locallearn.errors import ConfigError
+from locallearn.errors import ConfigError, printable
 from locallearn.plan.cuts import DEPTHS, WIDTHS
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def _plan(options: PlanOptions, config: RunConfig, machine: Machine) -> dict[str
 
     memory = parse_bytes("--memory", options.memory)
     image = ImageShape(options.channels, options.image_size, options.classes)
-    with Console(stderr=True).status("counting") as status:
+    with Terminal(stderr=True).status("counting") as status:
         candidates, refused = enumerate_candidates(
             config,
             image,
@@ -148,7 +149,7 @@ def _plan(options: PlanOptions, config: RunConfig, machine: Machine) -> dict[str
             heads=options.heads,
             batches=options.batches,
             in_flight=options.in_flight,
-            on_step=lambda what: status.update(f"counting {what}"),
+            on_step=lambda what: status.update(Text(printable(f"counting {what}"))),
         )
         plan = choose(candidates, refused, devices=options.devices, memory=memory)
         status.update("counting the usual ways")

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from locallearn.cli.console import Terminal
 from locallearn.costs.alternatives import Alternative
 from locallearn.costs.footprint import bytes_text
 from locallearn.costs.planner import Candidate, Plan
@@ -56,7 +56,7 @@ def _footprint(one: Candidate, k: int) -> dict[str, int]:
 
 def show(values: dict[str, Any], n: int, timed: bool) -> None:
     """Print the plans, the proposal's nodes, the usual ways and the command to train it."""
-    console = Console()
+    console = Terminal()
     one_device = next(a["makespan"] for a in values["alternatives"] if a["name"] == "backpropagation")
 
     def text(makespan: float) -> str:
@@ -122,7 +122,7 @@ def _others(values: dict[str, Any], unit: str, text: Any) -> Table:
     return table
 
 
-def _refused(console: Console, refused: Sequence[dict[str, Any]]) -> None:
+def _refused(console: Terminal, refused: Sequence[dict[str, Any]]) -> None:
     """What was not proposed: one line for each reason, with every K x G that it holds for."""
     reasons: dict[str, list[str]] = {}
     for row in refused:
@@ -133,7 +133,7 @@ def _refused(console: Console, refused: Sequence[dict[str, Any]]) -> None:
         console.print(f"not proposed, {reason}: KxG {', '.join(which)}", highlight=False)
 
 
-def _measured(console: Console, values: dict[str, Any]) -> None:
+def _measured(console: Terminal, values: dict[str, Any]) -> None:
     measured = values["measured"]
     title = f"One step here, {values['precision']}, all groups of a module in one process"
     table = _table(title, ["module", "predicted time", "time", "spread", "predicted memory", "memory"])

@@ -15,7 +15,7 @@ import tyro
 
 from locallearn.cli.early import check_run, working
 from locallearn.cli.options import parse
-from locallearn.errors import UsageError
+from locallearn.errors import UsageError, printable
 from locallearn.files import write_atomically
 
 
@@ -65,5 +65,5 @@ def run(arguments: Sequence[str]) -> int:
     if options.output:
         write_atomically(Path(options.output), text)
     else:
-        sys.stdout.write(text)
+        sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     return 0

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from locallearn.cli.console import Terminal
 from locallearn.cli.early import check_run, working
 from locallearn.cli.options import parse
 from locallearn.config import ProbeConfig
@@ -52,14 +52,14 @@ def run(arguments: Sequence[str]) -> int:
 
         opened = open_run(options.run, options.checkpoint, device=options.device, root=options.data_root)
     path = record_path(Path(options.run), options.name, options.overwrite)
-    with Progress(console=Console(stderr=True), transient=True, disable=options.json) as progress:
+    with Progress(console=Terminal(stderr=True), transient=True, disable=options.json) as progress:
         found = probe(opened, options.config, _shown(progress, options.config.epochs))
     found["protocol"]["checkpoint"] = options.checkpoint
     write_record(path, found)
     if options.json:
         print(json.dumps({"file": str(path), **found}, indent=2))
         return 0
-    console = Console()
+    console = Terminal()
     console.print(_table(found))
     console.print(f"{found['protocol_text']}; run seed {opened.config.seed}", highlight=False)
     passes = f"{found['forward_passes']} forward passes of the network, {found['seconds']:.1f} s"

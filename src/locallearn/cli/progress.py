@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
+from locallearn.cli.console import Terminal, warn
 from locallearn.cli.tables import accuracy_text
 from locallearn.config import RunConfig
+from locallearn.errors import printable
 
 
 class LiveProgress:
@@ -20,9 +21,9 @@ class LiveProgress:
     """
 
     def __init__(self, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, quiet=quiet)
+        self._console = Terminal(stderr=True, quiet=quiet)
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("steps"),
@@ -45,13 +46,11 @@ class LiveProgress:
         """Show what is trained and start its bar."""
         self._epochs = epochs
         groups = "/".join(str(g) for g in config.groups) if len(set(config.groups)) > 1 else str(config.groups[0])
-        name = f"{config.method} {config.model} on {config.data.name}, K={config.depth} G={groups}"
+        name = printable(f"{config.method} {config.model} on {config.data.name}, K={config.depth} G={groups}")
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._console.print(
-            f"[bold]{name}[/bold], seed {config.seed}, {config.train.device}, {config.train.precision}"
-            + (f", from step {step}" if step else "")
-        )
+        place = f", seed {config.seed}, {config.train.device}, {config.train.precision}"
+        self._console.print(Text(name, style="bold") + Text(place + (f", from step {step}" if step else "")))
         self._progress.start()
         self._task = self._progress.add_task(name, total=steps_per_epoch * self._epochs, completed=step)
 
@@ -81,4 +80,4 @@ class LiveProgress:
 
     def on_warning(self, message: str) -> None:
         """Print a warning."""
-        print(f"locallearn: warning: {message}", file=sys.stderr)
+        warn(message)

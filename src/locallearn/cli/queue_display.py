@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from locallearn.cli.console import Terminal
 from locallearn.cli.tables import accuracy_text
 from locallearn.config import from_toml
 from locallearn.experiments.queue import Job, Silent
@@ -26,8 +26,13 @@ class QueueDisplay(Silent):
     """
 
     def __init__(self, total: int, finished: int, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, quiet=quiet)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._console = Terminal(stderr=True, quiet=quiet)
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         off = quiet or not self._console.is_terminal
         self._progress = Progress(*columns, console=self._console, transient=True, disable=off)
         self._all = self._progress.add_task("cells", total=total, completed=finished)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from locallearn.cli.console import say
 from locallearn.cli.options import parse
 from locallearn.errors import UsageError
 
@@ -37,7 +38,7 @@ def run(arguments: Sequence[str]) -> int:
         raise UsageError("--markdown: needs exactly one folder of results, as locallearn reproduce makes it")
     from locallearn.report.html import write_report  # matplotlib is slow to import
 
-    print(write_report(folders, output))
+    say(write_report(folders, output))
     return 0
 
 
@@ -51,6 +52,6 @@ def _report_results(folder: Path, output: Path, markdown: str | None) -> None:
     from locallearn.cli import results  # imports torch, which the report of runs does without
 
     studies = results.read_studies(folder)
-    print(results.write_html(studies, output))
+    say(results.write_html(studies, output))
     if markdown:
-        print(results.write_markdown(studies, Path(markdown)))
+        say(results.write_markdown(studies, Path(markdown)))

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
+from locallearn.cli.console import Terminal
 from locallearn.cli.options import check_at_least, parse
 from locallearn.cli.queue_display import QueueDisplay, epochs_done
 from locallearn.cli.results import print_study, read_studies, study_data, write_html
@@ -20,10 +20,10 @@ from locallearn.config import OneProcess
 from locallearn.errors import ConfigError, UsageError
 from locallearn.experiments import chapter4, claims, results, sweep
 from locallearn.experiments.catalogue import LAYOUTS, cells_of
-from locallearn.experiments.lock import is_held
 from locallearn.experiments.protocols import Study
 from locallearn.experiments.queue import Job, Outcome, Queue, cores, default_jobs
 from locallearn.experiments.worker import Request
+from locallearn.lock import is_held
 from locallearn.report import results as drawing
 
 
@@ -171,7 +171,7 @@ def _list(jobs: Sequence[Job], as_json: bool) -> int:
         table.add_column(heading)
     for state in states:
         table.add_row(*(str(value) for value in state.values()))
-    Console().print(table)
+    Terminal().print(table)
     return 0
 
 
@@ -193,7 +193,7 @@ def _finish(options: ReproduceOptions, study: Study, outcome: Outcome) -> int:
     if options.json:
         print(json.dumps(_as_json(data, outcome), indent=2))
         return code
-    console = Console()
+    console = Terminal()
     if not console.is_terminal:
         console.width = 240  # a file or a pipe is as wide as a table needs
     print_study(console, data)

@@ -18,7 +18,7 @@ from locallearn.experiments.layout import Curves, Figure, Table
 from locallearn.experiments.matrix import cells
 from locallearn.experiments.protocols import Study
 from locallearn.experiments.results import Record, comparable, read_records
-from locallearn.files import write_atomically
+from locallearn.files import make_folder, write_atomically
 from locallearn.report import results as drawing
 from locallearn.report.results_page import pictures, render
 
@@ -86,11 +86,8 @@ def write_markdown(studies: Sequence[drawing.Study], output: Path) -> Path:
 
 
 def _write(path: Path, text: str) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
+    make_folder(path.parent)
+    write_atomically(path, text)
     return path
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 
 from locallearn import plugins
+from locallearn.cli.console import Terminal, warn
 from locallearn.cli.early import check_names, working
 from locallearn.cli.options import parse, recipe_name
 from locallearn.config import MeshConfig, RunConfig, RuntimeName
-from locallearn.errors import UsageError
+from locallearn.errors import LocalLearnError, UsageError, one_line
 from locallearn.experiments.recipes import recipe
 from locallearn.training.record import RunFolder
 
@@ -152,7 +152,7 @@ def _launch(arguments: Sequence[str], processes: int, restarts: int) -> int:
     from locallearn.runtime.launch import launch
 
     def say(message: str) -> None:
-        print(f"locallearn: {message}", file=sys.stderr)
+        print(f"locallearn: {one_line(message)}", file=sys.stderr)
 
     return launch(["train", *arguments], processes, restarts, say)
 
@@ -170,12 +170,18 @@ def _finish(folder: Path, summary: dict[str, Any], as_json: bool) -> int:
     from locallearn.cli.tables import node_table, node_title, summary_table
     from locallearn.report.html import write_report  # matplotlib is slow to import
 
-    report = write_report([folder], folder / "report.html")
+    try:
+        report: Path | str = write_report([folder], folder / "report.html")
+        table = summary_table([folder])
+    except LocalLearnError as error:  # the training itself has ended well
+        report, table = "none", None
+        warn(f"the run is finished, but there is no report: {error}")
     if as_json:
         print(json.dumps(summary, indent=2))
         return 0
-    console = Console()
-    console.print(summary_table([folder]))
+    console = Terminal()
+    if table is not None:
+        console.print(table)
     console.print(node_table(summary["nodes"], node_title(summary["accuracy"].get("protocol"))))
     console.print(f"run: {folder}   report: {report}")
     return 0

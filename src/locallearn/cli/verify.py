@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich import box
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from locallearn.cli.console import Terminal
 from locallearn.cli.early import check_names, working
 from locallearn.cli.options import parse, recipe_name
 from locallearn.config import RunConfig
@@ -68,6 +69,6 @@ def _show(source: str, checks: Sequence[Check]) -> None:
         table.add_column(column)
     for check in checks:
         difference = "not finite" if check.difference is None else f"{check.difference:.3g}"
-        result = "[green]pass[/green]" if check.passed else "[red]FAIL[/red]"
+        result = Text("pass", style="green") if check.passed else Text("FAIL", style="red")
         table.add_row(check.name, result, difference, check.detail)
-    Console().print(table)
+    Terminal().print(table)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from locallearn.experiments.lock import acquire, holder, name_holder
+from locallearn.lock import acquire, holder, name_holder
 from locallearn.training.stop import StopRequest
 
 WORKER = (sys.executable, "-m", "locallearn.experiments.worker")

@@ -15,7 +15,7 @@ from locallearn.config import RunConfig, digest, from_dict, to_dict
 from locallearn.costs.nodes import Cost
 from locallearn.errors import ConfigError, UsageError
 from locallearn.experiments.protocols import Study
-from locallearn.files import write_atomically
+from locallearn.files import make_folder, write_atomically
 from locallearn.training.record import now
 
 Record = dict[str, Any]
@@ -105,7 +105,7 @@ def make_record(
 
 def write_record(path: Path, record: Record) -> None:
     """Write a record atomically. One of another configuration under the same name is kept, with its digest in it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     if path.is_file():
         old = read_record(path)
         if old["digest"] != record["digest"]:

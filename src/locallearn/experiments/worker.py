@@ -73,7 +73,6 @@ def train_cell(request: Request) -> None:
         place = {"device": request.device, "threads": request.threads, "root": request.root}
         summary = runs.resume(run, **place, runtime=request.runtime)
     else:
-        _clear_unborn(run)
         summary = runs.train(_placed(wanted, request), run)
     if summary["digest"] != study.digest(request.cell):
         raise LocalLearnError(f"{run} is of another configuration than {request.cell}; move it away")
@@ -126,12 +125,6 @@ def _placed(config: RunConfig, request: Request) -> RunConfig:
         return config
     modification = dataclasses.replace(config.objective.modification, scorer_run=request.scorer)
     return dataclasses.replace(config, objective=dataclasses.replace(config.objective, modification=modification))
-
-
-def _clear_unborn(run: Path) -> None:
-    """Remove what is left of a run that was killed while its folder was made."""
-    for path in run.glob(".config.toml.*.tmp"):
-        path.unlink()
 
 
 def _curve(run: Path) -> list[dict[str, Any]]:

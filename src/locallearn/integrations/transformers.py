@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from locallearn.core.split_network import SplitNetwork
 from locallearn.errors import UsageError
+from locallearn.files import replacing
 
 
 class LocalTrainer(transformers.Trainer):
@@ -76,7 +77,8 @@ class LocalTrainer(transformers.Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
-        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        with replacing(folder / "model.safetensors") as temporary:
+            save_file(weights, temporary, {"format": "pt"})
 
 
 class _Together(torch.optim.Optimizer):

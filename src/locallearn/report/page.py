@@ -8,8 +8,7 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from locallearn.errors import UsageError
-from locallearn.files import write_atomically
+from locallearn.files import make_folder, write_atomically
 from locallearn.report.styles import LineStyle
 
 
@@ -40,14 +39,10 @@ def write_page(html: str, output: Path) -> Path:
 
     Raises:
         UsageError: ``output`` cannot be written.
+        DiskError: the disk is full or broken.
     """
-    if output.is_dir():
-        raise UsageError(f"{output}: the report cannot be written there (a folder; expected a file name)")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(output, html)
-    except OSError as error:
-        raise UsageError(f"{output}: the report cannot be written there ({error.strerror})") from None
+    make_folder(output.parent)
+    write_atomically(output, html)
     return output
 
 

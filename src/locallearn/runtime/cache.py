@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from locallearn.errors import UsageError
+from locallearn.files import as_os_error, cannot_write
 
 Kept = dict[str, Tensor]
 """Packed features: ``values``, for uint8 ``low`` and ``scale`` [C] too, and an empty tensor of the original type."""
@@ -102,7 +103,7 @@ class FeatureCache:
             path.parent.mkdir(exist_ok=True)
             save_file({name: tensor.contiguous() for name, tensor in kept.items()}, path)
         except (OSError, SafetensorError) as error:
-            raise UsageError(f"sequential.cache: {path} cannot be written: {error}") from None
+            raise cannot_write(path, as_os_error(error) or OSError(str(error))) from None
 
     def _read(self, key: Key) -> Kept:
         try:

@@ -78,7 +78,8 @@ class AsynchronousTraining:
 
     def restore(self) -> None:
         """Read from the record what was done; every module's process goes on from its own newest checkpoint."""
-        self.folder.rewind(sys.maxsize)  # drops a line that was cut off
+        for problem in self.folder.rewind(sys.maxsize):  # drops what is damaged
+            self.observer.on_warning(problem)
         for event in self.folder.events():
             if event["event"] == "train":
                 self._count(event)

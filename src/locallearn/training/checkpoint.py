@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from locallearn.core.shard import join
 from locallearn.errors import CheckpointError, UsageError
-from locallearn.files import replacing, write_atomically
+from locallearn.files import make_folder, replacing, sweep, write_atomically
 
 BEST = "best.safetensors"
 MANIFEST = "manifest.json"
@@ -42,11 +41,9 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint under a temporary name, flush it to disk and rename it."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     progress = json.dumps(checkpoint.progress, sort_keys=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with replacing(path) as temporary:
         save_file(tensors, temporary, {"progress": progress, "sha256": _checksum(tensors, progress)})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
 
 
 def load(path: Path) -> Checkpoint:
@@ -179,8 +176,8 @@ class CheckpointFolder:
         unfinished = [p for p in self.folder.glob("step-*/") if p not in paths and p != newest]
         for old in [*filter(self._goes, paths[: -self.keep_last]), *unfinished]:
             _remove(old)
-        for leftover in [*self.folder.glob(".*.tmp"), *(newest.glob(".*.tmp") if newest.is_dir() else ())]:
-            leftover.unlink()
+        for folder in (self.folder, newest) if newest.is_dir() else (self.folder,):
+            sweep(folder, all_of_them=True)
 
     def _goes(self, path: Path) -> bool:
         return not self.keep_steps or step_of(path) % self.keep_steps != 0

@@ -59,12 +59,9 @@ def embed(
     reader = Reader(run.network, [place], run.precision, pool)
     files = find_images(folder)
     size = _features(run, reader, files[0]).shape[1]
-    try:
-        with replacing(output) as temporary, writers[output.suffix](temporary, len(files), size) as write:
-            for part in _parts(files, run.config.train.evaluate_batch_size):
-                write([file.relative_to(folder).as_posix() for file in part], _features(run, reader, *part))
-    except OSError as error:
-        raise UsageError(f"--out: {output} cannot be written ({error.strerror})") from None
+    with replacing(output) as temporary, writers[output.suffix](temporary, len(files), size) as write:
+        for part in _parts(files, run.config.train.evaluate_batch_size):
+            write([file.relative_to(folder).as_posix() for file in part], _features(run, reader, *part))
     facts = {"images": len(files), "features": size, "module": place.module, "block": place.block, "step": run.step}
     return {"file": str(output), **facts}
 

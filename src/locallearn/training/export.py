@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +19,7 @@ from locallearn.config import from_dict, to_dict
 from locallearn.core.inference import InferenceNetwork
 from locallearn.core.network import ImageShape, build_network
 from locallearn.errors import UsageError
+from locallearn.files import make_folder, replacing
 from locallearn.training.finished import OpenedRun
 
 FORMATS = ("safetensors", "torch-export", "onnx")
@@ -44,7 +45,8 @@ def export(run: OpenedRun, folder: Path, formats: Sequence[str] = FORMATS) -> li
         The files.
 
     Raises:
-        UsageError: a file is there already, a format is not known or its package is missing.
+        UsageError: a file is there already or cannot be written, a format is not known or its package is missing.
+        DiskError: the disk is full or broken; files that were finished stay.
     """
     names = {"safetensors": WEIGHTS, "torch-export": "network.pt2", "onnx": "network.onnx"}
     for name in formats:
@@ -56,15 +58,13 @@ def export(run: OpenedRun, folder: Path, formats: Sequence[str] = FORMATS) -> li
     taken = [str(path) for path in paths if path.exists()]
     if taken:
         raise UsageError(f"--output: {taken[0]} is there already; name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     network = InferenceNetwork(run.network, run.dataset.mean, run.dataset.std).cpu().float()
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     writers = {"safetensors": _write_safetensors, "torch-export": _write_torch_export, "onnx": _write_onnx}
     for name, path in zip(formats, paths, strict=True):
-        temporary = path.with_name(f".{os.getpid()}.{path.name}")  # writers look at the ending
-        with torch.no_grad(), _without_chatter():  # a traced network needs no backward pass
+        with replacing(path) as temporary, torch.no_grad(), _without_chatter():  # tracing needs no backward pass
             writers[name](network, run, temporary)
-        os.replace(temporary, path)
     return paths
 
 
@@ -98,7 +98,10 @@ def _example(run: OpenedRun) -> torch.Tensor:
 
 def _write_torch_export(network: InferenceNetwork, run: OpenedRun, path: Path) -> None:
     batch = {0: torch.export.Dim("batch", min=1)}
-    torch.export.save(torch.export.export(network, (_example(run),), dynamic_shapes=(batch,)), path)
+    program = torch.export.export(network, (_example(run),), dynamic_shapes=(batch,))
+    buffer = io.BytesIO()  # on a full disk torch's own writer ends the process
+    torch.export.save(program, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def _write_onnx(network: InferenceNetwork, run: OpenedRun, path: Path) -> None:

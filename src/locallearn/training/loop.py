@@ -132,7 +132,8 @@ class Training:
             path = self.kept.folder / name
             self._put_back(path, found or checkpoints.load(path))
         if self.world.leader:
-            self.folder.rewind(self.step)
+            for problem in self.folder.rewind(self.step):
+                self.observer.on_warning(problem)
 
     def _put_back(self, path: Path, found: checkpoints.Checkpoint) -> None:
         if found.progress["digest"] != digest(self.config):

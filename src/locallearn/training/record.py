@@ -7,18 +7,22 @@ import functools
 import json
 import os
 import platform
+import re
 import resource
-import shutil
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from locallearn import plugins
+from locallearn import lock, plugins
 from locallearn.config import RunConfig, from_toml, to_toml
-from locallearn.errors import UsageError
-from locallearn.files import write_atomically
+from locallearn.errors import ConfigError, UsageError
+from locallearn.files import cannot_write, make_folder, remove, sweep, write_atomically
+from locallearn.training.events import read_events, read_summary
+
+_UNBORN = re.compile(r"\.lock|\.config\.toml\.[0-9-]+\.tmp")
+"""What a run that was killed before it began leaves in its folder."""
 
 
 def now() -> str:
@@ -37,15 +41,20 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self._tensorboard: Any = None
+        self._lock: IO[str] | None = None
 
     def check_free(self, overwrite: bool) -> None:
         """Make sure that a new run may go here.
 
         Raises:
-            UsageError: there is something in it, and ``overwrite`` was not asked for or it is not a run.
+            UsageError: there is something in it, and ``overwrite`` was not asked for, it is not a run, or a process
+                trains it.
         """
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
-            return
+        try:
+            if self._is_free():
+                return
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
         if not overwrite:
             raise UsageError(
                 f"--run: {self.path} is there already; continue it with --resume {self.path}, "
@@ -53,39 +62,107 @@ class RunFolder:
             )
         if not (self.path / "config.toml").is_file():
             raise UsageError(f"--overwrite: {self.path} is not a run (it has no config.toml), so it is not replaced")
+        self.check_idle()
+
+    def _is_free(self) -> bool:
+        """Whether there is no folder, or one that holds only what a run that never began left there."""
+        if not self.path.exists():
+            return True
+        return self.path.is_dir() and all(_UNBORN.fullmatch(path.name) for path in self.path.iterdir())
+
+    def check_idle(self) -> None:
+        """Make sure that no process trains this run now.
+
+        Raises:
+            UsageError: one does; the message names it.
+        """
+        path = lock.run_lock(self.path)
+        try:
+            held = lock.is_held(path)
+        except OSError as error:
+            raise cannot_write(path, error) from None
+        if held:
+            raise UsageError(f"{self.path} is being trained by process {lock.holder(path)}; stop that one first")
+
+    def claim(self) -> None:
+        """Make the folder, and let no other process train it until :meth:`release`, or until this one has ended.
+
+        Raises:
+            UsageError: another process trains it, or the folder cannot be made.
+            DiskError: the disk is full or broken.
+        """
+        make_folder(self.path)
+        try:
+            self._lock = lock.acquire_run(self.path)
+        except OSError as error:
+            raise cannot_write(lock.run_lock(self.path), error) from None
+        if self._lock is None:
+            self.check_idle()
+            raise UsageError(f"{self.path} is being trained by another process")
+        sweep(self.path)
+
+    def release(self) -> None:
+        """Let other processes train it."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def create(self, config: RunConfig, overwrite: bool = False) -> None:
         """Make the folder and write the configuration; a run that is to be overwritten goes only now.
 
+        The old configuration stays until the new one takes its place, so that what a kill leaves is a run.
+
         Raises:
             UsageError: as :meth:`check_free`, or the folder cannot be made.
+            DiskError: the disk is full or broken.
         """
-        self.check_free(overwrite)
-        try:
-            if overwrite and self.path.exists():
-                shutil.rmtree(self.path)
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--run: {self.path} cannot be made: {error.strerror}") from None
+        if self._lock is None:
+            self.check_free(overwrite)
+            make_folder(self.path)
+        elif not self._is_free() and not overwrite:
+            raise UsageError(f"--run: {self.path} is there already")
+        for path in [path for path in self.path.iterdir() if path.name not in ("config.toml", ".lock")]:
+            remove(path)
         write_atomically(self.path / "config.toml", to_toml(config))
 
     def config(self) -> RunConfig:
         """The run's configuration; its plugins are loaded.
 
         Raises:
-            UsageError: the folder is not a run, or a plugin is not there.
+            UsageError: the folder is not a run, its configuration is damaged, or a plugin is not there.
         """
         path = self.path / "config.toml"
-        if not path.is_file():
+        try:
+            text = path.read_text(encoding="utf-8", errors="surrogateescape") if path.is_file() else None
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
+        if text is None:
             raise UsageError(f"{self.path} is not a run folder: it has no config.toml")
-        config = from_toml(path.read_text(encoding="utf-8"))
+        try:
+            config = from_toml(text)
+        except ConfigError as error:
+            raise UsageError(f"{path}: {error}") from None
         plugins.load_of_run(config.plugins, self.path)
         return config
 
     def append(self, event: dict[str, Any]) -> None:
-        """Add an event to metrics.jsonl, and its figures to TensorBoard where that is installed."""
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+        """Add an event to metrics.jsonl, and its figures to TensorBoard where that is installed.
+
+        Raises:
+            DiskError: the disk is full or broken.
+        """
+        path = self.path / "metrics.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(event) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            path = self.path / "tensorboard"
+            self._show(event)
+        except OSError as error:
+            raise cannot_write(path, error) from None
+
+    def _show(self, event: dict[str, Any]) -> None:
         scalars = _scalars(event)
         if scalars and self._tensorboard is None:
             self._tensorboard = _tensorboard_writer(self.path / "tensorboard", event["step"])
@@ -95,32 +172,34 @@ class RunFolder:
             self._tensorboard.flush()
 
     def events(self) -> list[dict[str, Any]]:
-        """The events of metrics.jsonl, as :meth:`rewind` left it."""
-        path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        """The events of metrics.jsonl, without what is damaged."""
+        return [line.event for line in read_events(self.path / "metrics.jsonl") if line.event is not None]
 
-    def rewind(self, step: int) -> None:
-        """Drop events after ``step``, and a line that was cut off, so that a resumed run repeats none."""
+    def rewind(self, step: int) -> list[str]:
+        """Drop events after ``step``, and what is damaged, so that a resumed run repeats none.
+
+        Returns:
+            A line for each damaged one; that a kill cut the last one short is nothing to tell.
+        """
         path = self.path / "metrics.jsonl"
-        if not path.is_file():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (ValueError, KeyError):
-                continue
-        write_atomically(path, "".join(line + "\n" for line in kept))
+        lines = read_events(path)
+        kept = [line.text for line in lines if line.event is not None and line.event["step"] <= step]
+        if len(kept) < len(lines):
+            write_atomically(path, "".join(text + "\n" for text in kept))
+        damaged = [line for line in lines if line.event is None and not line.cut_short]
+        return [f"{path} line {line.number} is damaged and left out ({line.problem})" for line in damaged]
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
 
     def summary(self) -> dict[str, Any] | None:
-        """What summary.json holds, or None where the run has not ended."""
-        path = self.path / "summary.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        """What summary.json holds, or None where the run has not ended.
+
+        Raises:
+            DamagedRecordError: it is no summary.
+        """
+        return read_summary(self.path / "summary.json")
 
 
 def _scalars(event: dict[str, Any]) -> list[tuple[str, float]]:

@@ -10,8 +10,10 @@ from typing import Any
 from locallearn import plugins
 from locallearn.config import RunConfig, from_toml, to_toml
 from locallearn.data.datasets import Dataset, load
+from locallearn.errors import DiskError
 from locallearn.runtime.world import Alone, ProcessWorld, local_device, process_world
 from locallearn.training.asynchronous import AsynchronousTraining
+from locallearn.training.events import DamagedRecordError
 from locallearn.training.loop import Training
 from locallearn.training.observer import Observer, Quiet
 from locallearn.training.record import RunFolder
@@ -46,10 +48,11 @@ def train(
         dataset = _load(config, world)
         resolved = from_toml(world.share(to_toml(resolve(config, dataset))))
         training = build(resolved, dataset, folder, observer, world)
-        if world.leader:  # only now, so that what cannot be built leaves no folder behind
-            folder.create(resolved, overwrite)
-        world.sync()
-        return training.run()
+        with _one_writer(folder, world):
+            if world.leader:  # only now, so that what cannot be built leaves no folder behind
+                folder.create(resolved, overwrite)
+            world.sync()
+            return training.run()
 
 
 def resume(run: str | Path, observer: Observer | None = None, **changes: Any) -> dict[str, Any]:
@@ -63,14 +66,34 @@ def resume(run: str | Path, observer: Observer | None = None, **changes: Any) ->
     """
     folder = RunFolder(Path(run))
     config = with_changes(folder.config(), **changes)
-    summary = folder.summary()
+    try:
+        summary = folder.summary()
+    except DamagedRecordError as error:
+        summary = None
+        (observer or Quiet()).on_warning(f"{error}; it is written anew")
     if summary is not None:
         return summary
     with _world(config) as world:
         dataset = _load(config, world)
         training = build(resolve(config, dataset), dataset, folder, observer, world)
-        training.restore()
-        return training.run()
+        with _one_writer(folder, world):
+            training.restore()
+            return training.run()
+
+
+@contextlib.contextmanager
+def _one_writer(folder: RunFolder, world: Alone | ProcessWorld) -> Iterator[None]:
+    """Keep others from training this run; where the disk is full, say how to go on. The leader does so for all."""
+    if world.leader:
+        folder.claim()
+    try:
+        yield
+    except DiskError as error:
+        kept = (folder.path / "config.toml").is_file()
+        how = f"locallearn train --resume {folder.path}" if kept else "the same command"
+        raise DiskError(f"{error}; make room and continue with: {how}") from None
+    finally:
+        folder.release()
 
 
 @contextlib.contextmanager

@@ -111,7 +111,7 @@ def test_a_report_that_cannot_be_written_is_told_in_one_line(capsys, tmp_path):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
-    assert "the report cannot be written there (a folder" in captured.err
+    assert "cannot be written (it is a folder" in captured.err
 
 
 @pytest.mark.parametrize(

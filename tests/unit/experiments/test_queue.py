@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from locallearn.experiments import queue
-from locallearn.experiments.lock import acquire, is_held
 from locallearn.experiments.queue import Job, Queue, Silent
 from locallearn.experiments.worker import Request
+from locallearn.lock import acquire, is_held
 
 WORKER = """
 import json, os, pathlib, signal, sys, time

@@ -33,6 +33,7 @@ PREDSIM = small.config("predsim", 2, (2,), optimizer=GENTLE)
 INFOPRO = small.config("infopro", 2, (1,), seed=1, optimizer=GENTLE)
 VGG = small.config("gn-dgl", 2, (2,), model="tiny-vgg", optimizer=GENTLE)
 MLP = small.config("gn-dgl", 2, (2,), objective=ObjectiveConfig(head="mlp-sr"), optimizer=GENTLE)
+AUGLOCAL = small.config("gn-dgl", 2, (2,), objective=ObjectiveConfig(head="auglocal"), optimizer=GENTLE)
 SPLIT = small.config("gn-dgl", 2, (2,), objective=ObjectiveConfig(stop_gradient=False), optimizer=GENTLE)
 GN3 = small.config("gn-dgl", 2, (3,), model="tiny-vgg", optimizer=GENTLE)
 ADAM = small.config("dgl", 2, (1,), optimizer=OptimizerConfig(name="adam", learning_rate=1e-3, clip_norm=1.0))
@@ -64,6 +65,7 @@ ROUNDED = {
         "width_predsim": on(PREDSIM, 1, 2),
         "width_vgg": on(VGG, 1, 2),
         "width_mlp": on(MLP, 1, 2),
+        "width_auglocal": on(AUGLOCAL, 1, 2),
         "width_split": on(SPLIT, 1, 2),
         "data": on(DGL, 1, 1, 2),
         "data_gn": on(GN, 1, 1, 2),

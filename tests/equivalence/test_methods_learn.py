@@ -26,6 +26,11 @@ CASES = {
     "single-thread": ("single-thread", 1, 2, {}),
     "dgl": ("dgl", 3, 1, {}),
     "dgl mlp-sr": ("dgl", 3, 1, {"head": "mlp-sr"}),
+    "dgl auglocal": ("dgl", 3, 1, {"head": "auglocal"}),
+    "dgl patches": ("dgl", 3, 1, {"head": "patches"}),
+    "gn-dgl auglocal": ("gn-dgl", 3, 2, {"head": "auglocal"}),
+    "gn-dgl auglocal naive": ("gn-dgl", 3, 2, {"head": "auglocal", "stop_gradient": False}),
+    "gn-dgl patches": ("gn-dgl", 3, 2, {"head": "patches"}),
     "gn-dgl": ("gn-dgl", 3, 2, {}),
     "gn-dgl K=1": ("gn-dgl", 1, 2, {}),
     "gn-dgl mlp-sr": ("gn-dgl", 3, 2, {"head": "mlp-sr"}),
@@ -170,7 +175,7 @@ def test_evaluation_of_a_node_without_a_classifier_is_its_local_loss():
 anything = st.fixed_dictionaries(
     {
         "loss": st.sampled_from([None, None, "cross-entropy", "predsim", "infopro", "nt-xent", "vicreg"]),
-        "head": st.sampled_from(["1c2f", "0c1f", "mlp-sr"]),
+        "head": st.sampled_from(["1c2f", "0c1f", "mlp-sr", "auglocal", "patches"]),
         "head_width": st.sampled_from([1, 16]),
         "stop_gradient": st.booleans(),
         "diversity_weight": st.sampled_from([0.0, 0.5]),

@@ -32,7 +32,8 @@ class ObjectiveConfig:
     has masked-pixels alone."""
     head: str = "1c2f"
     """Auxiliary head: <n>c<m>f with n convolutions (the first of stride 2, doubling the channels) and m linear
-    layers, or mlp-sr (pooled to a quarter of each side, 1x1 convolutions, multi-layer perceptron)."""
+    layers; mlp-sr (pooled to a quarter of each side, 1x1 convolutions, multi-layer perceptron); auglocal (copies of
+    the backbone's later layers); or patches (1c2f on 2 x 2 patches, outputs averaged)."""
     head_width: int = 128
     """Hidden units of the head's linear layers, times the model's width factor."""
     stop_gradient: bool = True

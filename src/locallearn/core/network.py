@@ -15,7 +15,7 @@ from locallearn.core.widths import divisible
 from locallearn.data.patches import Masking
 from locallearn.errors import ConfigError
 from locallearn.losses.objectives import ObjectiveInput, objectives
-from locallearn.nn.backbones import Backbone, build_backbone
+from locallearn.nn.backbones import Backbone, Place, build_backbone
 from locallearn.nn.init import initialise
 from locallearn.nn.macs import dry_run
 from locallearn.nn.vit import PatchEmbedding
@@ -114,13 +114,15 @@ def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:
     groups = [plan.channel_groups for span, plan in zip(spans, layout.modules, strict=True) for _ in span]
     backbone = divisible(backbone, image.channels, groups)
     shape: tuple[int, ...] = (image.channels, image.size, image.size)
+    sides = _sides(backbone, shape)
     modules = []
     for k, (span, plan) in enumerate(zip(spans, layout.modules, strict=True), start=1):
         blocks = _blocks(backbone, span, plan, config.seed)
         if k == 1 and layout.masked and not isinstance(blocks[0], PatchEmbedding):
             raise ConfigError("model", config.model, f"a vision transformer (vit-tiny) with method {config.method}")
         shape = dry_run(blocks, shape).shape
-        module = _module(str(k), blocks, plan, shape, config, backbone, image)
+        place = Place(backbone.blocks, sides, span.stop - 1, k, config.depth)
+        module = _module(str(k), blocks, plan, shape, config, backbone, image, place)
         if module.objective.views != layout.views:
             expected = f"a loss on {layout.views} view(s) of every image with method {config.method}"
             raise ConfigError("objective.loss", plan.objective.loss, expected)
@@ -152,6 +154,16 @@ def block_costs(backbone: Backbone, image: ImageShape) -> list[int]:
     return costs
 
 
+def _sides(backbone: Backbone, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Side of the map that every block gives [pixels], 0 for vectors, of images of this shape."""
+    sides = []
+    for block in backbone.blocks:
+        with torch.device("meta"):
+            shape = dry_run(block.make(groups=1, dense=True), shape).shape
+        sides.append(shape[1] if len(shape) == 3 else 0)
+    return tuple(sides)
+
+
 def _blocks(backbone: Backbone, span: range, plan: ModuleLayout, seed: int) -> nn.Sequential:
     """The module's blocks. Its first one is dense: it sees the channels of all groups, or the image."""
     sequence = nn.Sequential()
@@ -177,6 +189,7 @@ def _module(
     config: RunConfig,
     backbone: Backbone,
     image: ImageShape,
+    place: Place | None = None,
 ) -> LocalModule:
     given = ObjectiveInput(
         config=plan.objective,
@@ -187,6 +200,7 @@ def _module(
         widen=backbone.widen,
         family=backbone.family,
         position=(int(name) if name.isdigit() else config.depth, config.depth),
+        place=place,
     )
     assert plan.objective.loss is not None
     with seeded(config.seed, "layers", name, "head"):

@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from functools import partial
 
-from locallearn.nn.backbones import Backbone, Block
-from locallearn.nn.blocks import ConvBlock, LinearBlock
+from locallearn.nn.backbones import Backbone, Block, made_block
 
 
 def divisible(backbone: Backbone, image_channels: int, groups: Sequence[int]) -> Backbone:
@@ -21,7 +20,7 @@ def divisible(backbone: Backbone, image_channels: int, groups: Sequence[int]) ->
         image_channels: channels of the image.
         groups: channel groups of each block.
     """
-    if not all(isinstance(block.make, partial) and block.make.func in _PLAIN for block in backbone.blocks):
+    if not all(_is_plain(block) for block in backbone.blocks):
         return backbone
     blocks: list[Block] = []
     before = now = image_channels
@@ -32,12 +31,14 @@ def divisible(backbone: Backbone, image_channels: int, groups: Sequence[int]) ->
     return dataclasses.replace(backbone, blocks=tuple(blocks))
 
 
-_PLAIN = (ConvBlock, LinearBlock)
+def _is_plain(block: Block) -> bool:
+    make = block.make
+    return isinstance(make, partial) and make.func is made_block and make.args[0] in ("ConvBlock", "LinearBlock")
 
 
 def _resized(block: Block, before: int, now: int, channels: int) -> Block:
     """The block after one of ``now`` instead of ``before`` channels, with ``channels`` of its own."""
     assert isinstance(block.make, partial)
-    inputs, _, *others = block.make.args  # inputs of a linear block are channels times positions
-    make = partial(block.make.func, inputs // before * now, channels, *others, **block.make.keywords)
-    return Block(block.name, channels, make)
+    kind, inputs, _, *others = block.make.args  # inputs of a linear block are channels times positions
+    make = partial(made_block, kind, inputs // before * now, channels, *others)
+    return dataclasses.replace(block, channels=channels, make=make)

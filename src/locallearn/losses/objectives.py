@@ -14,6 +14,7 @@ from locallearn.data.store import Batch
 from locallearn.errors import ConfigError
 from locallearn.losses.functional import cross_entropy, diversity, n_groups
 from locallearn.nn import peers
+from locallearn.nn.backbones import Place
 from locallearn.nn.heads import build_head
 from locallearn.registry import Registry
 
@@ -82,6 +83,7 @@ class ObjectiveInput:
         family: the model without its width factor, ``resnet32``.
         position: (k, K): the module, counted from 1, and the number of modules.
         scorer: the model's own last linear layer, for heads that read it; None where it has none.
+        place: where the module ends in a backbone of the package's own; None in a user's own model.
     """
 
     config: ObjectiveConfig
@@ -93,6 +95,7 @@ class ObjectiveInput:
     family: str
     position: tuple[int, int]
     scorer: nn.Linear | None = None
+    place: Place | None = None
 
     @property
     def hidden(self) -> int:
@@ -112,6 +115,7 @@ class ObjectiveInput:
             hidden=self.hidden,
             stop_gradient=config.stop_gradient,
             pool_others=config.pool_others,
+            place=self.place,
         )
 
 

@@ -28,14 +28,28 @@ class MakeBlock(Protocol):
         ...
 
 
+MakeLike = Callable[[int, int, bool], MakeBlock]
+"""From channels in, channels out and whether to halve the map's sides, how to build a block of those sizes."""
+
+
 @dataclass(frozen=True)
 class Block:
-    """One block of a backbone: its name, its output channels, how to build it and whether it has width groups."""
+    """One block of a backbone.
+
+    Attributes:
+        name: names it among the cuts.
+        channels: that come out.
+        make: how to build it.
+        splits: whether it has width groups.
+        like: how to build a block of its kind of other sizes, for heads that copy later blocks; None where there is
+            no such thing (a linear layer).
+    """
 
     name: str
     channels: int
     make: MakeBlock
     splits: bool = True
+    like: MakeLike | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,33 @@ class Backbone:
     family: str
     blocks: tuple[Block, ...]
     widen: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in its backbone a module ends.
+
+    Attributes:
+        blocks: all blocks of the backbone, in order.
+        sides: side of the map that each gives [pixels]; 0 for a vector.
+        block: index of the module's last block.
+        module: k, counted from 1.
+        modules: K.
+    """
+
+    blocks: tuple[Block, ...]
+    sides: tuple[int, ...]
+    block: int
+    module: int
+    modules: int
+
+    def layers(self) -> list[int]:
+        """Indices of the blocks that a head may copy: those that give maps and are of a kind that has other sizes.
+
+        The module's own last block is always among them.
+        """
+        found = [i for i, block in enumerate(self.blocks) if block.like is not None and self.sides[i]]
+        return sorted({*found, self.block})
 
 
 @dataclass(frozen=True)
@@ -110,21 +151,33 @@ def build_backbone(
     return Backbone(name, family, blocks, widen)
 
 
+def made_block(kind: str, *args: Any, groups: int, dense: bool) -> nn.Module:
+    """A block of the class of that name in :mod:`locallearn.nn.blocks`."""
+    return getattr(importlib.import_module("locallearn.nn.blocks"), kind)(*args, groups=groups, dense=dense)
+
+
 def _block(kind: str, *args: Any) -> MakeBlock:
-    """Builds a block of the class of that name in :mod:`locallearn.nn.blocks`."""
-
-    def make(*, groups: int, dense: bool) -> nn.Module:
-        blocks = importlib.import_module("locallearn.nn.blocks")
-        return getattr(blocks, kind)(*args, groups=groups, dense=dense)
-
-    return make
+    return partial(made_block, kind, *args)
 
 
 def _stage(kind: str, stage: int, inputs: int, outputs: int, n: int, stride: int) -> list[Block]:
     return [
-        Block(f"{stage}.{i}", outputs, _block(kind, outputs if i else inputs, outputs, 1 if i else stride))
+        Block(
+            f"{stage}.{i}",
+            outputs,
+            _block(kind, outputs if i else inputs, outputs, 1 if i else stride),
+            like=partial(_strided, kind),
+        )
         for i in range(n)
     ]
+
+
+def _strided(kind: str, inputs: int, outputs: int, halve: bool) -> MakeBlock:
+    return _block(kind, inputs, outputs, 2 if halve else 1)
+
+
+def _pooled(dropout: float, inputs: int, outputs: int, halve: bool) -> MakeBlock:
+    return _block("ConvBlock", inputs, outputs, 1, halve, dropout)
 
 
 def _scaled(given: BackboneInput, width: int) -> int:
@@ -157,7 +210,7 @@ def _resnet(
     _no_patches(given)
     f = given.factor
     width = _scaled(given, stem)
-    blocks = [Block("stem", width, _block("ConvBlock", given.channels, width))]
+    blocks = [Block("stem", width, _block("ConvBlock", given.channels, width), like=partial(_strided, "ConvBlock"))]
     for stage, (width, n) in enumerate(zip(widths, counts, strict=True), start=1):
         blocks += _stage(kind, stage, blocks[-1].channels, _scaled(given, width), n, 1 if stage == 1 else 2)
     return tuple(blocks), stem * f / 16
@@ -176,7 +229,7 @@ def _vgg(given: BackboneInput, plan: str, hidden: int) -> tuple[tuple[Block, ...
             continue
         width, n_convs = _scaled(given, int(item)), n_convs + 1
         make = _block("ConvBlock", channels, width, 1, pool, given.dropout)
-        blocks.append(Block(f"conv{n_convs}", width, make))
+        blocks.append(Block(f"conv{n_convs}", width, make, like=partial(_pooled, given.dropout)))
         channels, pool = width, False
     hidden = _scaled(given, hidden)
     inputs = channels * size * size
@@ -192,8 +245,14 @@ def _vit(given: BackboneInput, width: int, depth: int, patch: int) -> tuple[tupl
     stem = _whole("PatchEmbedding", given.channels, given.image_size, patch, width)
     blocks = [Block("stem", width, stem, splits=False)]
     for i in range(1, depth + 1):
-        blocks.append(Block(f"block{i}", width, _whole("TransformerBlock", width, i == depth), splits=False))
+        make = _whole("TransformerBlock", width, i == depth)
+        blocks.append(Block(f"block{i}", width, make, splits=False, like=partial(_same, make)))
     return tuple(blocks), float(given.factor)
+
+
+def _same(make: MakeBlock, inputs: int, outputs: int, halve: bool) -> MakeBlock:
+    """A block whose sizes never change."""
+    return make
 
 
 def _whole(kind: str, *args: Any) -> MakeBlock:

@@ -1,4 +1,7 @@
-"""Dense 3x3 convolutions and their gradients: our own or matrix products where oneDNN's are slow (docs/speed.md)."""
+"""Dense 3x3 convolutions and their gradients: our own or matrix products where oneDNN's are slow (docs/speed.md).
+
+Kernels of another side are torch's.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,9 @@ NATIVE = 32
 
 
 def forward(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """A dense 3x3 convolution with padding 1: [B, C, H, W], [O, C, 3, 3] -> [B, O, H', W']."""
+    """A dense convolution with padding of half its kernel: [B, C, H, W], [O, C, k, k] -> [B, O, H', W']."""
+    if weight.shape[-1] != 3:
+        return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
     sizes = x.shape[1], len(weight)
     if native.ahead(x, *sizes) or (x.shape[1] <= NATIVE and native.fits(x, *sizes, 1)):
         return native.convolution(x, weight, stride, 1)
@@ -30,6 +35,8 @@ def forward(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """The gradient of its weight, from that of its output."""
+    if weight.shape[-1] != 3:
+        return backward(grad, x, weight, stride, 1, (False, True, False))[1]
     sizes, as_product = (x.shape[1], len(weight)), _in_bf16(x) and x.shape[1] >= COLUMNS
     narrow = _in_bf16(x) and not as_product and native.fits_weight(x, *sizes, 1)
     if narrow or native.ahead(x, *sizes):

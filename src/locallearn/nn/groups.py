@@ -95,7 +95,7 @@ class _StopGradientConv(torch.autograd.Function):
 
 def _own_gradient(grad: Tensor, own: Tensor, columns: Tensor, stride: int, groups: int) -> Tensor:
     """The input gradient of the grouped convolution of every group's own channels."""
-    if native.fits(own, grad.shape[1], own.shape[1], groups):
+    if columns.shape[-1] == 3 and native.fits(own, grad.shape[1], own.shape[1], groups):
         return native.input_gradient(grad, columns, stride, groups, own.shape[2:])
     together = packed_together(own.shape[1], grad.shape[1], groups, GRADIENT_LANES, on_gpu=own.is_cuda)
     return dense.backward(
@@ -121,15 +121,18 @@ class StopGradientConv2d(nn.Module):
         groups: G; C must be a multiple of it.
         pool_others: side of the squares that the other groups' channels are averaged over (Sec. 3.2.3) [pixels]. On
             several ranks only the averages travel.
+        kernel: side of the kernel, 3 or 1.
 
-    Shapes: input [B, C, H, W], output [B, G * outputs, H', W'], weight [G * outputs, C, 3, 3]. On a rank that has
+    Shapes: input [B, C, H, W], output [B, G * outputs, H', W'], weight [G * outputs, C, k, k]. On a rank that has
     n of the G groups the input is their channels, and the output and weight are their rows.
     """
 
-    def __init__(self, channels: int, outputs: int, stride: int, groups: int, pool_others: int = 1) -> None:
+    def __init__(
+        self, channels: int, outputs: int, stride: int, groups: int, pool_others: int = 1, kernel: int = 3
+    ) -> None:
         super().__init__()
         self.stride, self.groups, self.pool_others = stride, groups, pool_others
-        self.weight = nn.Parameter(torch.empty(groups * outputs, channels, 3, 3))
+        self.weight = nn.Parameter(torch.empty(groups * outputs, channels, kernel, kernel))
         self.pool = nn.AvgPool2d(pool_others, ceil_mode=True) if pool_others > 1 else None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from locallearn.errors import ConfigError
+from locallearn.nn.backbones import Place
 from locallearn.nn.group_conv import conv
 from locallearn.nn.groups import GroupLinear, StopGradientConv2d, split_vectors, stop_gradient_vectors
 from locallearn.nn.norm_relu import norm_relu, norm_relu_mean
@@ -28,6 +29,7 @@ class HeadInput:
         hidden: hidden units, as the settings and the model's width factor have them.
         stop_gradient: whether heads see the other groups' features, detached.
         pool_others: side of the squares that those are averaged over first [pixels].
+        place: where the module ends in a backbone of the package's own; None in a user's own model.
     """
 
     shape: tuple[int, ...]
@@ -36,6 +38,7 @@ class HeadInput:
     hidden: int = 128
     stop_gradient: bool = False
     pool_others: int = 1
+    place: Place | None = None
 
 
 heads: Registry[Callable[[HeadInput], nn.Module]] = Registry("objective.head", "given: HeadInput", nn.Module)
@@ -55,6 +58,12 @@ def parse_head(name: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def check_head(name: str) -> None:
+    """Refuse a name that no head has."""
+    if name not in heads:
+        parse_head(name)
+
+
 def build_head(
     name: str,
     shape: tuple[int, ...],
@@ -64,6 +73,7 @@ def build_head(
     hidden: int = 128,
     stop_gradient: bool = False,
     pool_others: int = 1,
+    place: Place | None = None,
 ) -> nn.Module:
     """Build the heads of one module: a registered one, or ``<n>c<m>f``.
 
@@ -73,14 +83,15 @@ def build_head(
         outputs: size of each head's output.
         groups: G.
         hidden: hidden units of the linear layers of ``<n>c<m>f``.
-        stop_gradient: whether heads see the other groups' features, detached.
+        stop_gradient: whether heads see the other groups' features.
         pool_others: side of the squares that those are averaged over first [pixels].
+        place: where the module ends in its backbone.
 
     Raises:
         ConfigError: no such head.
     """
     if name in heads:
-        return heads.build(name, HeadInput(shape, outputs, groups, hidden, stop_gradient, pool_others))
+        return heads.build(name, HeadInput(shape, outputs, groups, hidden, stop_gradient, pool_others, place))
     return AuxiliaryHead(
         name,
         shape[0],

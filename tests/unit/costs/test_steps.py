@@ -85,7 +85,7 @@ def test_prediction_agrees_with_a_real_step(method, model, depth, width, precisi
     assert max(predicted) == pytest.approx(meter.peak_bytes, rel=0.02)
 
 
-@pytest.mark.parametrize("head", ["0c1f", "0c2f", "2c3f", "mlp-sr"])
+@pytest.mark.parametrize("head", ["0c1f", "0c2f", "2c3f", "mlp-sr", "auglocal", "patches"])
 @pytest.mark.parametrize("stop_gradient", [True, False])
 def test_prediction_agrees_for_every_head(head, stop_gradient, torch_kernels):
     config = run_config(

@@ -15,7 +15,7 @@ import torch
 
 from locallearn.bench.step import HEAD, Cell, Setting, step_config
 from locallearn.bench.timing import interleaved
-from locallearn.config import AugmentConfig, RunConfig, RuntimeName, TrainConfig
+from locallearn.config import AugmentConfig, RunConfig, RuntimeName, TrainConfig, sides
 from locallearn.core.network import ImageShape, build_network
 from locallearn.costs.traffic import step_traffic
 from locallearn.data.datasets import Dataset, ImageSet
@@ -91,7 +91,7 @@ def copy_bandwidth(device: torch.device, repeats: int) -> float:
 def random_images(image: ImageShape, count: int) -> Dataset:
     """A data set that is augmented as CIFAR-10 is."""
     draw = torch.Generator().manual_seed(0)
-    shape = (count, image.channels, image.size, image.size)
+    shape = (count, *image.sizes)
     images = torch.randint(256, shape, generator=draw, dtype=torch.uint8)
     labels = torch.randint(image.classes, (count,), generator=draw)
     return Dataset(
@@ -101,7 +101,7 @@ def random_images(image: ImageShape, count: int) -> Dataset:
         classes=tuple(str(i) for i in range(image.classes)),
         mean=(0.5,) * image.channels,
         std=(0.25,) * image.channels,
-        augment=AugmentConfig(crop_padding=image.size // 8, padding_mode="reflect", flip=0.5),
+        augment=AugmentConfig(crop_padding=min(sides(image.size)) // 8, padding_mode="reflect", flip=0.5),
         source="random numbers",
     )
 

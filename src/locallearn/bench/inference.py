@@ -43,7 +43,7 @@ def bench_inference(
         split = _network(config, image, device)
         predicted = cost(config, image).inference_speedup
         for batch_size in batch_sizes:
-            images = torch.rand(batch_size, image.channels, image.size, image.size, device=device)
+            images = torch.rand(batch_size, *image.sizes, device=device)
             images = images.to(memory_format=torch.channels_last)
             with torch.inference_mode(), autocast(device, precision):
                 times = interleaved(

@@ -80,7 +80,7 @@ def _steps(config: RunConfig, image: ImageShape, device: torch.device) -> list[L
 
 
 def _batch(image: ImageShape, batch_size: int, device: torch.device) -> Batch:
-    images = torch.rand(batch_size, image.channels, image.size, image.size, device=device)
+    images = torch.rand(batch_size, *image.sizes, device=device)
     images = images.to(memory_format=torch.channels_last)
     return Batch(images, torch.randint(image.classes, (batch_size,), device=device), images, 0)
 

@@ -70,7 +70,7 @@ class Setting:
     def batch(self, memory_format: torch.memory_format = torch.channels_last) -> Batch:
         """Random images and labels, the same at every call."""
         draw = torch.Generator().manual_seed(0)
-        shape = (self.batch_size, self.image.channels, self.image.size, self.image.size)
+        shape = (self.batch_size, *self.image.sizes)
         images = torch.rand(shape, generator=draw).to(self.device, memory_format=memory_format)
         labels = torch.randint(self.image.classes, (self.batch_size,), generator=draw).to(self.device)
         return Batch(images, labels, images, 0)

@@ -15,7 +15,7 @@ from rich.table import Table
 from locallearn.cli.console import Terminal, say
 from locallearn.cli.early import check_names
 from locallearn.cli.options import check_at_least, check_links, parse
-from locallearn.config import ObjectiveConfig, RunConfig
+from locallearn.config import ImageSize, ObjectiveConfig, RunConfig
 from locallearn.plan.clock import Span, picture
 from locallearn.plan.schedule import Work
 from locallearn.report.units import time_text
@@ -41,8 +41,8 @@ class CostOptions:
     patch_size: int | None = None
     """Side of the patches of a vision transformer [pixels]; by default the model's own."""
     objective: Annotated[ObjectiveConfig, tyro.conf.arg(name="")] = field(default_factory=ObjectiveConfig)
-    image_size: int = 32
-    """Side of an image [pixels]."""
+    image_size: ImageSize = 32
+    """Side of an image, or height and width [pixels]."""
     channels: int = 3
     """Channels of an image."""
     classes: int = 10

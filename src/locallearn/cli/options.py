@@ -49,7 +49,7 @@ def check_at_least(options: object, **least: int) -> None:
     """
     for name, bound in least.items():
         value = getattr(options, name)
-        if value is not None and value < bound:
+        if value is not None and min(value if isinstance(value, tuple) else (value,)) < bound:
             raise ConfigError(f"--{name.replace('_', '-')}", value, f"a whole number of at least {bound}")
 
 

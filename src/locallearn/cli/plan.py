@@ -14,7 +14,7 @@ from rich.text import Text
 from locallearn.cli.console import Terminal
 from locallearn.cli.early import check_names
 from locallearn.cli.options import check_at_least, check_links, parse
-from locallearn.config import ObjectiveConfig, OptimizerConfig, RunConfig, TrainConfig
+from locallearn.config import ImageSize, ObjectiveConfig, OptimizerConfig, RunConfig, TrainConfig
 from locallearn.errors import ConfigError, printable
 from locallearn.plan.cuts import DEPTHS, WIDTHS
 
@@ -47,8 +47,8 @@ class PlanOptions:
     objective: Annotated[ObjectiveConfig, tyro.conf.arg(name="")] = field(default_factory=ObjectiveConfig)
     optimizer: Literal["sgd", "adam"] = "sgd"
     """SGD with momentum, or Adam, which remembers twice as much."""
-    image_size: int = 32
-    """Side of an image [pixels]."""
+    image_size: ImageSize = 32
+    """Side of an image, or height and width [pixels]."""
     channels: int = 3
     """Channels of an image."""
     classes: int = 10

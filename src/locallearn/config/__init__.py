@@ -5,7 +5,7 @@ that is ``None`` is decided when a run starts (from the data set, the model or t
 holds what was decided.
 """
 
-from locallearn.config.data import AugmentConfig, DataConfig
+from locallearn.config.data import AugmentConfig, DataConfig, ImageSize, sides, size_of
 from locallearn.config.files import digest, from_dict, from_toml, to_dict, to_toml
 from locallearn.config.masking import MaskingConfig
 from locallearn.config.mesh import MeshConfig
@@ -22,6 +22,7 @@ __all__ = [
     "AugmentConfig",
     "CheckpointConfig",
     "DataConfig",
+    "ImageSize",
     "MaskingConfig",
     "MeshConfig",
     "ModificationConfig",
@@ -38,6 +39,8 @@ __all__ = [
     "digest",
     "from_dict",
     "from_toml",
+    "sides",
+    "size_of",
     "to_dict",
     "to_toml",
 ]

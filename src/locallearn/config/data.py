@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from locallearn.config.checks import (
     STRICT,
@@ -14,6 +14,24 @@ from locallearn.config.checks import (
     is_real,
     probability,
 )
+
+ImageSize = int | tuple[int, int]
+"""Side of square images, or height and width [pixels]."""
+
+
+def sides(size: ImageSize) -> tuple[int, int]:
+    """Height and width [pixels]."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def is_size(value: Any) -> bool:
+    """Whether it is a whole number, or two."""
+    return is_int(value) or (isinstance(value, tuple) and len(value) == 2 and all(map(is_int, value)))
+
+
+def size_of(height: int, width: int) -> ImageSize:
+    """The size of these sides [pixels]: one number where they are equal."""
+    return height if height == width else (height, width)
 
 
 @dataclass(frozen=True)
@@ -32,8 +50,9 @@ class DataConfig:
     """Use only the first N training images [images]; 0 means all."""
     test_limit: int = 0
     """Use only the first N test images [images]; 0 means all."""
-    image_size: int | None = None
-    """Side that images of a folder are resized to [pixels]; by default 32. Other sets have their own size."""
+    image_size: ImageSize | None = None
+    """Side that images of a folder are resized to, or height and width where they are not square [pixels]; by default
+    32. Other sets have their own size."""
     mean: tuple[float, ...] | None = None
     """Mean of every channel of pixels in [0, 1], which normalises images; by default the data set's own."""
     std: tuple[float, ...] | None = None
@@ -45,9 +64,13 @@ class DataConfig:
         check(
             "data.image_size",
             self.image_size,
-            lambda v: is_int(v) and v >= 4,
-            "a whole number of at least 4",
+            lambda v: (
+                isinstance(v, int | tuple) and len(sides(v)) == 2 and all(is_int(s) and s >= 4 for s in sides(v))
+            ),
+            "a whole number of at least 4, or two (height and width)",
         )
+        if self.image_size is not None:  # a square is one number in TOML and in digests, however it was given
+            object.__setattr__(self, "image_size", size_of(*sides(self.image_size)))
         check("data.mean", self.mean, lambda v: all(map(is_real, v)), "finite numbers")
         check("data.std", self.std, lambda v: all(is_real(x) and x > 0 for x in v), "finite numbers above 0")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from locallearn.config import RunConfig
+from locallearn.config import ImageSize, RunConfig, sides, size_of
 from locallearn.core.methods import ModuleLayout, classifier_layout, methods
 from locallearn.core.module import LocalModule
 from locallearn.core.widths import divisible
@@ -25,11 +25,22 @@ from locallearn.seeding import seeded
 
 @dataclass(frozen=True)
 class ImageShape:
-    """What the network is built for: channels and side [pixels] of the images, and the number of classes."""
+    """What the network is built for: channels and size of the images, and the number of classes.
+
+    The size is the side of square images, or (height, width) [pixels].
+    """
 
     channels: int
-    size: int
+    size: ImageSize
     classes: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", size_of(*sides(self.size)))  # as files have it: a list, or two equal sides
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Channels, height and width of one image."""
+        return self.channels, *sides(self.size)
 
 
 class LocalNetwork(nn.Module):
@@ -78,7 +89,7 @@ class LocalNetwork(nn.Module):
     def given(self, image: ImageShape) -> tuple[int, ...]:
         """Shape of what the first module is given of one image in training."""
         if self.masking is None:
-            return image.channels, image.size, image.size
+            return image.sizes
         side, visible = self.masking
         return image.channels * side * side + 1, 1, visible
 
@@ -113,7 +124,7 @@ def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:
     spans = _spans(config, backbone, image)
     groups = [plan.channel_groups for span, plan in zip(spans, layout.modules, strict=True) for _ in span]
     backbone = divisible(backbone, image.channels, groups)
-    shape: tuple[int, ...] = (image.channels, image.size, image.size)
+    shape: tuple[int, ...] = image.sizes
     sides = _sides(backbone, shape)
     modules = []
     for k, (span, plan) in enumerate(zip(spans, layout.modules, strict=True), start=1):
@@ -145,7 +156,7 @@ def _spans(config: RunConfig, backbone: Backbone, image: ImageShape) -> tuple[ra
 
 def block_costs(backbone: Backbone, image: ImageShape) -> list[int]:
     """Multiply-accumulates of every block of the unsplit backbone, for one image in a forward pass."""
-    costs, shape = [], (image.channels, image.size, image.size)
+    costs, shape = [], image.sizes
     for block in backbone.blocks:
         with torch.device("meta"):
             run = dry_run(block.make(groups=1, dense=True), shape)
@@ -196,7 +207,7 @@ def _module(
         shape=shape,
         groups=plan.groups,
         classes=image.classes,
-        image=(image.channels, image.size),
+        image=image.sizes,
         widen=backbone.widen,
         family=backbone.family,
         position=(int(name) if name.isdigit() else config.depth, config.depth),

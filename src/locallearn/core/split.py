@@ -140,7 +140,7 @@ def _given(
         shape=(),
         groups=width,
         classes=classes or found.scores[-1],
-        image=(inputs.shape[1], inputs.shape[-1]) if inputs.dim() == 4 else (0, 0),
+        image=(inputs.shape[1], inputs.shape[2], inputs.shape[3]) if inputs.dim() == 4 else (0, 0, 0),
         widen=1.0,
         family=type(model).__name__,
         position=(1, 1),

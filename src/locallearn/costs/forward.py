@@ -42,7 +42,7 @@ def forward_pass(network: LocalNetwork, image: ImageShape) -> ForwardPass:
 
     A self-supervised network ends with its features: projection heads are auxiliary.
     """
-    shape: tuple[int, ...] = (image.channels, image.size, image.size)
+    shape: tuple[int, ...] = image.sizes
     stages, module = [], None
     for module in network:
         run = dry_run(module.blocks, shape)

@@ -118,7 +118,7 @@ def cost(
 
     Args:
         of: a configuration, or a network.
-        image: channels and side [pixels] of the images and number of classes; by default CIFAR-10's.
+        image: channels and size [pixels] of the images and number of classes; by default CIFAR-10's.
         batch_size: images a step, at least 2 (self-supervised methods see two views of each); by default the
             configuration's, 128 for a network.
         precision: ``"fp32"`` or ``"bf16"``; by default the configuration's, else fp32.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -165,7 +166,7 @@ def _placements(
     in_flight: int,
 ) -> list[Candidate]:
     """On one device, and on a device a node."""
-    image_bytes = 4 * counted.batch_size * image.channels * image.size**2
+    image_bytes = 4 * counted.batch_size * math.prod(image.sizes)
     macs = sum(module.groups * module.macs for module in counted.modules)
     alone = Candidate(
         config=config,

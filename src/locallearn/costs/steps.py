@@ -90,7 +90,7 @@ def without_data(
 
 def _batch(network: LocalNetwork, image: ImageShape, n: int, layout: torch.memory_format) -> Batch:
     """What the network is given of n images or views."""
-    pixels = torch.empty(n, image.channels, image.size, image.size).contiguous(memory_format=layout)
+    pixels = torch.empty(n, *image.sizes).contiguous(memory_format=layout)
     images, scores, visible = pixels, None, None
     if network.masking is not None:
         images = torch.empty(n, *network.given(image)).contiguous(memory_format=torch.channels_last)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from locallearn.config import AugmentConfig, DataConfig
+from locallearn.config import AugmentConfig, DataConfig, ImageSize, sides, size_of
 from locallearn.errors import ConfigError, DataError
 from locallearn.registry import Registry
 
@@ -62,9 +62,10 @@ class Dataset:
         return self.train.images.shape[1]
 
     @property
-    def image_size(self) -> int:
-        """Side of an image [pixels]."""
-        return self.train.images.shape[-1]
+    def image_size(self) -> ImageSize:
+        """Side of square images, or height and width [pixels]."""
+        height, width = self.train.images.shape[2:]
+        return size_of(height, width)
 
 
 datasets: Registry[Callable[[DataConfig], Dataset]] = Registry("data.name", "config: DataConfig", Dataset)
@@ -123,8 +124,9 @@ def resolve_augment(config: AugmentConfig, dataset: Dataset) -> AugmentConfig:
     for layer in (dataset.augment, config):
         given = {field.name: getattr(layer, field.name) for field in dataclasses.fields(layer)}
         custom = dataclasses.replace(custom, **{name: value for name, value in given.items() if value is not None})
-    if custom.crop_padding is not None and custom.crop_padding >= dataset.image_size:
-        expected = f"less than the images of {dataset.name} are wide ({dataset.image_size})"
+    least = min(sides(dataset.image_size))
+    if custom.crop_padding is not None and custom.crop_padding >= least:
+        expected = f"less than the images of {dataset.name} are wide ({least})"
         raise ConfigError("augment.crop_padding", custom.crop_padding, expected)
     for name in ("jitter", "grey"):
         if getattr(custom, name) > 0 and dataset.channels != 3:

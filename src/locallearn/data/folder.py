@@ -10,27 +10,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from locallearn.config import AugmentConfig, DataConfig
+from locallearn.config import AugmentConfig, DataConfig, ImageSize, sides
 from locallearn.data.datasets import Dataset, ImageSet, data_root, datasets
+from locallearn.data.images import SUFFIXES, decode, fit
 from locallearn.errors import DataError
 
 if TYPE_CHECKING:  # names of data sets are looked up before torch is imported
     from torch import Tensor
-
-_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"))
 
 
 @datasets.register("folder")
 def read_folder_of_images(config: DataConfig) -> Dataset:
     """Images of ``ROOT/train/<class>/`` and ``ROOT/test/<class>/`` (or ``val``), as RGB of one size.
 
-    The shorter side is resized to ``data.image_size``, then the centre is cut out. Images of the classes take
+    Images are brought to ``data.image_size`` by :func:`locallearn.data.images.fit`. Images of the classes take
     turns, so that the first N are a fair subset. Mean and standard deviation are those of the training images.
 
     Raises:
         DataError: a folder or its images are missing, an image cannot be read, or the classes do not agree.
     """
     root, size = data_root(config), config.image_size or 32
+    height, width = sides(size)
     test_folder = root / "test" if (root / "test").is_dir() else root / "val"
     if not (root / "train").is_dir() or not test_folder.is_dir():
         raise DataError(
@@ -50,21 +50,21 @@ def read_folder_of_images(config: DataConfig) -> Dataset:
         classes=classes,
         mean=mean,
         std=std,
-        augment=AugmentConfig(crop_padding=size // 8, padding_mode="reflect", flip=0.5),
-        source=f"images of the folder {root.name}, resized to {size} x {size}",
+        augment=AugmentConfig(crop_padding=min(height, width) // 8, padding_mode="reflect", flip=0.5),
+        source=f"images of the folder {root.name}, resized to {height} x {width}",
     )
 
 
-def read_images(path: Path, size: int, channels: int) -> tuple[list[str], Tensor]:
+def read_images(path: Path, size: ImageSize, channels: int) -> tuple[list[str], Tensor]:
     """Images of a folder and its sub-folders, for prediction.
 
     Args:
         path: the folder.
-        size: side that the images get [pixels]; the shorter side is resized, then the centre is cut out.
+        size: side that the images get, or height and width [pixels]; see :func:`locallearn.data.images.fit`.
         channels: 3 for RGB, 1 for grey.
 
     Returns:
-        The files' names relative to ``path``, sorted, and uint8 [N, channels, size, size].
+        The files' names relative to ``path``, sorted, and uint8 [N, channels, H, W].
 
     Raises:
         DataError: there are no images, or one cannot be read.
@@ -83,7 +83,7 @@ def find_images(path: Path) -> list[Path]:
         raise DataError(f"{path} is not there; expected a folder of images")
     files = _images_in(path)
     if not files:
-        raise DataError(f"{path} holds no images ({', '.join(sorted(_SUFFIXES))})")
+        raise DataError(f"{path} holds no images ({', '.join(sorted(SUFFIXES))})")
     return files
 
 
@@ -92,18 +92,18 @@ def _classes(folder: Path) -> tuple[str, ...]:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    files = (file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
+    files = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
     return sorted(file for file in files if not file.name.startswith(".") and file.is_file())
 
 
-def _read(folder: Path, classes: Sequence[str], size: int, limit: int) -> ImageSet:
+def _read(folder: Path, classes: Sequence[str], size: ImageSize, limit: int) -> ImageSet:
     import torch
 
     turns: list[tuple[int, int, Path]] = []
     for label, name in enumerate(classes):
         files = _images_in(folder / name)
         if not files:
-            raise DataError(f"{folder / name} holds no images ({', '.join(sorted(_SUFFIXES))})")
+            raise DataError(f"{folder / name} holds no images ({', '.join(sorted(SUFFIXES))})")
         turns += [(turn, label, file) for turn, file in enumerate(files)]
     if not turns:
         raise DataError(f"{folder} holds no folders of classes; expected {folder.name}/<class>/*.png")
@@ -112,38 +112,24 @@ def _read(folder: Path, classes: Sequence[str], size: int, limit: int) -> ImageS
     return ImageSet(images, torch.tensor([label for _, label, _ in turns]))
 
 
-def decode_images(files: Sequence[Path], size: int, channels: int) -> Tensor:
-    """Images as uint8 [N, channels, size, size]; see :func:`read_images`.
+def decode_images(files: Sequence[Path], size: ImageSize, channels: int) -> Tensor:
+    """Images as uint8 [N, channels, H, W]; see :func:`read_images`.
 
     Raises:
         DataError: one cannot be read.
     """
     import torch
 
-    images = np.empty((len(files), channels, size, size), np.uint8)
+    images = np.empty((len(files), channels, *sides(size)), np.uint8)
 
-    def decode(i: int) -> None:
-        images[i] = _decode(files[i], size, channels)
+    def read(i: int) -> None:
+        images[i] = fit(decode(files[i], files[i], channels), size).transpose(2, 0, 1)
 
     # Photographs are large enough for threads to help: their decoder works without the interpreter's lock.
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for _ in threads.map(decode, range(len(files))):
+        for _ in threads.map(read, range(len(files))):
             pass
     return torch.from_numpy(images)
-
-
-def _decode(path: Path, size: int, channels: int) -> np.ndarray:
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):  # they would be cut off at 255
-                raise ValueError(f"pixels of mode {image.mode}, expected 8 bits a channel")
-            upright = ImageOps.exif_transpose(image).convert("RGB" if channels == 3 else "L")
-            fitted = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
-    except Exception as error:  # a damaged image can raise almost anything
-        raise DataError(f"{path} is not a readable image: {error}") from None
-    return np.asarray(fitted).reshape(size, size, channels).transpose(2, 0, 1)
 
 
 def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

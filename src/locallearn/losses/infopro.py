@@ -39,7 +39,7 @@ class InfoPro(Objective):
     """l1 times reconstruction plus l2 times a supervised loss, for one group.
 
     Args:
-        decoder: maps features [B, C, H, W] to scores [B, channels, side, side] of the image.
+        decoder: maps features [B, C, H, W] to scores [B, channels, height, width] of the image.
         head: maps features to projections [1, B, P] (contrastive), or to logits [1, B, classes].
         weights: (l1, l2).
         config: form and temperature of the supervised loss, label smoothing.
@@ -93,8 +93,8 @@ def infopro(given: ObjectiveInput) -> InfoPro:
     if len(given.shape) != 3:
         expected = "another loss for a module that ends in vectors (InfoPro decodes feature maps)"
         raise ConfigError("objective.loss", "infopro", expected)
-    channels, side = given.image
-    decoder = Decoder(given.shape[0], channels, side, hidden=max(1, round(12 * given.widen)))
+    channels, height, width = given.image
+    decoder = Decoder(given.shape[0], channels, (height, width), hidden=max(1, round(12 * given.widen)))
     head = given.head(config.projection if config.infopro_loss == "contrastive" else given.classes)
     k, depth = given.position
     ends = config.infopro_weights or default_weights(given.family, depth)

@@ -70,18 +70,18 @@ def masked_pixels(given: ObjectiveInput) -> MaskedPixels:
     Raises:
         ConfigError: features that are no grid of patches, one patch an image, or nothing to normalise.
     """
-    config, (channels, size) = given.config.masking, given.image
+    config, (channels, height, _) = given.config.masking, given.image
     if len(given.shape) != 3:
         raise ConfigError("objective.loss", "masked-pixels", "another loss for features that are no maps of patches")
-    side = given.shape[1]
-    patch = size // side
-    if side == 1:
+    rows, columns = given.shape[1:]
+    patch, total = height // rows, rows * columns
+    if total == 1:
         raise ConfigError("patch_size", patch, "smaller patches: of one patch an image nothing can be hidden")
     numbers = channels * patch * patch
     if config.normalised and numbers == 1:
         expected = "false where a patch is a single number"
         raise ConfigError("objective.masking.normalised", config.normalised, expected)
-    visible = min(max(round(side * side * (1 - config.ratio)), 1), side * side - 1)
+    visible = min(max(round(total * (1 - config.ratio)), 1), total - 1)
     width = max(1, round(config.decoder_width * given.widen))
-    decoder = PatchDecoder(given.shape[0], side, numbers, width, config.decoder_depth)
+    decoder = PatchDecoder(given.shape[0], (rows, columns), numbers, width, config.decoder_depth)
     return MaskedPixels(decoder, Masking(patch, visible), config.normalised)

@@ -78,7 +78,7 @@ class ObjectiveInput:
         shape: features of one image over all groups, (C, H, W) or (C,); (T, C) for tokens.
         groups: G.
         classes: number of classes.
-        image: channels and side [pixels] of the images.
+        image: channels, height and width [pixels] of the images.
         widen: the model's factor on hidden units of auxiliary networks.
         family: the model without its width factor, ``resnet32``.
         position: (k, K): the module, counted from 1, and the number of modules.
@@ -90,7 +90,7 @@ class ObjectiveInput:
     shape: tuple[int, ...]
     groups: int
     classes: int
-    image: tuple[int, int]
+    image: tuple[int, int, int]
     widen: float
     family: str
     position: tuple[int, int]

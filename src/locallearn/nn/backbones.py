@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from locallearn.config import ImageSize, sides
 from locallearn.errors import ConfigError
 from locallearn.registry import Registry
 
@@ -98,14 +99,16 @@ class Place:
 
 @dataclass(frozen=True)
 class BackboneInput:
-    """What a backbone is built for: its name, channels and side of the image [pixels], width factor, dropout.
+    """What a backbone is built for: its name, channels and size of the image, width factor, dropout.
+
+    The size is the side of a square image, or (height, width) [pixels].
 
     ``patch_size`` [pixels] is the user's choice of patches; None leaves it to the backbone.
     """
 
     name: str
     channels: int
-    image_size: int
+    image_size: ImageSize
     factor: float = 1
     dropout: float = 0.0
     patch_size: int | None = None
@@ -131,7 +134,7 @@ def check_model(name: str) -> tuple[str, float]:
 
 
 def build_backbone(
-    name: str, channels: int, image_size: int, dropout: float = 0.0, patch_size: int | None = None
+    name: str, channels: int, image_size: ImageSize, dropout: float = 0.0, patch_size: int | None = None
 ) -> Backbone:
     """Build the backbone ``name``, a registered one with an optional width factor (``resnet32x2``).
 
@@ -139,7 +142,7 @@ def build_backbone(
         name: registered name, optionally followed by ``x`` and a factor on every width: a whole number, or one below
             1 (``resnet18x0.25``).
         channels: channels of the image.
-        image_size: side of the image [pixels].
+        image_size: side of the image, or its height and width [pixels].
         dropout: dropout after every block, where the backbone has it (VGG).
         patch_size: side of the patches of a vision transformer [pixels]; by default the model's own.
 
@@ -220,19 +223,20 @@ def _vgg(given: BackboneInput, plan: str, hidden: int) -> tuple[tuple[Block, ...
     """``plan`` lists convolution widths and M for a 2x2 max pool, which belongs to the block after it."""
     _no_patches(given)
     blocks: list[Block] = []
-    channels, size, pool, n_convs = given.channels, given.image_size, False, 0
+    (rows, columns), channels, pool, n_convs = sides(given.image_size), given.channels, False, 0
     for item in plan.split():
         if item == "M":
-            pool, size = True, size // 2
-            if size == 0:
-                raise ConfigError("model", given.name, f"a model that pools less, on {given.image_size}-pixel images")
+            pool, rows, columns = True, rows // 2, columns // 2
+            if min(rows, columns) == 0:
+                least = min(sides(given.image_size))
+                raise ConfigError("model", given.name, f"a model that pools less, on {least}-pixel images")
             continue
         width, n_convs = _scaled(given, int(item)), n_convs + 1
         make = _block("ConvBlock", channels, width, 1, pool, given.dropout)
         blocks.append(Block(f"conv{n_convs}", width, make, like=partial(_pooled, given.dropout)))
         channels, pool = width, False
     hidden = _scaled(given, hidden)
-    inputs = channels * size * size
+    inputs = channels * rows * columns
     blocks.append(Block("fc1", hidden, _block("LinearBlock", inputs, hidden, pool, given.dropout)))
     return tuple(blocks), float(given.factor)
 
@@ -240,8 +244,9 @@ def _vgg(given: BackboneInput, plan: str, hidden: int) -> tuple[tuple[Block, ...
 def _vit(given: BackboneInput, width: int, depth: int, patch: int) -> tuple[tuple[Block, ...], float]:
     """``depth`` transformer blocks of ``width`` channels on patches of ``patch`` pixels a side."""
     patch, width = given.patch_size or patch, _scaled(given, width)
-    if given.image_size % patch:
-        raise ConfigError("patch_size", patch, f"a divisor of {given.image_size}, the side of the images [pixels]")
+    for side in sides(given.image_size):
+        if side % patch:
+            raise ConfigError("patch_size", patch, f"a divisor of {side}, the side of the images [pixels]")
     stem = _whole("PatchEmbedding", given.channels, given.image_size, patch, width)
     blocks = [Block("stem", width, stem, splits=False)]
     for i in range(1, depth + 1):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from locallearn.config import ImageSize, sides
+
 
 class Decoder(nn.Module):
     """Bilinear upsampling to the image's size, then two 3x3 convolutions (Wang et al., 2021).
@@ -15,15 +17,15 @@ class Decoder(nn.Module):
     Args:
         channels: C, channels of the features.
         image_channels: channels of the image.
-        side: side of the image [pixels].
+        size: side of the image, or its height and width [pixels].
         hidden: channels between the convolutions, 12 times the model's width factor.
 
-    Shapes: input [B, C, H, W], output [B, image_channels, side, side].
+    Shapes: input [B, C, H, W], output [B, image_channels, height, width].
     """
 
-    def __init__(self, channels: int, image_channels: int, side: int, hidden: int = 12) -> None:
+    def __init__(self, channels: int, image_channels: int, size: ImageSize, hidden: int = 12) -> None:
         super().__init__()
-        self.side = side
+        self.size = sides(size)
         self.conv1 = nn.Conv2d(channels, hidden, 3, padding=1)
         self.bn = nn.BatchNorm2d(hidden)
         self.relu = nn.ReLU(inplace=True)
@@ -34,5 +36,5 @@ class Decoder(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Scores of the pixels; their sigmoid is the image."""
-        x = F.interpolate(features, size=(self.side, self.side), mode="bilinear", align_corners=True)
+        x = F.interpolate(features, size=self.size, mode="bilinear", align_corners=True)
         return self.conv2(self.relu(self.bn(self.conv1(x))))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from locallearn.config import ImageSize, sides
 from locallearn.data.patches import patches
 
 HEAD = 32
@@ -48,8 +49,8 @@ class PatchEmbedding(nn.Module):
 
     Args:
         channels: of the image.
-        image_size: side of the image [pixels].
-        patch: side of a patch [pixels], a divisor.
+        image_size: side of the image, or its height and width [pixels].
+        patch: side of a patch [pixels], a divisor of both.
         width: channels of a token.
 
     Shapes: images [B, channels, H, W] in, a token for every patch [B, width, H / patch, W / patch] out; or some
@@ -58,17 +59,18 @@ class PatchEmbedding(nn.Module):
 
     places: Tensor
 
-    def __init__(self, channels: int, image_size: int, patch: int, width: int) -> None:
+    def __init__(self, channels: int, image_size: ImageSize, patch: int, width: int) -> None:
         super().__init__()
-        self.channels, self.patch, self.side = channels, patch, image_size // patch
+        height, width_of_image = sides(image_size)
+        self.channels, self.patch, self.grid = channels, patch, (height // patch, width_of_image // patch)
         self.linear = nn.Linear(channels * patch * patch, width)
-        self.register_buffer("places", sine_cosine(self.side, self.side, width), persistent=False)
+        self.register_buffer("places", sine_cosine(*self.grid, width), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens as maps."""
         if x.shape[1] == self.channels:
             tokens_BTC = self.linear(patches(x, self.patch)) + self.places
-            return to_maps(tokens_BTC, (self.side, self.side))
+            return to_maps(tokens_BTC, self.grid)
         numbers_BV = x[:, -1, 0].long()
         tokens_BVC = self.linear(x[:, :-1, 0].mT) + self.places[numbers_BV]
         return to_maps(tokens_BVC, (1, x.shape[3]))
@@ -120,23 +122,23 @@ class PatchDecoder(nn.Module):
 
     Args:
         channels: C, channels of the features.
-        side: patches a side of the image.
+        grid: rows and columns of patches of the image.
         outputs: numbers of a patch.
         width: channels of the decoder's tokens.
         depth: transformer blocks.
 
-    Shapes: features [B, C, 1, V] and numbers [B, V] of V visible patches in, [B, side * side, outputs] out.
+    Shapes: features [B, C, 1, V] and numbers [B, V] of V visible patches in, [B, rows * columns, outputs] out.
     """
 
     places: Tensor
 
-    def __init__(self, channels: int, side: int, outputs: int, width: int, depth: int) -> None:
+    def __init__(self, channels: int, grid: tuple[int, int], outputs: int, width: int, depth: int) -> None:
         super().__init__()
-        self.side = side
+        self.grid = grid
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.linear = nn.Linear(channels, width)
         self.hidden = nn.Parameter(torch.zeros(width))
-        self.register_buffer("places", sine_cosine(side, side, width), persistent=False)
+        self.register_buffer("places", sine_cosine(*grid, width), persistent=False)
         self.blocks = nn.Sequential(*(TransformerBlock(width, last=i == depth - 1) for i in range(depth)))
         self.out = nn.Linear(width, outputs)
 
@@ -144,6 +146,6 @@ class PatchDecoder(nn.Module):
         """Pixels of every patch, as :func:`locallearn.data.patches.patches` has them."""
         x_BVD = self.linear(self.norm(to_tokens(features)))
         batch, _, width = x_BVD.shape
-        hidden_BTD = self.hidden.to(x_BVD.dtype).expand(batch, self.side**2, width)
+        hidden_BTD = self.hidden.to(x_BVD.dtype).expand(batch, len(self.places), width)
         x_BTD = hidden_BTD.scatter(1, visible_BV[..., None].expand_as(x_BVD), x_BVD) + self.places
-        return self.out(to_tokens(self.blocks(to_maps(x_BTD, (self.side, self.side)))))
+        return self.out(to_tokens(self.blocks(to_maps(x_BTD, self.grid))))

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from locallearn.config import from_dict, to_dict
+from locallearn.config import from_dict, sides, to_dict
 from locallearn.core.inference import InferenceNetwork
 from locallearn.core.network import ImageShape, build_network
 from locallearn.errors import UsageError
@@ -93,7 +93,7 @@ def _write_safetensors(network: InferenceNetwork, run: OpenedRun, path: Path) ->
 
 
 def _example(run: OpenedRun) -> torch.Tensor:
-    return torch.rand(2, run.dataset.channels, run.dataset.image_size, run.dataset.image_size)
+    return torch.rand(2, run.dataset.channels, *sides(run.dataset.image_size))
 
 
 def _write_torch_export(network: InferenceNetwork, run: OpenedRun, path: Path) -> None:

@@ -150,7 +150,7 @@ def feature_types(network: LocalNetwork, image: ImageShape, config: RunConfig) -
     device = torch.device(str(config.train.device)).type
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         network.to_empty(device=device)
-        features = torch.empty(2, image.channels, image.size, image.size, device=device)
+        features = torch.empty(2, *image.sizes, device=device)
         for module in network:
             with autocast(features.device, str(config.train.precision)):
                 features = module.blocks(features)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from locallearn import seeding
-from locallearn.config import AugmentConfig, CheckpointConfig, DataConfig, RunConfig
+from locallearn.config import AugmentConfig, CheckpointConfig, DataConfig, RunConfig, sides
 from locallearn.core.module import LocalModule, LocalStep, autocast
 from locallearn.data.datasets import Dataset, ImageSet, load
 from locallearn.errors import DataError
@@ -104,7 +104,7 @@ def synthetic(config: DataConfig) -> Dataset:
     """Random pixels and labels in the shape of a data set; of a folder's classes only the number 10 is assumed."""
     channels, size, classes = _SHAPES.get(config.name, (3, config.image_size or 32, 10))
     draws = seeding.generator(0, "verify")
-    images = torch.randint(0, 256, (2 * STEPS * BATCH, channels, size, size), dtype=torch.uint8, generator=draws)
+    images = torch.randint(0, 256, (2 * STEPS * BATCH, channels, *sides(size)), dtype=torch.uint8, generator=draws)
     half = ImageSet(images[: STEPS * BATCH], torch.arange(STEPS * BATCH) % classes)
     names = tuple(str(i) for i in range(classes))
     mean = (0.5,) * channels

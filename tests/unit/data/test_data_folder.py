@@ -160,3 +160,10 @@ def test_missing_folders(tmp_path):
     (tmp_path / "test").mkdir()
     with pytest.raises(DataError, match=r"train holds no folders of classes; expected train/<class>/\*\.png"):
         load(DataConfig("folder", root=str(tmp_path)))
+
+
+def test_formats_that_are_not_named_are_refused_whatever_their_ending(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png is not a readable image: cannot identify"):
+        read_images(tmp_path, 8, 3)

@@ -1,0 +1,25 @@
+"""Digests name what was trained, in records that are published: a change of the settings must leave them as they are.
+
+``digests.json`` holds those of every cell and recipe of version 0.1. Cells and recipes may be added; none may change.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from locallearn.config import digest
+from locallearn.experiments.protocols import Study
+from locallearn.experiments.recipes import recipe
+
+GOLDEN = json.loads((Path(__file__).parent / "digests.json").read_text())
+
+
+@pytest.mark.parametrize("protocol", sorted(GOLDEN["cells"]))
+def test_cells_have_the_digests_of_their_records(protocol):
+    expected = GOLDEN["cells"][protocol]
+    assert {cell: Study(protocol).digest(cell) for cell in expected} == expected
+
+
+def test_recipes_have_the_digests_that_they_had():
+    assert {name: digest(recipe(name)) for name in GOLDEN["recipes"]} == GOLDEN["recipes"]

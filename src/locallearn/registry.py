@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import importlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -10,8 +12,27 @@ from typing import Any, Generic, TypeVar
 
 from locallearn import plugins
 from locallearn.errors import ConfigError, UsageError
+from locallearn.validation import Defaults, validated
 
 T = TypeVar("T")
+
+_HOMES = {
+    "objective.loss": "locallearn.losses",
+    "objective.head": "locallearn.losses",
+    "data.name": "locallearn.data",
+}
+"""The package that fills each registry when it is imported."""
+
+_registries: dict[str, Registry[Any]] = {}
+
+
+def named(kind: str) -> Registry[Any]:
+    """The registry of what an option names (``"objective.loss"``), filled.
+
+    Settings are checked against it where they are built, before anything else of the package is imported.
+    """
+    importlib.import_module(_HOMES[kind])
+    return _registries[kind]
 
 
 class Registry(Generic[T]):
@@ -32,25 +53,62 @@ class Registry(Generic[T]):
         self.gives = gives
         self._entries: dict[str, T] = {}
         self._places: dict[str, str] = {}
+        self._options: dict[str, type] = {}
+        if kind in _HOMES:
+            _registries[kind] = self
 
-    def add(self, name: str, entry: T) -> T:
+    def add(self, name: str, entry: T, options: type | None = None) -> T:
         """Register ``entry`` under ``name``.
 
+        Args:
+            name: how settings and the command line name it.
+            entry: what is registered.
+            options: a frozen dataclass of its own settings, each with a default and a docstring, which ``--help``
+                prints. What is registered finds them as ``options`` in what it is given.
+
         Raises:
-            UsageError: the name is taken already, or the entry cannot be called as it will be.
+            UsageError: the name is taken already, the entry cannot be called as it will be, or the options are no
+                such dataclass.
         """
         place = _caller()
         if name in self._entries:
             taken = f"{self.kind} {name!r} is registered already by {self._places[name]}"
             raise UsageError(f"{taken}; {place} must choose another name")
         self._check_signature(name, entry, place)
+        if options is not None:
+            self._check_options(name, options, place)
+            self._options[name] = options
         self._entries[name] = entry
         self._places[name] = place
         return entry
 
-    def register(self, name: str) -> Callable[[T], T]:
+    def register(self, name: str, *, options: type | None = None) -> Callable[[T], T]:
         """The same as :meth:`add`, as a decorator."""
-        return lambda entry: self.add(name, entry)
+        return lambda entry: self.add(name, entry, options)
+
+    def remove(self, name: str) -> None:
+        """Forget what is registered under ``name``, as before a notebook's cell that registers it is run again."""
+        for kept in (self._entries, self._places, self._options):
+            kept.pop(name, None)
+
+    def options(self, name: str, given: object, where: str) -> Any:
+        """The settings of its own that what is registered under ``name`` gets; None where it has none.
+
+        Args:
+            name: of the component; one that is not registered here has no settings.
+            given: an instance of its dataclass, or a mapping of what is not at its default; nothing is all defaults.
+            where: dotted name of the settings, for messages (``"objective.options"``).
+
+        Raises:
+            ConfigError: an unknown setting, a wrong value, or settings of another component.
+        """
+        kind = self._options.get(name) if name in self else None
+        given = {} if given is None or given == Defaults() else given
+        if kind is not None:
+            return validated(kind, given, where)
+        if given:
+            raise ConfigError(where, given, f"nothing: {self.kind} {name} has no options")
+        return None
 
     def get(self, name: str) -> T:
         """What is registered under ``name``.
@@ -93,6 +151,23 @@ class Registry(Generic[T]):
                 found = f"a function of {signature}"
         expected = f"a function of ({self.takes}) that returns {self.gives.__name__}"
         raise UsageError(f"{self.kind} {name!r} ({place}): expected {expected}, this is {found}")
+
+    def _check_options(self, name: str, options: Any, place: str) -> None:
+        """A frozen dataclass that can be made from nothing."""
+        params = getattr(options, "__dataclass_params__", None)
+        if isinstance(options, type) and params is not None and params.frozen:
+            required = [
+                field.name
+                for field in dataclasses.fields(options)
+                if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+            ]
+            if not required:
+                return
+            found = f"{options.__name__}.{required[0]} has none"
+        else:
+            found = f"this is {options!r}"
+        expected = "a frozen dataclass whose fields all have defaults"
+        raise UsageError(f"{self.kind} {name!r} ({place}): expected options to be {expected}; {found}")
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries or (plugins.load_named() and name in self._entries)

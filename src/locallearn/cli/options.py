@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 from collections.abc import Sequence
 from typing import TypeVar
 
 import tyro
 
+from locallearn.cli.components import with_components
 from locallearn.errors import ConfigError, UsageError
 
 T = TypeVar("T")
@@ -29,6 +31,10 @@ def parse(kind: type[T], arguments: Sequence[str], command: str, description: st
         SystemExit: ``--help`` was asked for and printed.
     """
     prog = f"locallearn {command}"
+    if default is None and not _required(kind):
+        default = kind()
+    if default is not None:
+        default = with_components(default, arguments)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -39,6 +45,15 @@ def parse(kind: type[T], arguments: Sequence[str], command: str, description: st
         if not stop.code:
             raise
         raise UsageError(f"{_one_line(complaint.getvalue())}; see {prog} --help") from None
+
+
+def _required(kind: type) -> list[str]:
+    """The fields that have no default."""
+    return [
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
 
 
 def check_at_least(options: object, **least: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from locallearn.config.checks import (
@@ -14,6 +14,7 @@ from locallearn.config.checks import (
     is_real,
     probability,
 )
+from locallearn.config.components import Defaults, of, settle_options
 
 ImageSize = int | tuple[int, int]
 """Side of square images, or height and width [pixels]."""
@@ -57,8 +58,11 @@ class DataConfig:
     """Mean of every channel of pixels in [0, 1], which normalises images; by default the data set's own."""
     std: tuple[float, ...] | None = None
     """Standard deviation of every channel of pixels in [0, 1]; by default the data set's own."""
+    options: Any = field(default=Defaults(), metadata=of("data.name", by="name"))
+    """Settings of the data set's own, where it is registered with such."""
 
     def __post_init__(self) -> None:
+        settle_options(self, "data")
         count("data.train_limit", self.train_limit)
         count("data.test_limit", self.test_limit)
         check(

@@ -13,18 +13,20 @@ from pydantic import TypeAdapter, ValidationError
 
 from locallearn.config.run import EVERY_BATCH, RunConfig
 from locallearn.errors import ConfigError
+from locallearn.validation import explained
 
 _ADAPTER = TypeAdapter(RunConfig)
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """The configuration as plain nested dictionaries; fields that are ``None`` are left out."""
+    """The configuration as plain nested dictionaries; what is ``None`` or holds nothing is left out."""
     return _without_none(dataclasses.asdict(config))
 
 
 def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
+        items = {key: _without_none(item) for key, item in value.items()}
+        return {key: item for key, item in items.items() if item is not None and item != {}}
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -37,11 +39,7 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
     try:
         return _ADAPTER.validate_python(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        unknown = first["type"] in ("extra_forbidden", "unexpected_keyword_argument")
-        expected = "a known setting (this one is not)" if unknown else first["msg"].removeprefix("Input should be ")
-        raise ConfigError(name, first["input"], expected) from None
+        raise explained(error) from None
 
 
 def to_toml(config: RunConfig) -> str:

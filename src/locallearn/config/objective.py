@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from locallearn.config.checks import (
     STRICT,
@@ -15,6 +15,7 @@ from locallearn.config.checks import (
     positive_int,
     probability,
 )
+from locallearn.config.components import Defaults, of, settle_options
 from locallearn.config.masking import MaskingConfig
 from locallearn.config.modification import ModificationConfig
 from locallearn.errors import ConfigError
@@ -68,8 +69,13 @@ class ObjectiveConfig:
     """Weights of invariance, variance and covariance in vicreg; by default 25, 25 and 1, as published."""
     modification: ModificationConfig = field(default_factory=ModificationConfig)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
+    options: Any = field(default=Defaults(), metadata=of("objective.loss", by="loss"))
+    """Settings of the loss's own, where it is registered with such."""
+    head_options: Any = field(default=Defaults(), metadata=of("objective.head", by="head"))
+    """Settings of the head's own, where it is registered with such."""
 
     def __post_init__(self) -> None:
+        settle_options(self, "objective")
         for name in ("head_width", "predsim_inputs", "projection", "pool_others"):
             positive_int(f"objective.{name}", getattr(self, name))
         for name in ("diversity_temperature", "temperature"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from tyro.conf import Suppress
 
@@ -100,6 +100,12 @@ class RunConfig:
             raise ConfigError("mesh.wire", self.mesh.wire, f"none with runtime {self.runtime}, where nothing travels")
         if self.checkpoint.keep_epochs and self.runtime == "asynchronous":
             raise ConfigError("checkpoint.keep_epochs", self.checkpoint.keep_epochs, "0 with runtime asynchronous")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to another process as TOML, which there is read after the plugins that know its components."""
+        from locallearn.config.files import from_toml, to_toml
+
+        return from_toml, (to_toml(self),)
 
     @property
     def groups(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from locallearn.config import EVERY_BATCH, ObjectiveConfig, RunConfig
 from locallearn.errors import ConfigError
 from locallearn.registry import Registry
+from locallearn.validation import Defaults
 
 CLASSIFIER_HEAD = "0c1f"
 """Average pooling and one linear layer."""
@@ -58,7 +59,9 @@ def classifier_layout(config: RunConfig, channel_groups: int = 1) -> ModuleLayou
     objective = dataclasses.replace(
         config.objective,
         loss=CROSS_ENTROPY,
+        options=Defaults(),
         head=CLASSIFIER_HEAD,
+        head_options=Defaults(),
         stop_gradient=False,
         pool_others=1,
         diversity_weight=0.0,
@@ -169,7 +172,7 @@ def _self_supervised(config: RunConfig, loss: str) -> Layout:
     _need(config, "runtime", "inline, threads, cuda-graphs or distributed", config.runtime in EVERY_BATCH)
     objective = dataclasses.replace(config.objective, loss=loss, diversity_weight=0.0)
     layouts = [ModuleLayout(groups, groups, objective) for groups in config.groups]
-    last = dataclasses.replace(objective, head=PROJECTION_HEAD, pool_others=1)
+    last = dataclasses.replace(objective, head=PROJECTION_HEAD, head_options=Defaults(), pool_others=1)
     layouts[-1] = dataclasses.replace(layouts[-1], objective=last)
     return Layout(tuple(layouts), False, views=2)
 

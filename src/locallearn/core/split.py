@@ -97,7 +97,8 @@ def split(
     head = head or ("0c1f" if tokens == "all" else "1c2f")
     if objective == "infopro" and (call.first.amin() < 0 or call.first.amax() > 1):
         raise ConfigError("objective", objective, "another loss for images with pixels outside [0, 1]")
-    config = dataclasses.replace(settings or ObjectiveConfig(), head=head, loss=None)
+    loss = objective if isinstance(objective, str) else None
+    config = dataclasses.replace(settings or ObjectiveConfig(), head=head, loss=loss)
     given = _given(copied, call.first, found, config, width, classes)
     made = [_objective(objective, given, k, parts, tokens, seed) for k in range(1, len(parts))]
     like = next(copied.parameters())

@@ -14,6 +14,7 @@ import numpy as np
 from locallearn.config import AugmentConfig, DataConfig, ImageSize, sides, size_of
 from locallearn.errors import ConfigError, DataError
 from locallearn.registry import Registry
+from locallearn.validation import Defaults
 
 if TYPE_CHECKING:  # names of data sets are looked up before torch is imported
     from torch import Tensor
@@ -81,8 +82,9 @@ def load(config: DataConfig) -> Dataset:
         ConfigError: no data set has this name, or a setting does not fit it.
         DataError: the files are missing, damaged or in a layout that the reader does not know.
     """
+    own = datasets.options(config.name, config.options, "data.options")
     try:
-        dataset = datasets.build(config.name, config)
+        dataset = datasets.build(config.name, dataclasses.replace(config, options=own or Defaults()))
     except OSError as error:
         raise DataError(f"{config.name}: {error}") from None
     if config.image_size not in (None, dataset.image_size):

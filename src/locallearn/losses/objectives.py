@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -98,6 +98,12 @@ class ObjectiveInput:
     place: Place | None = None
 
     @property
+    def options(self) -> Any:
+        """Settings of the loss's own: an instance of the dataclass that it was registered with; None without."""
+        name = self.config.loss
+        return None if name is None else objectives.options(name, self.config.options, "objective.options")
+
+    @property
     def hidden(self) -> int:
         """Hidden units of the head's linear layers."""
         return max(1, round(self.config.head_width * self.widen))
@@ -116,6 +122,7 @@ class ObjectiveInput:
             stop_gradient=config.stop_gradient,
             pool_others=config.pool_others,
             place=self.place,
+            options=config.head_options,
         )
 
 

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -30,6 +31,7 @@ class HeadInput:
         stop_gradient: whether heads see the other groups' features, detached.
         pool_others: side of the squares that those are averaged over first [pixels].
         place: where the module ends in a backbone of the package's own; None in a user's own model.
+        options: settings of the head's own: an instance of the dataclass that it was registered with; None without.
     """
 
     shape: tuple[int, ...]
@@ -39,6 +41,7 @@ class HeadInput:
     stop_gradient: bool = False
     pool_others: int = 1
     place: Place | None = None
+    options: Any = None
 
 
 heads: Registry[Callable[[HeadInput], nn.Module]] = Registry("objective.head", "given: HeadInput", nn.Module)
@@ -74,6 +77,7 @@ def build_head(
     stop_gradient: bool = False,
     pool_others: int = 1,
     place: Place | None = None,
+    options: Any = None,
 ) -> nn.Module:
     """Build the heads of one module: a registered one, or ``<n>c<m>f``.
 
@@ -86,12 +90,14 @@ def build_head(
         stop_gradient: whether heads see the other groups' features.
         pool_others: side of the squares that those are averaged over first [pixels].
         place: where the module ends in its backbone.
+        options: settings of a registered head's own, as an instance of their dataclass or by name.
 
     Raises:
-        ConfigError: no such head.
+        ConfigError: no such head, or settings that are not its own.
     """
+    own = heads.options(name, options, "objective.head_options")
     if name in heads:
-        return heads.build(name, HeadInput(shape, outputs, groups, hidden, stop_gradient, pool_others, place))
+        return heads.build(name, HeadInput(shape, outputs, groups, hidden, stop_gradient, pool_others, place, own))
     return AuxiliaryHead(
         name,
         shape[0],

@@ -11,6 +11,14 @@ settings.register_profile("locallearn", deadline=None, derandomize=bool(os.envir
 settings.load_profile("locallearn")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_notes_of_the_users(tmp_path_factory):
+    """Plugins that tests name are not trusted afterwards."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     """Results that are compared bit for bit must not depend on how work is shared out."""

@@ -9,6 +9,7 @@ import itertools
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -173,3 +174,9 @@ def _is_of_another_file(error: OSError, path: Path, folder: Path | None) -> bool
         return False
     name = os.fsdecode(error.filename)
     return name not in (str(path), str(path.parent)) and not (folder and name.startswith(str(folder)))
+
+
+def only_ours(status: os.stat_result) -> bool:
+    """Whether a regular file or a folder belongs to this user, and nobody else can write to it."""
+    kind = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
+    return kind and status.st_uid == os.geteuid() and not status.st_mode & 0o022

@@ -2,7 +2,8 @@
 
 ``locallearn COMMAND --plugin my_file.py`` imports a file before the command looks anything up, and so does
 ``LOCALLEARN_PLUGINS`` (file names with the system's path separator between). Processes that a command starts inherit
-them; a run's ``config.toml`` names them, so that a resume finds them.
+them. A run's ``config.toml`` names them, so that a resume finds them; but a file's word is not the user's, see
+:func:`load_of`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from locallearn import trust
 from locallearn.errors import LocalLearnError, UsageError
 
 VARIABLE = "LOCALLEARN_PLUGINS"
@@ -21,16 +23,19 @@ _loaded: dict[Path, str] = {}
 
 
 def load(files: Iterable[str | Path]) -> None:
-    """Import files of the user's own, each once, here and in processes that are started from now on.
+    """Import files that the user names, each once, here and in processes that are started from now on.
+
+    What he named is noted (:mod:`locallearn.trust`), so that a run that names the same file finds it.
 
     Raises:
         UsageError: a file is not there, or fails; one line says where.
     """
     for file in files:
-        path = Path(file).expanduser().resolve()
+        path = _place(file)
         if path not in _loaded:
-            _import(path)
-            os.environ[VARIABLE] = os.pathsep.join(map(str, _loaded))
+            content = _read(path)
+            trust.remember(path, content)
+            _import(path, content)
 
 
 def load_named() -> bool:
@@ -40,23 +45,33 @@ def load_named() -> bool:
     return len(_loaded) > before
 
 
-def load_of_run(files: Iterable[str], run: Path) -> None:
-    """Import the plugins that a run was started with; one that has moved may be named anew by ``--plugin``.
+def load_of(files: Iterable[str], owner: str) -> None:
+    """Import the plugins that a configuration names, as far as the user has named them himself.
 
-    A folder that came from elsewhere brings no code along: files inside the run are not imported.
+    They are those of this process, or files that he once named on this machine and that have not changed since. One
+    that has moved may be named anew by ``--plugin``.
+
+    Args:
+        files: as the configuration names them.
+        owner: whose configuration it is, for messages.
 
     Raises:
-        UsageError: a file is not there any more, or lies in the run's folder.
+        UsageError: the user has never named a file, or what is in it now; or it is not there any more.
     """
+    load_named()
     for file in files:
-        path = Path(file)
+        path = _place(file)
         if path.name in {known.name for known in _loaded}:
             continue
-        if run.resolve() in path.resolve().parents:
-            raise UsageError(f"plugin {path} lies in the run's own folder; name it with --plugin if you trust it")
         if not path.is_file():
-            raise UsageError(f"plugin {path} of {run} is not there; name its place with --plugin")
-        load([path])
+            raise UsageError(f"plugin {file} of {owner} is not there; name its place with --plugin")
+        content = _read(path)
+        if not trust.is_remembered(path, content):
+            raise UsageError(
+                f"plugin {file} of {owner} is code that you have not named here, or that has changed since; "
+                f"look at it, and if you trust it name it with --plugin {path}"
+            )
+        _import(path, content)
 
 
 def loaded() -> tuple[str, ...]:
@@ -64,23 +79,40 @@ def loaded() -> tuple[str, ...]:
     return tuple(map(str, _loaded))
 
 
-def _import(path: Path) -> None:
+def _place(file: str | Path) -> Path:
+    try:
+        return Path(file).expanduser().resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # an endless link, a NUL, the home of nobody
+        raise UsageError(f"--plugin: {str(file)!r} is no name of a file: {error}") from None
+
+
+def _read(path: Path) -> bytes:
     if not path.is_file():
         raise UsageError(f"--plugin: {path} is not a file")
+    if path.suffix != ".py":
+        raise UsageError(f"--plugin: {path} is not a Python file (.py)")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"--plugin: {path} cannot be read: {error.strerror}") from None
+
+
+def _import(path: Path, content: bytes) -> None:
+    """Import a file as it was read: neither what it is by now, nor compiled code that lies beside it."""
     name = f"locallearn_plugin_{len(_loaded)}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"--plugin: {path} is not a Python file")
+    assert spec is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look their module up
     _loaded[path] = name  # before it runs: what it looks up must not import it again
     try:
-        spec.loader.exec_module(module)
+        exec(compile(content, path, "exec", dont_inherit=True), vars(module))
     except BaseException as error:
         del sys.modules[name], _loaded[path]
         if isinstance(error, LocalLearnError) or not isinstance(error, Exception):
             raise
         raise UsageError(f"--plugin: {path} fails{_line_in(path, error)}: {type(error).__name__}: {error}") from error
+    os.environ[VARIABLE] = os.pathsep.join(map(str, _loaded))
 
 
 def _line_in(path: Path, error: Exception) -> str:

@@ -1,8 +1,10 @@
 """Files of the user's own: what they register is found from the command line, in a resume and in processes."""
 
 import dataclasses
+import importlib.util
 import json
 import os
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -11,8 +13,9 @@ from pathlib import Path
 import pytest
 
 import locallearn as ll
-from locallearn import plugins
+from locallearn import plugins, trust
 from locallearn.cli.main import main
+from locallearn.errors import UsageError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugins" / "my_plugin.py"
 
@@ -80,15 +83,128 @@ def test_a_file_that_has_moved_is_named_anew(trained, tmp_path, call):
     assert call("evaluate", run, f"--plugin={EXAMPLE}", "--json")[0] == 0
 
 
-def test_code_inside_a_run_folder_is_not_imported(trained, tmp_path, call):
-    run = tmp_path / "run"
-    shutil.copytree(trained[0] / "run", run)
-    inside = run / "inside.py"
-    inside.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    (run / "config.toml").write_text((run / "config.toml").read_text().replace(str(EXAMPLE), str(inside)))
-    code, _, said = call("evaluate", run)
+@pytest.fixture
+def strange(tmp_path, trained, monkeypatch):
+    """Makes a run from elsewhere whose config.toml names a file, and tells where that file leaves a mark."""
+    home = tmp_path / "received"
+    shutil.copytree(trained[0] / "run", home / "run")
+    mark = tmp_path / "ran"
+    (home / "evil.py").write_text(f"open({str(mark)!r}, 'w')")
+    (home / "run" / "evil.py").write_text(f"open({str(mark)!r}, 'w')")
+    monkeypatch.chdir(home / "run")
+
+    def make(named):
+        (home / "link.py").unlink(missing_ok=True)
+        (home / "link.py").symlink_to(home / "evil.py")
+        config = (trained[0] / "run" / "config.toml").read_text()
+        (home / "run" / "config.toml").write_text(config.replace(str(EXAMPLE), named.format(home)))
+        return home / "run", mark
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "evil.py",
+        "./evil.py",
+        "../evil.py",
+        "{}/evil.py",
+        "{}/run/evil.py",
+        "{}/run/../evil.py",
+        "{}/link.py",
+        "../link.py",
+    ],
+)
+def test_what_a_run_from_elsewhere_names_is_not_imported(named, strange, call):
+    run, mark = strange(named)
+    for command in (("evaluate", run), ("train", "--resume", run), ("report", run)):
+        code, _, said = call(*command)
+        assert command[0] == "report" or (code, "name it with --plugin" in said) == (2, True)
+        assert not mark.exists()
+    # and once the user has named exactly this file it is
+    call("recipes", "--plugin", strange(named)[0].parent / "evil.py")
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("named", ["{}/gone.py", "a\\u0000b.py", "~nobody-there/a.py", "/dev/stdin", "{}"])
+def test_names_of_no_file_are_one_line(named, strange, call):
+    code, _, said = call("evaluate", strange(named)[0])
     assert code == 2
-    assert "lies in the run's own folder" in said
+    assert said.count("\n") == 1
+
+
+def test_a_file_that_the_user_named_is_trusted_until_it_changes(tmp_path, call):
+    plugin, mark = tmp_path / "mine.py", tmp_path / "ran"
+    plugin.write_text(f"open({str(mark)!r}, 'a').write('x')")
+    with pytest.raises(UsageError, match="is code that you have not named here"):
+        plugins.load_of([str(plugin)], "run")
+    call("recipes", "--plugin", plugin)
+    assert mark.read_text() == "x"
+    forget()
+    plugins.load_of([str(plugin)], "run")
+    assert mark.read_text() == "xx"
+    forget()
+    plugin.write_text(f"open({str(mark)!r}, 'a').write('y')")
+    with pytest.raises(UsageError, match="or that has changed since"):
+        plugins.load_of([str(plugin)], "run")
+    copy = tmp_path / "elsewhere" / "mine.py"
+    copy.parent.mkdir()
+    copy.write_text(f"open({str(mark)!r}, 'a').write('x')")  # the content that was trusted, at another place
+    with pytest.raises(UsageError, match="is code that you have not named here"):
+        plugins.load_of([str(copy)], "run")
+    assert mark.read_text() == "xx"
+
+
+def forget():
+    """As a process that has just begun."""
+    plugins._loaded.clear()
+    os.environ[plugins.VARIABLE] = ""
+
+
+def test_compiled_code_beside_a_plugin_is_not_run(tmp_path, call):
+    """A file whose content is trusted, and next to it a cache of other code with the right time and size."""
+    plugin, mark = tmp_path / "mine.py", tmp_path / "ran"
+    good, evil = "x = 1".ljust(200), f"open({str(mark)!r}, 'w')".ljust(200)
+    plugin.write_text(evil)
+    times = (plugin.stat().st_atime_ns, plugin.stat().st_mtime_ns)
+    py_compile.compile(str(plugin))
+    plugin.write_text(good)
+    os.utime(plugin, ns=times)
+    assert call("recipes", "--plugin", plugin)[0] == 0
+    assert not mark.exists()
+    # The sibling: the import system itself takes it.
+    importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location("mine", plugin))
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    assert mark.exists()
+
+
+def test_notes_that_others_can_write_do_not_count(tmp_path, call, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("x = 1")
+    call("recipes", "--plugin", plugin)
+    (notes,) = (tmp_path / "config").rglob("*.jsonl")
+    assert notes.stat().st_mode & 0o777 == 0o600
+    forget()
+    for mode, right in ((0o666, False), (0o620, False), (0o600, True)):
+        notes.chmod(mode)
+        assert trust.is_remembered(plugin, b"x = 1") == right
+    notes.rename(tmp_path / "theirs")
+    notes.symlink_to(tmp_path / "theirs")
+    assert not trust.is_remembered(plugin, b"x = 1")
+    notes.unlink()
+    os.mkfifo(notes)
+    assert not trust.is_remembered(plugin, b"x = 1")
+    plugins.load([plugin])  # and where nothing can be noted, what the user names is imported all the same
+
+
+def test_a_configuration_in_python_is_no_word_of_the_users(tmp_path, call):
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    config = dataclasses.replace(ll.recipe("dgl"), plugins=(str(plugin),))
+    with pytest.raises(UsageError, match="is code that you have not named here"):
+        ll.train(ll.from_toml(ll.to_toml(config)), tmp_path / "run")
     assert not (tmp_path / "ran").exists()
 
 

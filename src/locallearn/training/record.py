@@ -142,7 +142,7 @@ class RunFolder:
             config = from_toml(text)
         except ConfigError as error:
             raise UsageError(f"{path}: {error}") from None
-        plugins.load_of_run(config.plugins, self.path)
+        plugins.load_of(config.plugins, str(self.path))
         return config
 
     def append(self, event: dict[str, Any]) -> None:

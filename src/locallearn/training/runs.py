@@ -41,7 +41,7 @@ def train(
         DivergedError: a loss became NaN or infinite; the last good checkpoint is kept.
     """
     folder = RunFolder(Path(run))
-    plugins.load(config.plugins)
+    plugins.load_of(config.plugins, "the configuration")
     with _world(config) as world:
         if world.leader:
             folder.check_free(overwrite)

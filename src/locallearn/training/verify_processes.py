@@ -55,7 +55,7 @@ def train_on_processes(config: RunConfig, dataset: Dataset, path: Path) -> None:
 def _rank(rank: int, port: int, config: RunConfig, dataset: Dataset, path: Path) -> None:
     os.environ |= rank_environment(rank, config.mesh.size, port)
     torch.set_num_threads(config.train.threads or 1)
-    plugins.load(config.plugins)
+    plugins.load_of(config.plugins, "the configuration")
     folder = RunFolder(path)
     with process_world(config, local_device(config)) as world:
         training = build(config, dataset, folder, None, world)

@@ -10,20 +10,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.table import Table
 
 from locallearn.cli.console import Terminal
 from locallearn.cli.options import check_at_least, parse
-from locallearn.cli.queue_display import QueueDisplay, epochs_done
+from locallearn.cli.queue_display import QueueDisplay, print_list
 from locallearn.cli.results import print_study, read_studies, study_data, write_html
 from locallearn.config import OneProcess
 from locallearn.errors import ConfigError, UsageError
 from locallearn.experiments import chapter4, claims, results, sweep
 from locallearn.experiments.catalogue import LAYOUTS, cells_of
+from locallearn.experiments.estimate import Estimates
 from locallearn.experiments.protocols import Study
 from locallearn.experiments.queue import Job, Outcome, Queue, cores, default_jobs
 from locallearn.experiments.worker import Request
-from locallearn.lock import is_held
 from locallearn.report import results as drawing
 
 
@@ -72,7 +71,7 @@ class ReproduceOptions:
     runs: str = "runs/reproduce"
     """Folder of the runs."""
     list: bool = False
-    """Show the cells in the order of the queue and how far they are, and train nothing."""
+    """Show the cells in the order of the queue, how far they are and how long they need still, and train nothing."""
     json: bool = False
     """Print what was done, every value and the claims as JSON, and no progress."""
 
@@ -98,10 +97,11 @@ def run(arguments: Sequence[str]) -> int:
     _check_sweep(options, names)
     parallel = options.jobs or default_jobs(options.device)
     jobs = plan(options, study, names, options.threads or max(1, cores() // parallel))
+    estimates = Estimates(Path(options.runs))
     if options.list:
-        return _list(jobs, options.json)
+        return print_list(jobs, estimates, options.json)
     queue = Queue(jobs, parallel)
-    with QueueDisplay(len(jobs), len(queue.outcome.finished), quiet=options.json) as queue.observer:
+    with QueueDisplay(len(jobs), len(queue.outcome.finished), estimates, quiet=options.json) as queue.observer:
         outcome = queue.run(options.budget)
     return _finish(options, study, outcome)
 
@@ -159,29 +159,6 @@ def _job(options: ReproduceOptions, study: Study, cell: str, seed: int, threads:
 def _run_folder(options: ReproduceOptions, study: Study, cell: str, seed: int) -> Path:
     """The digest in its name keeps a run apart from one of another configuration."""
     return Path(options.runs) / study.name / f"{cell}-seed{seed}-{study.digest(cell)}"
-
-
-def _list(jobs: Sequence[Job], as_json: bool) -> int:
-    states = [{"cell": job.request["cell"], "seed": job.request["seed"], "state": _state(job)} for job in jobs]
-    if as_json:
-        print(json.dumps(states, indent=2))
-        return 0
-    table = Table(title=f"{len(jobs)} cells in the order of the queue")
-    for heading in ("cell", "seed", "state"):
-        table.add_column(heading)
-    for state in states:
-        table.add_row(*(str(value) for value in state.values()))
-    Terminal().print(table)
-    return 0
-
-
-def _state(job: Job) -> str:
-    if job.is_finished():
-        return "finished"
-    if is_held(job.beside(".lock")):
-        return "being trained"
-    done = epochs_done(job.run)
-    return f"{done} epochs done" if done else "started" if job.run.exists() else "not started"
 
 
 def _finish(options: ReproduceOptions, study: Study, outcome: Outcome) -> int:

@@ -18,6 +18,7 @@ from locallearn.cli.queue_display import QueueDisplay
 from locallearn.cli.reproduce import ReproduceOptions, plan
 from locallearn.cli.results import print_study, study_data
 from locallearn.experiments.catalogue import LAYOUTS
+from locallearn.experiments.estimate import Estimates
 from locallearn.experiments.protocols import Study
 from locallearn.experiments.results import record_path, write_record
 
@@ -96,18 +97,38 @@ def test_the_budget(tmp_path, monkeypatch, capsys):
     assert not Path("results").exists()
 
 
+def test_an_epoch_is_a_line_with_the_time_left(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (job,) = plan(ReproduceOptions(tables=("digits",)), STUDY, [CELLS[0]], 1)
+    display = QueueDisplay(1, 0, Estimates(tmp_path))
+    display.on_start(job)
+    display.on_tick([job])  # nothing yet
+    job.run.mkdir(parents=True)
+    (job.run / "metrics.jsonl").write_text('{"event": "train", "epoch": 1, "seconds": 7.5}\n')
+    QueueDisplay(1, 0, Estimates(tmp_path)).on_start(job)
+    assert capsys.readouterr().err.splitlines() == [
+        "1 cells to train",
+        f"{CELLS[0]} seed 0: starts",
+        "1 cells to train",
+        f"{CELLS[0]} seed 0: goes on after epoch 1 of 3, about 15.0 s left",
+    ]
+    time.sleep(1.1)  # it looks once a second
+    display.on_tick([job])
+    assert capsys.readouterr().err == f"{CELLS[0]} seed 0: epoch 1 of 3 (7.5 s, about 15.0 s left)\n"
+
+
 def test_list_tells_how_far_cells_are(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     study = Study("quick")
     write_record(record_path(Path("results"), study, CELLS[2], 0), small_results.record(CELLS[2]))
     run = Path("runs/reproduce/quick") / f"{CELLS[1]}-seed0-{study.digest(CELLS[1])}"
     run.mkdir(parents=True)
-    (run / "metrics.jsonl").write_text('{"event": "train", "epoch": 1}\n{"event": "evaluate", "epoch": 1}\n')
+    (run / "metrics.jsonl").write_text('{"event": "train", "epoch": 1, "seconds": 7.5}\n')
     assert main(["reproduce", "digits", "--list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [
-        {"cell": CELLS[0], "seed": 0, "state": "not started"},
-        {"cell": CELLS[1], "seed": 0, "state": "1 epochs done"},
-        {"cell": CELLS[2], "seed": 0, "state": "finished"},
+        {"cell": CELLS[0], "seed": 0, "state": "not started", "seconds_left": None},
+        {"cell": CELLS[1], "seed": 0, "state": "1 of 2 epochs done", "seconds_left": 7.5},
+        {"cell": CELLS[2], "seed": 0, "state": "finished", "seconds_left": 0.0},
     ]
     assert main(["reproduce", "table-3.4", "digits", "--protocol", "paper", "--list"]) == 0
     assert capsys.readouterr().out.count("not started") == 24  # another protocol has other cells

@@ -20,6 +20,7 @@ from locallearn.training.optim import build_optimizer
 from locallearn.training.sums import Sums
 
 IMAGE = ImageShape(3, 8, 5)
+WIDE = {"channels": 16, "hidden": 16}
 ADAM = OptimizerConfig(name="adam", learning_rate=3e-3)
 CASES = {
     "e2e": ("e2e", 1, 1, {}),
@@ -28,6 +29,13 @@ CASES = {
     "dgl mlp-sr": ("dgl", 3, 1, {"head": "mlp-sr"}),
     "dgl auglocal": ("dgl", 3, 1, {"head": "auglocal"}),
     "dgl patches": ("dgl", 3, 1, {"head": "patches"}),
+    "dgl momentum": ("dgl", 3, 1, {"head": "momentum"}),
+    "gn-dgl momentum": ("gn-dgl", 3, 2, {"head": "momentum"}),
+    "gn-dgl flat": ("gn-dgl", 3, 2, {"head": "flat"}),
+    "dgl supervised-contrastive": ("dgl", 3, 1, {"loss": "supervised-contrastive"}),
+    "gn-dgl supervised-contrastive": ("gn-dgl", 3, 2, {"loss": "supervised-contrastive", "diversity_weight": 0.0}),
+    "blockwise-ssl": ("blockwise-ssl", 3, 1, {"head": "wide-projector", "head_options": WIDE}),
+    "blockwise-ssl G=2": ("blockwise-ssl", 3, 2, {"head": "wide-projector", "head_options": WIDE}),
     "gn-dgl auglocal": ("gn-dgl", 3, 2, {"head": "auglocal"}),
     "gn-dgl auglocal naive": ("gn-dgl", 3, 2, {"head": "auglocal", "stop_gradient": False}),
     "gn-dgl patches": ("gn-dgl", 3, 2, {"head": "patches"}),
@@ -51,6 +59,16 @@ CASES = {
     "dgssl-llm self": ("dgssl-llm", 3, 2, {"modification": ModificationConfig(scorer="self")}),
     "infopro cross-entropy": ("infopro", 3, 1, {"infopro_loss": "cross-entropy", "infopro_weights": (5, 1, 1, 1)}),
 }
+
+
+WITHOUT = {
+    "sim": 6,
+    "infopro": 2,
+    "infopro mlp-sr": 2,
+    "dgl supervised-contrastive": 2,
+    "gn-dgl supervised-contrastive": 6,
+}
+"""How many nodes have no classifier, where some have none."""
 
 
 def network_of(case, model="tiny-resnet"):
@@ -152,7 +170,7 @@ def test_nodes_without_a_classifier_have_no_accuracy(case):
         features = module(features)
         losses.append(module.objective(features, data).detached())
     sums.add(losses, data.labels)
-    without = {"sim": 6, "infopro": 2, "infopro mlp-sr": 2}.get(case, 0)
+    without = WITHOUT.get(case, 0)
     for rows in (found.nodes, sums.nodes()):
         assert [(row["module"], row["group"]) for row in rows] == [
             (int(name) if name.isdigit() else name, group) for name, group in network.nodes
@@ -175,7 +193,7 @@ def test_evaluation_of_a_node_without_a_classifier_is_its_local_loss():
 anything = st.fixed_dictionaries(
     {
         "loss": st.sampled_from([None, None, "cross-entropy", "predsim", "infopro", "nt-xent", "vicreg"]),
-        "head": st.sampled_from(["1c2f", "0c1f", "mlp-sr", "auglocal", "patches"]),
+        "head": st.sampled_from(["1c2f", "0c1f", "mlp-sr", "auglocal", "patches", "momentum", "flat"]),
         "head_width": st.sampled_from([1, 16]),
         "stop_gradient": st.booleans(),
         "diversity_weight": st.sampled_from([0.0, 0.5]),

@@ -28,13 +28,14 @@ class ObjectiveConfig:
     __pydantic_config__ = STRICT
 
     loss: str | None = None
-    """Local loss: cross-entropy, predsim or infopro; on two views of every image nt-xent, barlow-twins or vicreg. By
-    default the method's own: cross-entropy for dgl and gn-dgl, nt-xent for simclr and dgssl; mae
-    has masked-pixels alone."""
+    """Local loss: cross-entropy, predsim, infopro or supervised-contrastive; on two views of every image nt-xent,
+    barlow-twins or vicreg. By default the method's own: cross-entropy for dgl and gn-dgl, nt-xent for simclr and
+    dgssl, barlow-twins for blockwise-ssl; mae has masked-pixels alone."""
     head: str = "1c2f"
     """Auxiliary head: <n>c<m>f with n convolutions (the first of stride 2, doubling the channels) and m linear
     layers; mlp-sr (pooled to a quarter of each side, 1x1 convolutions, multi-layer perceptron); auglocal (copies of
-    the backbone's later layers); or patches (1c2f on 2 x 2 patches, outputs averaged)."""
+    the backbone's later layers); patches (a head on 2 x 2 patches, outputs averaged); momentum (a head behind a
+    moving average of the next module's first block); flat (a linear layer on every number); or wide-projector."""
     head_width: int = 128
     """Hidden units of the head's linear layers, times the model's width factor."""
     stop_gradient: bool = True

@@ -20,6 +20,9 @@ PROJECTION_HEAD = "0c2f"
 """Average pooling and two linear layers: SimCLR's projection head."""
 
 NT_XENT = "nt-xent"
+BARLOW_TWINS = "barlow-twins"
+FEATURE_NOISE = 0.25
+"""Standard deviations of noise on the features of ``blockwise-ssl``."""
 MODIFIED_NT_XENT = "nt-xent-llm"
 MASKED_PIXELS = "masked-pixels"
 
@@ -32,11 +35,13 @@ class ModuleLayout:
         groups: G, the number of nodes.
         channel_groups: what its convolutions are split into; G, but for ``single-thread``.
         objective: settings of its nodes' objective; their ``loss`` names one.
+        noise: what is added to its features in training, in their standard deviations.
     """
 
     groups: int
     channel_groups: int
     objective: ObjectiveConfig
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,20 @@ def layerwise_loss_modification(config: RunConfig) -> Layout:
         expected = "another scorer with runtime distributed, where no process has the whole network"
         raise ConfigError("objective.modification.scorer", scorer, expected)
     return _self_supervised(config, MODIFIED_NT_XENT)
+
+
+@methods.register("blockwise-ssl")
+def blockwise_self_supervised(config: RunConfig) -> Layout:
+    """Blockwise self-supervised learning (Siddiqui et al., 2023).
+
+    K modules of G groups with Barlow Twins' loss (or another on two views), the last one's too behind the head that
+    the settings name (``wide-projector`` in the recipe); noise of 0.25 standard deviations is added to what every
+    module gives to its head and to the next module.
+    """
+    layout = _self_supervised(config, config.objective.loss or BARLOW_TWINS)
+    first = layout.modules[0].objective
+    noisy = tuple(dataclasses.replace(plan, objective=first, noise=FEATURE_NOISE) for plan in layout.modules)
+    return dataclasses.replace(layout, modules=noisy)
 
 
 def _self_supervised(config: RunConfig, loss: str) -> Layout:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from locallearn.data.store import Batch
 from locallearn.losses.objectives import LocalLoss, Objective
 from locallearn.nn.peers import Peers, computing_with
+from locallearn.nn.ssl_head import FeatureNoise
 from locallearn.seeding import derive
 
 _DRAWING = threading.Lock()
@@ -105,7 +106,7 @@ class LocalStep:
         self.clip_norm = clip_norm
         self.seed = seed
         self.peers = peers or Peers()
-        self.random = any(isinstance(layer, nn.Dropout) for layer in module.modules())
+        self.random = any(isinstance(layer, (nn.Dropout, FeatureNoise)) for layer in module.modules())
 
     def __call__(
         self,

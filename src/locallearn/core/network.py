@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from locallearn.losses.objectives import ObjectiveInput, objectives
 from locallearn.nn.backbones import Backbone, Place, build_backbone
 from locallearn.nn.init import initialise
 from locallearn.nn.macs import dry_run
+from locallearn.nn.momentum import MomentumHead
+from locallearn.nn.ssl_head import FeatureNoise
 from locallearn.nn.vit import PatchEmbedding
 from locallearn.plan import cuts
 from locallearn.seeding import seeded
@@ -125,14 +128,14 @@ def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:
     groups = [plan.channel_groups for span, plan in zip(spans, layout.modules, strict=True) for _ in span]
     backbone = divisible(backbone, image.channels, groups)
     shape: tuple[int, ...] = image.sizes
-    sides = _sides(backbone, shape)
+    shapes = _shapes(backbone, shape)
     modules = []
     for k, (span, plan) in enumerate(zip(spans, layout.modules, strict=True), start=1):
         blocks = _blocks(backbone, span, plan, config.seed)
         if k == 1 and layout.masked and not isinstance(blocks[0], PatchEmbedding):
             raise ConfigError("model", config.model, f"a vision transformer (vit-tiny) with method {config.method}")
         shape = dry_run(blocks, shape).shape
-        place = Place(backbone.blocks, sides, span.stop - 1, k, config.depth)
+        place = Place(backbone.blocks, shapes, span.stop - 1, k, config.depth)
         module = _module(str(k), blocks, plan, shape, config, backbone, image, place)
         if module.objective.views != layout.views:
             expected = f"a loss on {layout.views} view(s) of every image with method {config.method}"
@@ -145,7 +148,23 @@ def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:
         modules.append(
             _module("classifier", nn.Sequential(), classifier_layout(config), shape, config, backbone, image)
         )
+    _follow(modules, config)
     return LocalNetwork(modules)
+
+
+def _follow(modules: Sequence[LocalModule], config: RunConfig) -> None:
+    """Let heads that look through the next module's first block follow it.
+
+    Raises:
+        ConfigError: the runtime has other modules elsewhere, or at another step.
+    """
+    for module, following in pairwise(modules):
+        for head in module.objective.modules():
+            if isinstance(head, MomentumHead):
+                if config.runtime != "inline":
+                    expected = "inline with head momentum, which follows the weights of the next module step by step"
+                    raise ConfigError("runtime", config.runtime, expected)
+                head.follow(following.blocks[0])
 
 
 def _spans(config: RunConfig, backbone: Backbone, image: ImageShape) -> tuple[range, ...]:
@@ -165,14 +184,14 @@ def block_costs(backbone: Backbone, image: ImageShape) -> list[int]:
     return costs
 
 
-def _sides(backbone: Backbone, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Side of the map that every block gives [pixels], 0 for vectors, of images of this shape."""
-    sides = []
+def _shapes(backbone: Backbone, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Features of one image of this shape after every block."""
+    shapes = []
     for block in backbone.blocks:
         with torch.device("meta"):
             shape = dry_run(block.make(groups=1, dense=True), shape).shape
-        sides.append(shape[1] if len(shape) == 3 else 0)
-    return tuple(sides)
+        shapes.append(shape)
+    return tuple(shapes)
 
 
 def _blocks(backbone: Backbone, span: range, plan: ModuleLayout, seed: int) -> nn.Sequential:
@@ -189,6 +208,8 @@ def _blocks(backbone: Backbone, span: range, plan: ModuleLayout, seed: int) -> n
         with seeded(seed, "layers", block.name):  # layers of a user's own that draw their weights themselves
             made = block.make(groups=plan.channel_groups, dense=i == span.start)
         sequence.add_module(block.name.replace(".", "_"), made)
+    if plan.noise:
+        sequence.add_module("noise", FeatureNoise(plan.noise, plan.channel_groups))
     return sequence
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from locallearn.errors import UsageError
-from locallearn.experiments import chapter4, published, sweep
+from locallearn.experiments import chapter4, methods2026, published, sweep
 from locallearn.experiments.chapter4_curves import CURVES
 from locallearn.experiments.chapter4_tables import TABLES
 from locallearn.experiments.layout import Curves, Figure, Row, Table, Value
@@ -16,6 +16,7 @@ LAYOUTS: dict[str, Table | Figure | Curves] = {
     for layout in (
         *published.CHAPTER3,
         sweep.TABLE,
+        methods2026.TABLE,
         *TABLES,
         *CURVES,
     )

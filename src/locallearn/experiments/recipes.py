@@ -24,6 +24,7 @@ from locallearn.config import (
 )
 from locallearn.core.methods import methods
 from locallearn.errors import UsageError
+from locallearn.experiments.variants import VARIANTS
 from locallearn.nn.backbones import backbones, build_backbone
 
 _DEPTH_WIDTH = {
@@ -36,6 +37,7 @@ _DEPTH_WIDTH = {
     "simclr": (1, 1),
     "dgssl": (4, 1),
     "dgssl-llm": (4, 1),
+    "blockwise-ssl": (4, 1),
     "mae": (1, 1),
 }
 """K and G of each method's recipe."""
@@ -44,7 +46,7 @@ _OWN = (4, 1)
 """K and G of the recipe of a method that a user registered."""
 
 
-SELF_SUPERVISED = ("simclr", "dgssl", "dgssl-llm")
+SELF_SUPERVISED = ("simclr", "dgssl", "dgssl-llm", "blockwise-ssl")
 """Methods whose recipes follow Chapter 4."""
 
 _GROUPED = ("gn-dgl", "single-thread")
@@ -128,13 +130,13 @@ def self_supervised_digits(method: str) -> RunConfig:
 
     The scorer of ``dgssl-llm`` is a moving average, which needs no run beforehand.
     """
+    modification = ModificationConfig(scorer="ema" if method == "dgssl-llm" else "pretrained")
+    objective = ObjectiveConfig(temperature=0.5, modification=modification)
     return RunConfig(
         method=method,
         model="resnet8",
         depth=_DEPTH_WIDTH[method][0],
-        objective=ObjectiveConfig(
-            temperature=0.5, modification=ModificationConfig(scorer="ema" if method == "dgssl-llm" else "pretrained")
-        ),
+        objective=_projected(objective, 128) if method == "blockwise-ssl" else objective,
         augment=AugmentConfig(resized_crop=(0.3, 1.0), flip=0.0),
         optimizer=dataclasses.replace(_adam(1e-3), weight_decay=1e-6),
         schedule=ScheduleConfig(name="constant"),
@@ -142,22 +144,29 @@ def self_supervised_digits(method: str) -> RunConfig:
     )
 
 
+def _projected(objective: ObjectiveConfig, size: int) -> ObjectiveConfig:
+    """Wide projectors of Siddiqui et al. (2023), for small images of this size instead of 2048, 8192 and 8192."""
+    options = {"channels": size, "hidden": size}
+    return dataclasses.replace(objective, head="wide-projector", head_options=options, projection=size)
+
+
 def self_supervised(model: str, method: str) -> RunConfig:
     """Chapter 4: Adam at a constant 1e-3, weight decay 1e-6, batch 256, the augmentation of Fig. A.2.
 
     VGGs are cut after every block and have ``0c2f`` heads (Sec. 4.3.1), ResNets the cuts of Fig. A.1 and ``1c2f``
-    heads. The thesis gives neither the temperature nor the number of epochs: 0.5 is customary on CIFAR-10, and 800
-    epochs are what Figs. A.4 and A.5 leave room for and the most that is customary.
+    heads; ``blockwise-ssl`` has its own. The thesis gives neither the temperature nor the number of epochs: 0.5 is
+    customary on CIFAR-10, and 800 epochs are what Figs. A.4 and A.5 leave room for and the most that is customary.
     """
     is_vgg = model.startswith("vgg")
     depth = _DEPTH_WIDTH[method][0]
     if is_vgg and depth > 1:
         depth = len(build_backbone(model, 3, 32).blocks)
+    objective = ObjectiveConfig(head="0c2f" if is_vgg else "1c2f", temperature=0.5)
     return RunConfig(
         method=method,
         model=model,
         depth=depth,
-        objective=ObjectiveConfig(head="0c2f" if is_vgg else "1c2f", temperature=0.5),
+        objective=_projected(objective, 2048) if method == "blockwise-ssl" else objective,
         data=DataConfig(name="cifar10", mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010)),
         augment=AugmentConfig(resized_crop=(0.08, 1.0), flip=0.5, jitter=0.8, grey=0.2),
         optimizer=dataclasses.replace(_adam(1e-3), weight_decay=1e-6),
@@ -207,6 +216,10 @@ def recipe(name: str) -> RunConfig:
     """
     if name in _DEPTH_WIDTH or name in methods:
         return digits(name)
+    for suffix, variant in sorted(VARIANTS.items(), key=lambda item: -len(item[0])):  # gn-auglocal before auglocal
+        model = name.removesuffix(suffix)
+        if model != name and (model == "" or model.endswith("-")):
+            return variant.change(recipe(model + variant.method))
     for method in sorted({*_DEPTH_WIDTH, *methods}, key=len, reverse=True):  # gn-dgl before dgl
         model = name.removesuffix(f"-{method}")
         if model != name:
@@ -237,7 +250,10 @@ def recipe_names() -> list[str]:
     splits = [f"vgg6a-{split}group-gn-dgl" for split in (4, 6, 8, 10)]
     pairs = [(model, method) for model in backbones for method in _DEPTH_WIDTH]
     named = [f"{model}-{method}" for model, method in pairs if _fits(model, method)]
-    return [*_DEPTH_WIDTH, *named, *splits]
+    variants = [
+        f"{model}-{name}" for model in backbones for name, variant in VARIANTS.items() if _fits(model, variant.method)
+    ]
+    return [*_DEPTH_WIDTH, *VARIANTS, *named, *variants, *splits]
 
 
 def _fits(model: str, method: str) -> bool:

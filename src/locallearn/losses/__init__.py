@@ -1,7 +1,20 @@
 """Loss functions, and the local objectives made of them."""
 
 # heads and objectives register themselves under their names
-from locallearn.losses import infopro, masked, objectives, predsim, tokens, two_views
-from locallearn.nn import auglocal, patch_head
+from locallearn.losses import infopro, masked, objectives, predsim, supervised, tokens, two_views
+from locallearn.nn import auglocal, flat_head, momentum, patch_head, ssl_head
 
-__all__ = ["auglocal", "infopro", "masked", "objectives", "patch_head", "predsim", "tokens", "two_views"]
+__all__ = [
+    "auglocal",
+    "flat_head",
+    "infopro",
+    "masked",
+    "momentum",
+    "objectives",
+    "patch_head",
+    "predsim",
+    "ssl_head",
+    "supervised",
+    "tokens",
+    "two_views",
+]

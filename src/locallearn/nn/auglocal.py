@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from locallearn.errors import ConfigError
@@ -114,7 +117,7 @@ class AugLocalHead(nn.Module):
         before = place.block
         for i in sampled(layers.index(place.block), len(layers), n_layers):
             block = layers[i]
-            pending += round(math.log2(place.sides[before] / place.sides[block]))
+            pending += round(math.log2(place.shapes[before][1] / place.shapes[block][1]))
             copied.append((place.blocks[block], pending > 0))
             pending -= pending > 0
             before = block
@@ -144,19 +147,32 @@ def see_others(block: nn.Module, groups: int, pool_others: int = 1) -> nn.Module
     return block
 
 
-@heads.register("auglocal")
+@dataclass(frozen=True)
+class AugLocalOptions:
+    """Copies of the backbone's own later layers."""
+
+    layers: Annotated[int, Field(ge=1)] = 2
+    """Layers of the first module's head, d."""
+    slope: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """How steeply their number falls with depth, c: 0 not at all, 1 to one layer."""
+
+
+@heads.register("auglocal", options=AugLocalOptions)
 def auglocal(given: HeadInput) -> AugLocalHead:
-    """AugLocal's head of two layers at most, as published for ResNet-32.
+    """AugLocal's head.
 
     Raises:
         ConfigError: the module is part of a user's own model, whose later layers are not known.
     """
+    options: AugLocalOptions = given.options
     if given.place is None:
         raise ConfigError("objective.head", "auglocal", "another head in a model of your own, such as 1c2f")
     return AugLocalHead(
         given.shape,
         given.outputs,
         given.place,
+        options.layers,
+        options.slope,
         groups=given.groups,
         stop_gradient=given.stop_gradient,
         pool_others=given.pool_others,

@@ -76,14 +76,14 @@ class Place:
 
     Attributes:
         blocks: all blocks of the backbone, in order.
-        sides: side of the map that each gives [pixels]; 0 for a vector.
+        shapes: features of one image after each, (C, H, W) or (C,).
         block: index of the module's last block.
         module: k, counted from 1.
         modules: K.
     """
 
     blocks: tuple[Block, ...]
-    sides: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
     block: int
     module: int
     modules: int
@@ -93,7 +93,7 @@ class Place:
 
         The module's own last block is always among them.
         """
-        found = [i for i, block in enumerate(self.blocks) if block.like is not None and self.sides[i]]
+        found = [i for i, block in enumerate(self.blocks) if block.like is not None and len(self.shapes[i]) == 3]
         return sorted({*found, self.block})
 
 

@@ -61,12 +61,6 @@ def parse_head(name: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def check_head(name: str) -> None:
-    """Refuse a name that no head has."""
-    if name not in heads:
-        parse_head(name)
-
-
 def build_head(
     name: str,
     shape: tuple[int, ...],
@@ -107,6 +101,26 @@ def build_head(
         hidden=hidden,
         stop_gradient=stop_gradient,
         pool_others=pool_others,
+    )
+
+
+def build_inner(name: str, given: HeadInput, shape: tuple[int, ...]) -> nn.Module:
+    """Build the head ``name`` of a head that has another inside, for the features that it sees.
+
+    Args:
+        name: of the inner head, which has its default settings.
+        given: what the outer head is built for.
+        shape: features of one image over all groups as the inner head sees them.
+    """
+    return build_head(
+        name,
+        shape,
+        given.outputs,
+        groups=given.groups,
+        hidden=given.hidden,
+        stop_gradient=given.stop_gradient,
+        pool_others=given.pool_others,
+        place=given.place,
     )
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from locallearn.nn.heads import HeadInput, build_head, heads
+from locallearn.nn.heads import HeadInput, build_inner, heads
 
 
 def patch_side(side: int, patches: int) -> int:
@@ -63,19 +67,18 @@ class PatchHead(nn.Module):
         return out_GNO.unflatten(1, (len(cut), len(x))).mean(1)
 
 
-@heads.register("patches")
+@dataclass(frozen=True)
+class PatchOptions:
+    """A head on patches, whose outputs are averaged."""
+
+    of: str = "1c2f"
+    """The head that sees the patches; one without options, or with its defaults."""
+    patches: Annotated[int, Field(ge=1)] = 2
+    """Patches a side."""
+
+
+@heads.register("patches", options=PatchOptions)
 def patches(given: HeadInput) -> PatchHead:
-    """``1c2f`` heads on 2 x 2 patches."""
-
-    def build(small: tuple[int, ...]) -> nn.Module:
-        return build_head(
-            "1c2f",
-            small,
-            given.outputs,
-            groups=given.groups,
-            hidden=given.hidden,
-            stop_gradient=given.stop_gradient,
-            pool_others=given.pool_others,
-        )
-
-    return PatchHead(build, given.shape)
+    """A head on patches of its features."""
+    options: PatchOptions = given.options
+    return PatchHead(partial(build_inner, options.of, given), given.shape, options.patches)

@@ -17,6 +17,7 @@ from locallearn.costs.steps import dry_steps
 from locallearn.errors import ConfigError
 from locallearn.nn.macs import dry_run
 from locallearn.nn.peers import Peers
+from locallearn.nn.ssl_head import FeatureNoise
 from locallearn.plan.mesh import Placement, place_nodes
 from locallearn.runtime.cuda_graphs import CudaGraphsRuntime
 from locallearn.runtime.distributed import DistributedRuntime
@@ -127,6 +128,9 @@ def placement_of(config: RunConfig, network: LocalNetwork, image: ImageShape, wo
     split = (mesh.width > 1 or mesh.data > 1) and any(isinstance(m, nn.Dropout) for m in network.modules())
     if split:
         raise ConfigError("dropout", config.dropout, "0 where mesh.width or mesh.data is above 1")
+    if (mesh.width > 1 or mesh.data > 1) and any(isinstance(m, FeatureNoise) for m in network.modules()):
+        expected = "another where mesh.width or mesh.data is above 1, for its noise is drawn for whole batches"
+        raise ConfigError("method", config.method, expected)
     if mesh.data > 1:
         fixed = [module.name for module in modules if not module.objective.replicable]
         if fixed:

@@ -11,6 +11,7 @@ from locallearn.experiments.recipes import (
     self_supervised_digits,
     vgg,
 )
+from locallearn.experiments.variants import VARIANTS
 
 VGGS = ("vgg6a", "vgg16a", "vgg19a")
 
@@ -19,7 +20,8 @@ VGGS = ("vgg6a", "vgg16a", "vgg19a")
 def test_every_listed_recipe_is_a_complete_configuration(name):
     config = recipe(name)
     assert from_toml(to_toml(config)) == config
-    assert name.endswith(config.method)
+    variant = next((suffix for suffix in VARIANTS if name.endswith(suffix)), None)
+    assert config.method == VARIANTS[variant].method if variant else name.endswith(config.method)
 
 
 @pytest.mark.parametrize("method", ["e2e", "dgl", "gn-dgl", "infopro", "predsim", "single-thread"])

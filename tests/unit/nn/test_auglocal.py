@@ -17,11 +17,11 @@ CIFAR = ImageShape(3, 32, 10)
 def place(model, block, module, modules, size=32):
     """A module that ends in a backbone's block."""
     blocks = build_backbone(model, 3, size).blocks
-    shape, sides = (3, size, size), []
+    shape, shapes = (3, size, size), []
     for each in blocks:
         shape = dry_run(each.make(groups=1, dense=True), shape).shape
-        sides.append(shape[1] if len(shape) == 3 else 0)
-    return Place(blocks, tuple(sides), [each.name for each in blocks].index(block), module, modules)
+        shapes.append(shape)
+    return Place(blocks, tuple(shapes), [each.name for each in blocks].index(block), module, modules)
 
 
 def test_depths_fall_as_the_public_code_has_them():

@@ -1,0 +1,117 @@
+"""Momentum auxiliary networks: a head that looks through a moving average of the next module's first block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from locallearn.errors import ConfigError
+from locallearn.nn.auglocal import see_others
+from locallearn.nn.backbones import Block
+from locallearn.nn.heads import HeadInput, build_inner, heads
+
+
+class MomentumHead(nn.Module):
+    """A head behind two copies of the next module's first block (MAN, Su et al., ECCV 2024).
+
+    The head sees ``bias(x) + follower(x)``. The follower's weights are an exponential moving average of the next
+    module's, begun at its initial ones, and are not trained; a gradient passes through them. The bias is trained with
+    the head. The authors' code begins the follower with weights of its own and lags one step more.
+
+    This is what flows back between modules: weights, once a step, and never a gradient. So module k + 1 must be in
+    this process and one step behind at most, which the inline runtime alone keeps.
+
+    Args:
+        bias: a block like the next module's first one.
+        follower: another.
+        head: what sees their sum.
+        momentum: m of the moving average; at every step it becomes m times itself plus 1 - m times the weights.
+
+    Shapes: input [B, C, H, W] or [B, C], output [G, B, outputs].
+    """
+
+    def __init__(self, bias: nn.Module, follower: nn.Module, head: nn.Module, momentum: float = 0.995) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.bias, self.follower, self.head = bias, untrained(follower), head
+        self._followed: tuple[nn.Module, ...] = ()  # a tuple, so that its weights are not registered here
+
+    def follow(self, block: nn.Module) -> None:
+        """Follow the weights of this block from now on, beginning with what they are.
+
+        Raises:
+            ConfigError: the next module has another number of groups.
+        """
+        self._followed = (block,)
+        with torch.no_grad():
+            for own, other in self._pairs():
+                if own.shape != other.shape:
+                    raise ConfigError("objective.head", "momentum", "another head where G differs between modules")
+                own.copy_(other)
+
+    @property
+    def followed_bytes(self) -> int:
+        """What the next module sends of its weights at every step."""
+        return sum(other.nbytes for _, other in self._pairs())
+
+    def _pairs(self) -> list[tuple[Tensor, Tensor]]:
+        own = dict(self.follower.named_buffers())
+        return [(own[name], weight) for block in self._followed for name, weight in block.named_parameters()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs of all heads, [G, B, outputs]; in training the follower goes on first."""
+        if self.training:
+            with torch.no_grad():
+                for own, other in self._pairs():
+                    own.lerp_(other, 1 - self.momentum)
+        return self.head(self.bias(x) + self.follower(x))
+
+
+def untrained(module: nn.Module) -> nn.Module:
+    """The same module with buffers in place of its parameters: nothing trains them, and checkpoints hold them."""
+    for layer in module.modules():
+        for name, parameter in list(layer.named_parameters(recurse=False)):
+            delattr(layer, name)
+            layer.register_buffer(name, parameter.detach().clone())
+    return module
+
+
+@dataclass(frozen=True)
+class MomentumOptions:
+    """A head behind a moving average of the next module's first block, and a trained copy of it."""
+
+    of: str = "1c2f"
+    """The head that sees their sum; one without options, or with its defaults."""
+    momentum: Annotated[float, Field(ge=0, le=1)] = 0.995
+    """How much of the moving average a step keeps."""
+
+
+@heads.register("momentum", options=MomentumOptions)
+def momentum(given: HeadInput) -> nn.Module:
+    """The momentum auxiliary network; in the last of the modules, which no other follows, the head alone.
+
+    Raises:
+        ConfigError: a user's own model, or groups that do not see each other.
+    """
+    options: MomentumOptions = given.options
+    if given.place is None:
+        raise ConfigError("objective.head", "momentum", "another head in a model of your own, such as 1c2f")
+    if given.groups > 1 and not given.stop_gradient:
+        expected = "true with head momentum, whose copies of the next block see all channels"
+        raise ConfigError("objective.stop_gradient", given.stop_gradient, expected)
+    if given.place.block + 1 == len(given.place.blocks):
+        return build_inner(options.of, given, given.shape)
+    block, shape = given.place.blocks[given.place.block + 1], given.place.shapes[given.place.block + 1]
+    if given.groups > 1 and block.like is None:
+        raise ConfigError("width", given.groups, f"1 with head momentum before {block.name}, which has no maps")
+    bias, follower = (_copy(block, given) for _ in range(2))
+    return MomentumHead(bias, follower, build_inner(options.of, given, shape), options.momentum)
+
+
+def _copy(block: Block, given: HeadInput) -> nn.Module:
+    made = block.make(groups=given.groups, dense=True)
+    return see_others(made, given.groups, given.pool_others) if given.groups > 1 else made

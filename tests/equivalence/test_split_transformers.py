@@ -184,8 +184,8 @@ def test_a_shared_unembedding_is_read_and_not_trained_by_the_heads():
     assert network.pieces[-1].reads == ("transformer.wte.weight",)
     assert "model.transformer.wte.weight" in network.module_parameters(1)
     for k in (1, 2):
-        heads = [name for name in network.module_parameters(k) if name.startswith("objectives.")]
-        assert heads == [f"objectives.{k - 1}.head.norm.weight", f"objectives.{k - 1}.head.norm.bias"]
+        heads = [name for name in network.module_parameters(k) if name.startswith("stages.")]
+        assert heads == [f"stages.{k - 1}.objective.head.norm.weight", f"stages.{k - 1}.objective.head.norm.bias"]
     network.step(_text())
     assert network.model.lm_head.weight is network.model.transformer.wte.weight
     merged = network.merge()

@@ -36,10 +36,31 @@ class ModelCall:
             raise UsageError("batch: there is no tensor among the model's inputs")
         return tensors[0]
 
-    def batch(self) -> Batch:
-        """What objectives see of the batch; labels are empty where there are none."""
+    def batch(self) -> CalledBatch:
+        """The batch as stages and objectives take it; labels are empty where there are none."""
         labels = self.first.new_empty(0) if self.labels is None else self.labels
-        return Batch(images=self.first, labels=labels, pixels=self.first, step=0)
+        return CalledBatch(images=self.first, labels=labels, pixels=self.first, step=0, call=self)
+
+
+@dataclass(frozen=True, eq=False)
+class CalledBatch(Batch):
+    """A batch of a user's own model.
+
+    Attributes:
+        call: how the model is called on it.
+    """
+
+    call: ModelCall | None = None
+
+
+def as_batch(batch: Any) -> Batch:
+    """A :class:`~locallearn.Batch`, or a pair (images, labels), as a batch of images."""
+    if isinstance(batch, Batch):
+        return batch
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not all(isinstance(x, Tensor) for x in batch):
+        raise UsageError(f"batch: {type(batch).__name__} is not valid; expected a pair (images, labels) or a Batch")
+    images, labels = batch
+    return Batch(images, labels, images, 0)
 
 
 def model_call(model: nn.Module, batch: Any) -> ModelCall:

@@ -1,4 +1,4 @@
-"""The local step: the whole protocol of training one module.
+"""Stages, and the local step: the whole protocol of training one of them.
 
 Every runtime only decides where and when this step is called.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,62 @@ from locallearn.nn.ssl_head import FeatureNoise
 from locallearn.seeding import derive
 
 _DRAWING = threading.Lock()
-"""Modules that train at the same time share torch's generator."""
+"""Stages that train at the same time share torch's generator."""
 
 
-class LocalModule(nn.Module):
-    """Some blocks of the backbone and the objective that trains them, for all G groups at once.
+Features = Any
+"""What one stage hands to the next: a tensor, or a tuple where several of a user's model cross the cut."""
+
+
+class Stage(nn.Module):
+    """What happens between two cuts (the thesis's module), and its objective, for all G groups at once.
+
+    Args:
+        name: ``"1"`` .. ``"K"``, or ``"classifier"`` for the decoupled classifier.
+        objective: the nodes' losses.
+        groups: G, the number of nodes.
+
+    Attributes:
+        groups: the number of nodes here; all, or those of one rank.
+        first: how many nodes of the stage come before those here.
+        random: whether a step draws anything, as dropout does.
+    """
+
+    def __init__(self, name: str, objective: Objective, groups: int) -> None:
+        super().__init__()
+        self.name = name
+        self.objective = objective
+        self.groups = groups
+        self.first = 0
+        self.random = True
+
+    def forward(self, features: Features, batch: Batch | None = None) -> Any:
+        """What the stage computes of the features that the stage before it handed on, and of the batch."""
+        raise NotImplementedError
+
+    def handed_on(self, output: Any) -> Features:
+        """What the next stage is given of the stage's output, detached."""
+        return output.detach()
+
+    def loss(self, output: Any, batch: Batch) -> LocalLoss:
+        """Losses [G] of the nodes, from the stage's output."""
+        return self.objective(output, batch)
+
+    def own_parameters(self) -> dict[str, nn.Parameter]:
+        """What the stage trains, by names of its own."""
+        return dict(self.named_parameters())
+
+    def own_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers that belong to the stage, by names of its own."""
+        return self.state_dict()
+
+    def load_own_state(self, values: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`own_state` gave."""
+        self.load_state_dict(values)
+
+
+class LocalModule(Stage):
+    """A stage that the package builds: some blocks of the backbone. A user's own model has others.
 
     Every parameter and buffer is stacked by group on dimension 0.
 
@@ -32,26 +84,19 @@ class LocalModule(nn.Module):
         blocks: features in, features out.
         objective: the nodes' losses on the features.
         groups: G, the number of nodes.
-
-    Attributes:
-        groups: the number of nodes here; all, or those of one rank.
-        first: how many nodes of the module come before those here.
     """
 
     def __init__(self, name: str, blocks: nn.Sequential, objective: Objective, groups: int) -> None:
-        super().__init__()
-        self.name = name
+        super().__init__(name, objective, groups)
         self.blocks = blocks
-        self.objective = objective
-        self.groups = groups
-        self.first = 0
+        self.random = any(isinstance(layer, (nn.Dropout, FeatureNoise)) for layer in self.modules())
 
-    def forward(self, features: Tensor) -> Tensor:
-        """The module's features [B, C, H, W] or [B, C], from those of the module before it."""
+    def forward(self, features: Tensor, batch: Batch | None = None) -> Tensor:
+        """The stage's features [B, C, H, W] or [B, C], from those of the stage before it; it needs no batch."""
         return self.blocks(features)
 
     def logits(self, features: Tensor) -> Tensor | None:
-        """Scores [G, B, classes] of the nodes on the module's own features; None where its loss has no classifier."""
+        """Scores [G, B, classes] of the nodes on the stage's own features; None where its loss has no classifier."""
         return self.objective.logits(features)
 
 
@@ -61,41 +106,46 @@ def per_node(value_G: Tensor, parameter: Tensor) -> Tensor:
     return rows.view(-1, *[1] * (parameter.dim() - 1))
 
 
-def clip_gradients(module: LocalModule, max_norm: float) -> None:
-    """Scale the gradients of every node whose gradient norm is above ``max_norm`` down to it."""
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+def clip_gradients(parameters: Iterable[nn.Parameter], groups: int, max_norm: float) -> None:
+    """Scale the gradients of every node whose gradient norm is above ``max_norm`` down to it.
+
+    Args:
+        parameters: of one stage, each stacked by group on dimension 0.
+        groups: G, the number of nodes.
+        max_norm: largest norm of the gradients of one node.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return
     squares_G = sum(
-        g.float().pow(2).flatten(1).sum(1).view(module.groups, -1).sum(1)
+        g.float().pow(2).flatten(1).sum(1).view(groups, -1).sum(1)
         if g.dim() > 1
-        else g.float().pow(2).view(module.groups, -1).sum(1)
+        else g.float().pow(2).view(groups, -1).sum(1)
         for g in gradients
     )
     assert isinstance(squares_G, Tensor)
     scale_G = (max_norm / (squares_G.sqrt() + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
-        gradient.mul_(per_node(scale_G, gradient))
+        gradient.mul_(per_node(scale_G, gradient) if gradient.dim() else scale_G[0])
 
 
 class LocalStep:
-    """Forward, loss, backward and update of one module; its graph is gone when the call returns.
+    """Forward, loss, backward and update of one stage; its graph is gone when the call returns.
 
     Args:
-        module: the module.
-        optimizer: over the module's parameters. Its rules are elementwise, so that it is every node's own optimizer.
-        precision: ``"fp32"`` or ``"bf16"`` (autocast).
+        module: the stage.
+        optimizer: over the stage's parameters. Its rules are elementwise, so that it is every node's own optimizer.
+        precision: ``"fp32"`` or ``"bf16"`` (autocast); None leaves what the caller has set.
         clip_norm: largest gradient norm of a node; 0 means no clipping.
-        seed: the run's seed, for dropout.
-        peers: the other ranks that share the module; none by default.
-
-    Attributes:
-        random: whether the module draws anything, as dropout does.
+        seed: the run's seed, for dropout and whatever else is drawn.
+        peers: the other ranks that share the stage; none by default.
     """
 
     def __init__(
         self,
-        module: LocalModule,
+        module: Stage,
         optimizer: torch.optim.Optimizer,
-        precision: str = "fp32",
+        precision: str | None = "fp32",
         clip_norm: float = 0.0,
         seed: int = 0,
         peers: Peers | None = None,
@@ -106,70 +156,102 @@ class LocalStep:
         self.clip_norm = clip_norm
         self.seed = seed
         self.peers = peers or Peers()
-        self.random = any(isinstance(layer, (nn.Dropout, FeatureNoise)) for layer in module.modules())
 
     def __call__(
         self,
-        features: Tensor,
+        features: Features,
         batch: Batch,
-        index: int = 0,
+        index: int | None = 0,
         rate: float | None = None,
-        hand_on: Callable[[Tensor], None] | None = None,
-    ) -> tuple[Tensor, LocalLoss]:
+        hand_on: Callable[[Features], None] | None = None,
+    ) -> tuple[Features, LocalLoss]:
         """Train on one batch.
 
         Args:
-            features: detached features of the module before, or the images.
+            features: detached features of the stage before, or the images.
             batch: what the features are of: labels, and the images themselves.
-            index: number of the step in the run; seeds dropout.
+            index: number of the step in the run; seeds what is drawn. None leaves torch's generator as it is.
             rate: learning rate of the step; None leaves the optimizer as it is.
-            hand_on: is given the module's features, detached, as soon as they are there.
+            hand_on: is given the stage's features, detached, as soon as they are there.
 
         Returns:
-            The module's features, detached, computed before the update; and the losses, detached.
+            The stage's features, detached, computed before the update; and the losses, detached.
         """
         out, loss = self.passes(features, batch, index, hand_on)
         self.update(rate)
         return out, loss
 
     def passes(
-        self, features: Tensor, batch: Batch, index: int = 0, hand_on: Callable[[Tensor], None] | None = None
-    ) -> tuple[Tensor, LocalLoss]:
+        self,
+        features: Features,
+        batch: Batch,
+        index: int | None = 0,
+        hand_on: Callable[[Features], None] | None = None,
+    ) -> tuple[Features, LocalLoss]:
         """Forward pass, loss and backward pass, which leave gradients in the parameters; else as the whole call."""
+        first = features if isinstance(features, Tensor) else features[0]
         with (
             computing_with(self.peers),
-            self._seeded(index, features.device),
-            autocast(features.device, self.precision),
+            self._seeded(index, first.device),
+            autocast(first.device, self.precision),
         ):
-            out = self.module(features)
+            out = self.module(features, batch)
+            handed_on = self.module.handed_on(out)
             if hand_on is not None:
-                hand_on(out.detach())
-            loss = self.module.objective(out, batch)
+                hand_on(handed_on)
+            loss = self.module.loss(out, batch)
+        self.backward(loss)
+        return handed_on, loss.detached()
+
+    def learn(self, out: Any, batch: Batch, rate: float | None = None) -> LocalLoss:
+        """Train on an output of the stage that is there already, computed in the caller's own forward pass.
+
+        Generator and autocast are the caller's; only the backward pass is never in autocast.
+        """
+        with computing_with(self.peers):
+            loss = self.module.loss(out, batch)
+        device = loss.total.device
+        with torch.autocast(device.type, enabled=False):
+            self.backward(loss)
+            self.update(rate)
+        torch.clear_autocast_cache()  # it may hold a weight that a later stage reads, as it was before the update
+        return loss.detached()
+
+    def backward(self, loss: LocalLoss) -> None:
+        """Leave gradients in the stage's own parameters; others that it reads get none."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
         self.optimizer.zero_grad(set_to_none=True)
-        loss.total.sum().backward()  # nodes share no parameters: each gets the gradient of its own loss alone
-        return out.detach(), loss.detached()
+        # nodes share no parameters: each gets the gradient of its own loss alone
+        loss.total.sum().backward(inputs=parameters)
 
     def update(self, rate: float | None = None) -> None:
-        """Update the weights by the gradients that :meth:`passes` left, at this learning rate."""
-        self.peers.sum_gradients(self.module.parameters())
+        """Update the weights by the gradients that the backward pass left, at this learning rate."""
+        parameters = self.module.own_parameters().values() if self.peers.replicas > 1 or self.clip_norm else ()
+        self.peers.sum_gradients(parameters)
         if self.clip_norm:
-            clip_gradients(self.module, self.clip_norm)
+            clip_gradients(parameters, self.module.groups, self.clip_norm)
         if rate is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
         self.optimizer.step()
 
     @contextlib.contextmanager
-    def _seeded(self, index: int, device: torch.device) -> Iterator[None]:
-        if not self.random:
+    def _seeded(self, index: int | None, device: torch.device) -> Iterator[None]:
+        if not self.module.random or index is None:
             yield
             return
         with _DRAWING, torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(derive(self.seed, "dropout", self.module.name, index))
+            self.seed_draws(index)
             yield
 
+    def seed_draws(self, index: int) -> None:
+        """Set torch's generators to where the stage's draws at a step begin."""
+        torch.manual_seed(derive(self.seed, "dropout", self.module.name, index))
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 autocast where ``precision`` is ``"bf16"``, else a context that changes nothing."""
+
+def autocast(device: torch.device, precision: str | None) -> contextlib.AbstractContextManager[Any]:
+    """bf16 autocast where ``precision`` is ``"bf16"``, none where it is ``"fp32"``; None changes nothing."""
+    if precision is None:
+        return contextlib.nullcontext()
     # without its cache of casts, which all threads share and no layer gains by: each uses its weights once
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)

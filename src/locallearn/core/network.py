@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from locallearn.config import ImageSize, RunConfig, sides, size_of
+from locallearn.core.batches import as_batch
 from locallearn.core.methods import ModuleLayout, classifier_layout, methods
-from locallearn.core.module import LocalModule
+from locallearn.core.module import Features, LocalModule, LocalStep, Stage
 from locallearn.core.widths import divisible
 from locallearn.data.patches import Masking
-from locallearn.errors import ConfigError
-from locallearn.losses.objectives import ObjectiveInput, objectives
+from locallearn.data.store import Batch
+from locallearn.errors import ConfigError, UsageError
+from locallearn.losses.objectives import LocalLoss, ObjectiveInput, objectives
 from locallearn.nn.backbones import Backbone, Place, build_backbone
 from locallearn.nn.init import initialise
 from locallearn.nn.macs import dry_run
@@ -46,20 +49,107 @@ class ImageShape:
         return self.channels, *sides(self.size)
 
 
-class LocalNetwork(nn.Module):
-    """K modules of G groups each, and the decoupled classifier where the last module has several groups.
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+"""Makes the optimizer of one stage from its parameters."""
 
-    ``stages`` run in order; each takes the detached features of the one before. Use :func:`build_network`.
+
+class LocalNetwork(nn.Module):
+    """K stages of G groups each, and the decoupled classifier where the last stage has several groups.
+
+    ``stages`` run in order; each takes the detached features of the one before. Use :func:`build_network`, or
+    :func:`locallearn.split` for a model of your own.
+
+    Attributes:
+        stages: what is between two cuts, in order.
+        steps: the local steps of the stages; :meth:`set_optimizers` makes them.
+        clip_norm: largest gradient norm of a node; 0 means no clipping.
     """
 
-    def __init__(self, modules: Sequence[LocalModule]) -> None:
+    def __init__(self, stages: Sequence[Stage]) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(modules)
+        self.stages = nn.ModuleList(stages)
+        self.steps: list[LocalStep] = []
+        self.clip_norm = 0.0
 
     def __iter__(self) -> Iterator[LocalModule]:
         for stage in self.stages:
             assert isinstance(stage, LocalModule)
             yield stage
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """One a stage, in order; schedulers of torch may be put on them."""
+        return [step.optimizer for step in self.steps]
+
+    def set_optimizers(self, optimizer: OptimizerFactory) -> None:
+        """Give every stage a fresh optimizer over the parameters that it trains."""
+        self.steps = [
+            LocalStep(stage, optimizer(stage.own_parameters().values()), precision=None)
+            for stage in self.stages
+            if isinstance(stage, Stage)
+        ]
+
+    def step(self, batch: Any) -> dict[str, Tensor]:
+        """Train every stage on one batch, with the optimizers of :meth:`set_optimizers`.
+
+        Args:
+            batch: a pair (images, labels), or a :class:`~locallearn.Batch`, on the network's device.
+
+        Returns:
+            ``loss/k`` of every stage, the mean over its nodes, and ``loss``, the last one's; ``accuracy/k`` as a
+            fraction where a stage classifies. Tensors without gradient on the network's device, of before the update.
+
+        Raises:
+            UsageError: there are no optimizers yet, or no labels where an objective needs them.
+        """
+        if not self.steps:
+            raise UsageError("network: there are no optimizers yet; call network.set_optimizers(...) first")
+        for step in self.steps:
+            step.clip_norm = self.clip_norm
+        given = self.given_batch(batch)
+        return self.metrics(self.walk(self.steps, given), given)
+
+    def given_batch(self, batch: Any) -> Batch:
+        """A batch of a loop of the user's own, as stages take it."""
+        return as_batch(batch)
+
+    def walk(
+        self, steps: Sequence[LocalStep], batch: Batch, index: int | None = None, rate: float | None = None
+    ) -> list[LocalLoss]:
+        """Train the stages one after the other on one batch (Algorithms 1 and 2).
+
+        Args:
+            steps: local steps of this network's stages, in order.
+            batch: the batch.
+            index: number of the step, which seeds what is drawn; None leaves torch's generator as it is.
+            rate: learning rate of the step; None leaves the optimizers as they are.
+        """
+        features: Features = batch.images
+        losses = []
+        for step in steps:
+            features, loss = step(features, batch, index, rate)
+            losses.append(loss)
+        return losses
+
+    def metrics(self, losses: Sequence[LocalLoss], batch: Batch) -> dict[str, Tensor]:
+        """Losses and accuracies of one batch by stage, as :meth:`step` returns them."""
+        found: dict[str, Tensor] = {}
+        for stage, loss in zip(self.stages, losses, strict=True):
+            found[f"loss/{stage.name}"] = loss.total.mean()
+            if loss.logits is not None and batch.labels.dim() == 1:
+                found[f"accuracy/{stage.name}"] = (loss.logits.mean(0).argmax(-1) == batch.labels).float().mean()
+        found["loss"] = losses[-1].total.mean()
+        return found
+
+    def training_state(self) -> dict[str, Any]:
+        """Weights and optimizers, for ``torch.save``; :meth:`load_training_state` continues from them."""
+        return {"network": self.state_dict(), "optimizers": [each.state_dict() for each in self.optimizers]}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`training_state` took; read it with ``torch.load(..., weights_only=True)``."""
+        self.load_state_dict(state["network"])
+        for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
 
     @property
     def nodes(self) -> list[tuple[str, int]]:

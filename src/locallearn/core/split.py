@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from locallearn.config import ObjectiveConfig
 from locallearn.config.checks import non_negative, positive_int
 from locallearn.core.batches import model_call
-from locallearn.core.split_network import Loss, OptimizerFactory, SplitNetwork
+from locallearn.core.network import OptimizerFactory
+from locallearn.core.split_network import Loss, ModelLoss, SplitNetwork
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError
 from locallearn.losses.objectives import LocalLoss, Objective, ObjectiveInput, objectives
@@ -100,12 +101,12 @@ def split(
     loss = objective if isinstance(objective, str) else None
     config = dataclasses.replace(settings or ObjectiveConfig(), head=head, loss=loss)
     given = _given(copied, call.first, found, config, width, classes)
-    made = [_objective(objective, given, k, parts, tokens, seed) for k in range(1, len(parts))]
+    made: list[Objective] = [_objective(objective, given, k, parts, tokens, seed) for k in range(1, len(parts))]
+    made.append(ModelLoss(_scores_loss(objective) if isinstance(objective, str) else objective))
     like = next(copied.parameters())
     for each in made:
         each.to(device=like.device, dtype=like.dtype)
-    loss = _scores_loss(objective) if isinstance(objective, str) else objective
-    return SplitNetwork(copied, parts, made, loss, tokens, optimizer, clip_norm, grouped)
+    return SplitNetwork(copied, parts, made, tokens, optimizer, clip_norm, width, grouped)
 
 
 class UserLoss(Objective):

@@ -1,16 +1,21 @@
-"""A user's own model as local modules, trained inside its own forward pass."""
+"""A user's own model as stages of a local network."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from locallearn.core.batches import ModelCall, model_call
+from locallearn.core.batches import CalledBatch, model_call
+from locallearn.core.module import Features, LocalStep, Stage, autocast
+from locallearn.core.network import LocalNetwork, OptimizerFactory
+from locallearn.core.stage_pass import Recorder, StagePass, share
+from locallearn.data.store import Batch
 from locallearn.errors import UsageError
 from locallearn.losses.objectives import LocalLoss, Objective
 from locallearn.nn.features import features_of, own_loss, prediction, seen_by_objective, with_features
@@ -20,23 +25,138 @@ from locallearn.nn.width import join_channels
 Loss = Callable[[Tensor, Tensor], Tensor]
 """A loss of the user's own: scores and labels in, a scalar out, like ``torch.nn.functional.cross_entropy``."""
 
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+class ModelLoss(Objective):
+    """The objective of the last stage: the model's own loss where it computes one, else a loss of its scores.
+
+    Args:
+        of_scores: the loss of scores and labels.
+    """
+
+    needs_labels = False
+
+    def __init__(self, of_scores: Loss) -> None:
+        super().__init__()
+        self.of_scores = of_scores
+
+    def forward(self, output: Any, batch: Batch) -> LocalLoss:  # type: ignore[override]
+        """Loss [1] of what the model gave for a batch."""
+        loss, scores = own_loss(output), prediction(output)
+        if loss is None:
+            assert scores is not None  # as in the trace
+            assert isinstance(batch, CalledBatch)
+            if batch.call is None or batch.call.labels is None:
+                raise UsageError("batch: there are no labels, and the model computes no loss of its own")
+            loss = self.of_scores(scores, batch.labels)
+        logits = scores.detach()[None] if scores is not None and scores.dim() == 2 else None
+        return LocalLoss(loss[None], {"loss": loss.detach()[None]}, logits)
 
 
-class SplitNetwork(nn.Module):
-    """A user's model whose K modules train locally. Use :func:`locallearn.split`.
+class ModelStage(Stage):
+    """The part of a user's model between two cuts.
+
+    Args:
+        k: 1 .. K.
+        model: the whole model; the stage computes its part of the model's own forward pass.
+        piece: where the stage ends, and what it trains.
+        objective: its loss; of the last stage, on the model's own output.
+        tokens: what the objective sees of B x T x C features.
+        groups: G.
+        before: the piece before it; None for the first.
+    """
+
+    def __init__(
+        self,
+        k: int,
+        model: nn.Module,
+        piece: Piece,
+        objective: Objective,
+        tokens: str,
+        groups: int,
+        before: Piece | None,
+    ) -> None:
+        super().__init__(str(k), objective, groups)
+        self.piece, self.before, self.tokens = piece, before, tokens
+        self._model = [model]  # not a submodule: what the stage owns is its part of it
+        self._alone: StagePass | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The whole model."""
+        return self._model[0]
+
+    @property
+    def last(self) -> bool:
+        """Whether the stage ends with the model's own output."""
+        return not self.piece.path
+
+    def run_alone(self, recorder: Recorder) -> None:
+        """Let the stage compute without the others, on copies of the model's modules that share its tensors."""
+        before = self.before
+        start, received = ("", ()) if before is None else (before.path, before.crossing)
+        self._alone = StagePass(share(self.model), recorder, start, self.piece.path, received, self.piece.crossing)
+
+    def forward(self, features: Features, batch: Batch | None = None) -> Any:
+        """What the submodule at the stage's end gives, and the model itself for the last stage.
+
+        Args:
+            features: what the stage before handed on; the first stage looks at the batch alone.
+            batch: a batch of the network's.
+        """
+        assert self._alone is not None
+        assert isinstance(batch, CalledBatch)
+        assert batch.call is not None
+        device = batch.images.device
+        begin = partial(_set_draws, device, _draws(device)) if self.random else _nothing
+        return self._alone(features, batch.call, begin)
+
+    def handed_on(self, output: Any) -> Features:
+        """What the next stage is given, detached: features and what else crosses; of the last stage the scores."""
+        features = prediction(output) if self.last else features_of(output)
+        assert features is not None
+        if not self.piece.crossing:
+            return features.detach()
+        assert self._alone is not None
+        return (features.detach(), *(self._alone.crossed[key].detach() for key in self.piece.crossing))
+
+    def loss(self, output: Any, batch: Batch) -> LocalLoss:
+        """Losses [G] of the nodes, from what the submodule at the stage's end gave."""
+        if self.last:
+            return self.objective(output, batch)
+        features = features_of(output)
+        assert features is not None
+        return self.objective(seen_by_objective(features, self.tokens), batch)
+
+    def own_parameters(self) -> dict[str, nn.Parameter]:
+        """The stage's part of the model (``model.NAME``, the user's own names), and its head."""
+        own = {f"model.{name}": self.model.get_parameter(name) for name in self.piece.parameters}
+        return own | {f"objective.{name}": p for name, p in self.objective.named_parameters()}
+
+    def own_state(self) -> dict[str, Tensor]:
+        """:meth:`own_parameters`, and buffers."""
+        state = self.model.state_dict()
+        own = {f"model.{name}": state[name] for name in (*self.piece.parameters, *self.piece.buffers)}
+        return own | {f"objective.{name}": value for name, value in self.objective.state_dict().items()}
+
+    def load_own_state(self, values: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`own_state` gave."""
+        own = self.own_state()
+        with torch.no_grad():
+            for name, value in values.items():
+                own[name].copy_(value)
+
+
+class SplitNetwork(LocalNetwork):
+    """A user's model whose K stages train locally. Use :func:`locallearn.split`.
 
     Calling it calls the model, without heads. :meth:`step` trains it: the model's own forward pass runs once, and
-    where a module ends its head, its loss, its backward pass and its update come at once; what the pass goes on with
-    are the features, detached. So one module's graph is gone before the next one's begins, and the model may do
+    where a stage ends its head, its loss, its backward pass and its update come at once; what the pass goes on with
+    are the features, detached. So one stage's graph is gone before the next one's begins, and the model may do
     whatever it does in its forward pass.
 
     Attributes:
         model: the user's model (a copy); names in its ``state_dict`` are the user's own, after ``model.``.
-        pieces: the K modules: where each ends, its features' shape, what it trains and reads, what it costs.
-        objectives: local losses of modules 1..K-1, with their heads.
-        optimizers: one a module, in order; schedulers of torch may be put on them.
-        clip_norm: largest gradient norm of a module; 0 means no clipping.
+        pieces: the K stages: where each ends, its features' shape, what it trains and reads, what it costs.
     """
 
     def __init__(
@@ -44,121 +164,97 @@ class SplitNetwork(nn.Module):
         model: nn.Module,
         found: Sequence[Piece],
         local: Sequence[Objective],
-        loss: Loss,
         tokens: str,
         optimizer: OptimizerFactory,
         clip_norm: float = 0.0,
+        groups: int = 1,
         grouped: Sequence[str] = (),
     ) -> None:
-        super().__init__()
+        super().__init__(
+            [
+                ModelStage(k, model, piece, objective, tokens, groups if piece.path else 1, before)
+                for k, (piece, objective, before) in enumerate(
+                    zip(found, local, (None, *found[:-1]), strict=True), start=1
+                )
+            ]
+        )
         self.model = model
-        self.pieces = tuple(found)
-        self.objectives = nn.ModuleList(local)
         self.clip_norm = clip_norm
-        self.optimizers: list[torch.optim.Optimizer] = []
-        self._loss, self._tokens, self._grouped = loss, tokens, tuple(grouped)
+        self._grouped = tuple(grouped)
         self.set_optimizers(optimizer)
+
+    @property
+    def model_stages(self) -> list[ModelStage]:
+        """The stages, in order."""
+        return [stage for stage in self.stages if isinstance(stage, ModelStage)]
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """What every stage is of the model."""
+        return tuple(stage.piece for stage in self.model_stages)
+
+    @property
+    def objectives(self) -> list[Objective]:
+        """Local losses of stages 1 .. K-1, with their heads; the last stage's is of the model's own output."""
+        return [stage.objective for stage in self.model_stages[:-1]]
 
     @property
     def depth(self) -> int:
         """K."""
-        return len(self.pieces)
-
-    def set_optimizers(self, optimizer: OptimizerFactory) -> None:
-        """Give every module a fresh optimizer over :meth:`module_parameters`."""
-        self.optimizers = [optimizer(list(self.module_parameters(k).values())) for k in range(1, self.depth + 1)]
+        return len(self.stages)
 
     def module_parameters(self, k: int) -> dict[str, nn.Parameter]:
-        """What module k = 1..K trains, by the names in ``state_dict``: its part of the model, and its head."""
-        names = [f"model.{name}" for name in self.pieces[k - 1].parameters]
-        if k < self.depth:
-            names += [f"objectives.{k - 1}.{name}" for name, _ in self.objectives[k - 1].named_parameters()]
-        return {name: self.get_parameter(name) for name in names}
+        """What stage k = 1..K trains, by the names in ``state_dict``: its part of the model, and its head."""
+        return {network_name(k - 1, name): p for name, p in self.model_stages[k - 1].own_parameters().items()}
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """What the user's model gives; heads are not computed."""
         return self.model(*args, **kwargs)
 
-    def step(self, batch: Any) -> dict[str, Tensor]:
-        """Train every module on one batch.
+    def given_batch(self, batch: Any) -> CalledBatch:
+        """A batch of the user's own loader, as the stages take it.
 
         Args:
             batch: a mapping of named arguments with ``labels``, or a pair (inputs, labels), on the model's device.
-
-        Returns:
-            ``loss/k`` of every module k = 1..K and ``loss``, the last one's; ``accuracy/k`` as a fraction where
-            labels are classes [B]. Tensors without gradient on the model's device, of before the update.
         """
         call = model_call(self.model, batch)
-        if call.labels is None and any(each.needs_labels for each in self.objectives):  # type: ignore[union-attr]
+        if call.labels is None and any(stage.objective.needs_labels for stage in self.model_stages):
             raise UsageError("batch: there are no labels, which the objective of a module needs")
-        metrics: dict[str, Tensor] = {}
+        return call.batch()
+
+    def walk(
+        self, steps: Sequence[LocalStep], batch: Batch, index: int | None = None, rate: float | None = None
+    ) -> list[LocalLoss]:
+        """Train the stages in the model's own forward pass, each where it ends."""
+        assert isinstance(batch, CalledBatch)
+        assert batch.call is not None
+        device, losses = batch.images.device, dict[int, LocalLoss]()
         hooks = [
-            self.model.get_submodule(piece.path).register_forward_hook(partial(self._local_step, k, call, metrics))
-            for k, piece in enumerate(self.pieces[:-1], start=1)
+            self.model.get_submodule(stage.piece.path).register_forward_hook(
+                partial(_train_here, k, steps, batch, index, rate, losses)
+            )
+            for k, stage in enumerate(self.model_stages[:-1])
         ]
         try:
-            with torch.enable_grad():
-                output = self.model(*call.args, **call.kwargs)
-                self._check_all_ran(metrics)
-                loss = self._last_loss(output, call)
+            with torch.enable_grad(), _drawing(device, index), autocast(device, steps[0].precision):
+                _seed(steps[0], index)
+                output = self.model(*batch.call.args, **batch.call.kwargs)
+                for k, stage in enumerate(self.model_stages[:-1]):
+                    if k not in losses:
+                        raise UsageError(
+                            f"cuts: {stage.piece.path} did not run on this batch, as it did on the example"
+                        )
+                losses[len(steps) - 1] = steps[-1].learn(output, batch, rate)
         finally:
             for hook in hooks:
                 hook.remove()
-        self._update(self.depth, loss)
-        _note(metrics, self.depth, loss, prediction(output), call.labels)
-        metrics["loss"] = metrics[f"loss/{self.depth}"]
-        return metrics
+        return [losses[k] for k in range(len(steps))]
 
-    def _local_step(
-        self, k: int, call: ModelCall, metrics: dict[str, Tensor], _module: nn.Module, _args: Any, output: Any
-    ) -> Any:
-        """Train module k on the features that it just gave, and let the forward pass go on with them, detached."""
-        features = features_of(output)
-        assert features is not None
-        objective = self.objectives[k - 1]
-        loss: LocalLoss = objective(seen_by_objective(features, self._tokens), call.batch())
-        self._update(k, loss.total.sum())
-        _note(metrics, k, loss.total.mean(), None if loss.logits is None else loss.logits.mean(0), call.labels)
-        return with_features(output, features.detach())
-
-    def _update(self, k: int, loss: Tensor) -> None:
-        """Backward and update of one module; parameters of others that it reads get no gradient."""
-        optimizer = self.optimizers[k - 1]
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        optimizer.zero_grad()
-        with torch.autocast(loss.device.type, enabled=False):
-            loss.backward(inputs=parameters)
-        if self.clip_norm:
-            nn.utils.clip_grad_norm_(parameters, self.clip_norm)
-        optimizer.step()
-        torch.clear_autocast_cache()  # it may hold a weight that a later module reads, as it was before the update
-
-    def _last_loss(self, output: Any, call: ModelCall) -> Tensor:
-        """The last module's loss: the model's own where it computes one, else the user's on its scores."""
-        loss = own_loss(output)
-        if loss is not None:
-            return loss
-        scores = prediction(output)
-        assert scores is not None  # as in the trace
-        if call.labels is None:
-            raise UsageError("batch: there are no labels, and the model computes no loss of its own")
-        return self._loss(scores, call.labels)
-
-    def _check_all_ran(self, metrics: dict[str, Tensor]) -> None:
-        for k, piece in enumerate(self.pieces[:-1], start=1):
-            if f"loss/{k}" not in metrics:
-                raise UsageError(f"cuts: {piece.path} did not run on this batch, as it did on the example")
-
-    def training_state(self) -> dict[str, Any]:
-        """Weights and optimizers, for ``torch.save``; :meth:`load_training_state` continues from them."""
-        return {"network": self.state_dict(), "optimizers": [each.state_dict() for each in self.optimizers]}
-
-    def load_training_state(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`training_state` took; read it with ``torch.load(..., weights_only=True)``."""
-        self.load_state_dict(state["network"])
-        for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(values)
+    def run_apart(self) -> None:
+        """Let every stage compute without the others; :meth:`walk` needs no such thing."""
+        recorder = Recorder(self.model)
+        for stage in self.model_stages:
+            stage.run_alone(recorder)
 
     def merge(self) -> nn.Module:
         """A copy of the trained model: the user's own class, names and shapes, without heads.
@@ -173,7 +269,54 @@ class SplitNetwork(nn.Module):
         return merged
 
 
-def _note(metrics: dict[str, Tensor], k: int, loss: Tensor, scores: Tensor | None, labels: Tensor | None) -> None:
-    metrics[f"loss/{k}"] = loss.detach()
-    if scores is not None and labels is not None and scores.dim() == 2 and labels.dim() == 1:
-        metrics[f"accuracy/{k}"] = (scores.detach().argmax(-1) == labels).float().mean()
+def network_name(i: int, name: str) -> str:
+    """The name in a network's ``state_dict`` of what stage i, counted from 0, calls ``name``."""
+    return name if name.startswith("model.") else f"stages.{i}.{name}"
+
+
+def _train_here(
+    k: int,
+    steps: Sequence[LocalStep],
+    batch: Batch,
+    index: int | None,
+    rate: float | None,
+    losses: dict[int, LocalLoss],
+    _module: nn.Module,
+    _args: Any,
+    output: Any,
+) -> Any:
+    """Train stage k (from 0) on the features that it just gave, and let the pass go on with them, detached."""
+    losses[k] = steps[k].learn(output, batch, rate)
+    _seed(steps[k + 1], index)
+    features = features_of(output)
+    assert features is not None
+    return with_features(output, features.detach())
+
+
+def _nothing() -> None:
+    pass
+
+
+def _draws(device: torch.device) -> tuple[Tensor, ...]:
+    """Where torch's generators are."""
+    state = (torch.get_rng_state(),)
+    return (*state, torch.cuda.get_rng_state(device)) if device.type == "cuda" else state
+
+
+def _set_draws(device: torch.device, states: tuple[Tensor, ...]) -> None:
+    """Put them back there."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+
+
+def _seed(step: LocalStep, index: int | None) -> None:
+    if index is not None:
+        step.seed_draws(index)
+
+
+def _drawing(device: torch.device, index: int | None) -> contextlib.AbstractContextManager[None]:
+    """Keep torch's generators for the caller where the stages seed them."""
+    if index is None:
+        return contextlib.nullcontext()
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])

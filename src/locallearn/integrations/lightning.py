@@ -56,12 +56,12 @@ class LocalLightningModule(lightning.LightningModule):
         """Count one step a batch: Lightning counts the calls of optimizers that it has wrapped, here the last one."""
         wrapped: Any = self.optimizers()
         last = wrapped[-1] if isinstance(wrapped, list) else wrapped
-        self.network.optimizers[-1] = last
+        self.network.steps[-1].optimizer = last
 
     def on_train_end(self) -> None:
         """Unwrap it again."""
         last: Any = self.network.optimizers[-1]
-        self.network.optimizers[-1] = last.optimizer
+        self.network.steps[-1].optimizer = last.optimizer
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Train every module on one batch."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, MutableMapping
+import itertools
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -33,14 +34,50 @@ def with_features(output: Any, features: Tensor) -> Any:
         return features
     items = _items(output)
     index = next(i for i, item in enumerate(items) if features_of(item) is not None)
-    changed = with_features(items[index], features)
+    items[index] = with_features(items[index], features)
+    return _rebuilt(output, items)
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """All tensors in what a module gave, depth first."""
+    if isinstance(output, Tensor):
+        return [output]
+    return [tensor for item in _items(output) for tensor in tensors_of(item)]
+
+
+def map_tensors(output: Any, change: Callable[[Tensor], Tensor], only: int | None = None) -> Any:
+    """The same output with its tensors replaced; what was given is not changed.
+
+    Args:
+        output: what a module gave.
+        change: a tensor's replacement.
+        only: replace only this one of the tensors, counted depth first from 0.
+    """
+    counter = itertools.count()
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return change(value) if only in (None, next(counter)) else value
+        items = _items(value)
+        if not items:
+            return value
+        return _rebuilt(value, [changed(item) for item in items])
+
+    return changed(output)
+
+
+def _rebuilt(output: Any, items: list[Any]) -> Any:
+    """A structure of the same kind with other items."""
     if isinstance(output, MutableMapping):
         replaced = copy.copy(output)
-        replaced[list(output)[index]] = changed
+        for key, item in zip(list(output), items, strict=True):
+            replaced[key] = item
         return replaced
+    if isinstance(output, Mapping):
+        return type(output)(zip(output, items, strict=True))  # type: ignore[call-arg]
     if dataclasses.is_dataclass(output) and not isinstance(output, type):
-        return dataclasses.replace(output, **{dataclasses.fields(output)[index].name: changed})
-    items[index] = changed
+        names = [field.name for field in dataclasses.fields(output)]
+        return dataclasses.replace(output, **dict(zip(names, items, strict=True)))
     make: Any = getattr(output, "_make", type(output))  # of a named tuple, or the type of a plain one
     return make(items)
 

@@ -21,14 +21,18 @@ class Piece:
         shape: features of one example, (C, H, W), (T, C) or (C,); of the last module, its scores.
         parameters: names of the parameters that it trains.
         reads: names of parameters that it uses and an earlier module trains (tied weights).
+        buffers: names of the buffers of its submodules that ``state_dict`` has.
         macs: multiply-accumulates of its matrix products and convolutions, forward, for the whole example.
+        crossing: (path of a submodule, number of the tensor in its output) of other tensors that cross its end.
     """
 
     path: str
     shape: tuple[int, ...]
     parameters: tuple[str, ...]
     reads: tuple[str, ...]
+    buffers: tuple[str, ...]
     macs: int
+    crossing: tuple[tuple[str, int], ...] = ()
 
 
 def pieces(trace: Trace, batch: int, cuts: Sequence[str] | None, depth: int | None) -> tuple[Piece, ...]:
@@ -54,7 +58,8 @@ def pieces(trace: Trace, batch: int, cuts: Sequence[str] | None, depth: int | No
             raise ConfigError("cuts", path or ends_of(chosen), _empty(path, chosen[i - 1].path if i else "", reads))
         assert shape is not None
         macs = chosen[i].macs if i < len(chosen) else trace.macs
-        found.append(Piece(path, shape[1:], tuple(own), tuple(reads), macs - macs_before))
+        buffers = _buffers(trace, start, end)
+        found.append(Piece(path, shape[1:], tuple(own), tuple(reads), buffers, macs - macs_before))
         start, macs_before = end, macs
     return tuple(found)
 
@@ -75,6 +80,14 @@ def _parameters(trace: Trace, start: float, end: float) -> tuple[list[str], list
     before = {name for number, name in trace.uses if number < start}
     used = list(dict.fromkeys(name for number, name in trace.uses if start <= number < end))
     return [name for name in used if name not in before], [name for name in used if name in before]
+
+
+def _buffers(trace: Trace, start: int, end: int) -> tuple[str, ...]:
+    """Names of the buffers of submodules that first end between two moments; of one that never runs, at the start."""
+    ends: dict[str, int] = {}
+    for call in trace.calls:
+        ends.setdefault(call.path, call.end)
+    return tuple(name for name in trace.buffers if start < ends.get(name.rpartition(".")[0], 0) <= end)
 
 
 def legal_cuts(trace: Trace, batch: int) -> list[Call]:

@@ -59,6 +59,7 @@ class Trace:
         leaves: (operation, parameter's name) where a parameter enters the graph.
         macs: multiply-accumulates of the whole pass.
         names: of the model's parameters.
+        buffers: names of the model's buffers that ``state_dict`` has.
     """
 
     calls: list[Call]
@@ -68,6 +69,7 @@ class Trace:
     leaves: list[tuple[_NODE, str]] = field(default_factory=list)
     macs: int = 0
     names: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = ()
 
     def crossing(self, call: Call) -> list[tuple[_NODE, int]]:
         """What is made before the end of a call and used after it, other than the call's own output."""
@@ -160,6 +162,8 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], device
     found = Trace(
         calls, tuple(scores.shape), scorer, macs=counter.get_total_flops() // 2, names=tuple(names.values())
     )
+    kept = model.state_dict()
+    found.buffers = tuple(name for name, _ in model.named_buffers() if name in kept)
     _walk(scores.grad_fn, names, found)
     return found
 

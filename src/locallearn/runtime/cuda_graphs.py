@@ -93,7 +93,7 @@ class CudaGraphsRuntime(InlineRuntime):
         self._device = device
         self._shapes: dict[tuple[object, ...], _Shape] = {}
         for step in steps:
-            if step.random:
+            if step.module.random:
                 raise ConfigError("runtime", "cuda-graphs", f"inline with the dropout of module {step.module.name}")
 
     def step(self, batch: Batch, index: int, rate: float | None = None, stop: bool = False) -> list[Trained]:

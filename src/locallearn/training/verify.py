@@ -14,7 +14,7 @@ from torch import Tensor
 
 from locallearn import seeding
 from locallearn.config import AugmentConfig, CheckpointConfig, DataConfig, RunConfig, sides
-from locallearn.core.module import LocalModule, LocalStep, autocast
+from locallearn.core.module import LocalStep, Stage, autocast
 from locallearn.data.datasets import Dataset, ImageSet, load
 from locallearn.errors import DataError
 from locallearn.runtime.cuda_graphs import WARM_UP, CudaGraphsRuntime
@@ -182,7 +182,7 @@ def _reach(loss: Tensor, steps: list[LocalStep], k: int, group: int) -> tuple[fl
     return own, foreign
 
 
-def _largest_by_group(module: LocalModule, gradients: Iterable[Tensor | None]) -> list[float]:
+def _largest_by_group(module: Stage, gradients: Iterable[Tensor | None]) -> list[float]:
     largest = [0.0] * module.groups
     for gradient in gradients:
         if gradient is not None:

@@ -32,7 +32,7 @@ def test_clipping_is_by_node():
     limit = (before[0] * before[1]) ** 0.5
     assert before[0] < limit < before[1]
     kept = [p.grad.chunk(2)[0].clone() for p in module.parameters()]
-    clip_gradients(module, limit)
+    clip_gradients(module.parameters(), module.groups, limit)
     assert norms(module) == pytest.approx([before[0], limit], rel=1e-4)
     assert all(torch.equal(a, p.grad.chunk(2)[0]) for a, p in zip(kept, module.parameters(), strict=True))
 

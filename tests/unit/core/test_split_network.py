@@ -156,7 +156,7 @@ def test_seeds_decide_the_heads_weights_and_nothing_else():
     assert _states_equal(a, b)
     differ = {key for key in a if not torch.equal(a[key], other[key])}
     assert differ
-    assert all(key.startswith("objectives.") for key in differ)
+    assert all(key.startswith("stages.") for key in differ)
     torch.set_rng_state(state)
 
 

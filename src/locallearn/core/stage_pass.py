@@ -1,0 +1,256 @@
+"""One stage of a user's model computed alone: the model's own forward pass, answered up to the cut.
+
+The forward pass runs as its author wrote it. Submodules that gradients pass and that ended before the cut do not
+compute: they answer with placeholders of the structure and shape that they would have given. The submodule at the cut
+answers with the features that the stage before handed on. From there on everything runs, and where the stage ends the
+pass is left. Submodules without part in the gradients' path (masks, rotary embeddings) run as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+from locallearn.core.batches import ModelCall
+from locallearn.errors import UsageError
+from locallearn.nn.features import features_of, map_tensors, tensors_of, with_features
+
+_SIGNATURES = 64
+"""Shapes of inputs whose answers are remembered."""
+
+
+@dataclass
+class Ran:
+    """One call of a submodule in a recorded forward pass.
+
+    Attributes:
+        path: name of the submodule.
+        parent: the call that it was made in; None for the model's own.
+        ended: how many calls had ended before it.
+        output: what it gave, with placeholders for tensors; None where no gradient reaches it.
+    """
+
+    path: str
+    parent: Ran | None
+    ended: int = -1
+    output: Any = None
+
+
+class _EndOfStageError(BaseException):
+    """Leaves the model's forward pass where a stage ends; no model catches it."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self.output = output
+
+
+class Recorder:
+    """Records which submodules run, and what they give, by running a copy of a model without data.
+
+    Where the model looks at values in its forward pass, a copy that shares its weights runs on the batch itself.
+
+    Args:
+        model: the model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._real, self._empty = model, copy.deepcopy(model, _on_meta(model))
+        self._known: OrderedDict[Any, list[Ran]] = OrderedDict()
+
+    def __call__(self, call: ModelCall) -> list[Ran]:
+        """The calls of submodules on inputs of these shapes, in the order in which they started."""
+        leaves, structure = tree_flatten((call.args, call.kwargs))
+        key = (str(structure), tuple((x.shape, x.dtype) if isinstance(x, Tensor) else repr(x) for x in leaves))
+        if key not in self._known:
+            self._known[key] = self._record(call)
+            if len(self._known) > _SIGNATURES:
+                self._known.popitem(last=False)
+        self._known.move_to_end(key)
+        return self._known[key]
+
+    def _record(self, call: ModelCall) -> list[Ran]:
+        args, kwargs = tree_map_only(Tensor, lambda x: x.to("meta"), (call.args, call.kwargs))
+        try:
+            return _recorded(self._empty, args, kwargs)
+        except Exception:
+            with torch.random.fork_rng():
+                return _recorded(share(self._real, buffers=False), call.args, call.kwargs)
+
+
+def share(model: nn.Module, buffers: bool = True) -> nn.Module:
+    """A copy of a model with modules of its own and the same parameters, and the same buffers or copies of them."""
+    shared = (*model.parameters(), *(model.buffers() if buffers else ()))
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+
+
+def _recorded(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Ran]:
+    started: list[Ran] = []
+    open_calls: list[Ran] = []
+    ended = 0
+
+    def enter(path: str) -> Callable[..., None]:
+        def begin(*_: Any) -> None:
+            started.append(Ran(path, open_calls[-1] if open_calls else None))
+            open_calls.append(started[-1])
+
+        return begin
+
+    def leave(_module: nn.Module, _args: Any, output: Any) -> None:
+        nonlocal ended
+        ran = open_calls.pop()
+        ran.ended, ended = ended, ended + 1
+        features = features_of(output)
+        if features is not None and features.requires_grad:
+            ran.output = map_tensors(output, _spec)
+
+    hooks = []
+    for path, module in model.named_modules():
+        hooks += [module.register_forward_pre_hook(enter(path)), module.register_forward_hook(leave)]
+    try:
+        with torch.enable_grad():
+            model(*args, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return started
+
+
+def _on_meta(model: nn.Module) -> dict[int, Any]:
+    """What a deep copy puts in the place of tensors: the same without data."""
+    memo: dict[int, Any] = {}
+    for p in model.parameters():
+        memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+    kept = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    for tensor in (*model.buffers(), *kept):
+        memo[id(tensor)] = torch.empty_like(tensor, device="meta")
+    return memo
+
+
+def _spec(x: Tensor) -> Tensor:
+    return torch.empty_like(x, device="meta", requires_grad=False)
+
+
+def _instead(tensor: Tensor, _placeholder: Tensor) -> Tensor:
+    return tensor
+
+
+def _placeholder(device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Zeros that take the memory of one number."""
+    return lambda x: torch.zeros((), dtype=x.dtype, device=device).expand(x.shape)
+
+
+class StagePass:
+    """Computes one stage of a model alone.
+
+    Args:
+        model: the model, for this stage alone: its tensors may be shared with other stages, its modules may not, for
+            their forward methods are replaced. Tensors of other stages need not hold anything.
+        recorder: knows which submodules run.
+        start: path of the submodule at whose end the stage begins; empty for the first stage.
+        end: path of the submodule at whose end it ends; empty for the last stage.
+        received: (path, number of the tensor in its output) of the other tensors that cross the stage's start.
+        sent: the same of those that cross its end.
+
+    Attributes:
+        crossed: the tensors that crossed the stage's end in the last pass.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recorder: Recorder,
+        start: str,
+        end: str,
+        received: Sequence[tuple[str, int]] = (),
+        sent: Sequence[tuple[str, int]] = (),
+    ) -> None:
+        self.model, self.recorder, self.start, self.end, self.received = model, recorder, start, end, received
+        self.crossed: dict[tuple[str, int], Tensor] = {}
+        self._plan: dict[str, list[Any]] = {}
+        self._seen: Counter[str] = Counter()
+        self._begin: Callable[[], None] = lambda: None
+        self._given: tuple[Tensor, ...] = ()
+        self._forwards: dict[str, Callable[..., Any]] = {}
+        for path, number in sent:
+            model.get_submodule(path).register_forward_hook(partial(self._note, (path, number)))
+        if end:
+            model.get_submodule(end).register_forward_hook(self._leave)
+
+    def __call__(self, features: Any, call: ModelCall, begin: Callable[[], None]) -> Any:
+        """What the submodule at the stage's end gives; of the last stage, what the model gives.
+
+        Args:
+            features: what the stage before handed on.
+            call: the batch.
+            begin: is called where the stage's own computation begins.
+        """
+        self._given = features if isinstance(features, tuple) else (features,)
+        self._begin = begin
+        self._plan = self._answers(self.recorder(call)) if self.start else {}
+        for path in self._plan:
+            if path not in self._forwards:
+                self._replace(path)
+        self._seen.clear()
+        if not self.start:
+            begin()
+        try:
+            return self.model(*call.args, **call.kwargs)
+        except _EndOfStageError as ended:
+            return ended.output
+        finally:
+            self._given = ()
+
+    def _answers(self, ran: Sequence[Ran]) -> dict[str, list[Any]]:
+        """By path, what each of its calls before the cut answers; None where it computes."""
+        cut = next((each for each in ran if each.path == self.start), None)
+        if cut is None:
+            raise UsageError(f"cuts: {self.start} does not run on this batch, as it did on the example")
+        inside: set[int] = set()
+        answers: dict[str, list[Any]] = {}
+        for each in ran:
+            if each.parent is not None and id(each.parent) in inside:
+                inside.add(id(each))
+                continue
+            answered = each.path != "" and each.ended <= cut.ended and each.output is not None
+            if answered:
+                inside.add(id(each))
+            answers.setdefault(each.path, []).append(each if answered else None)
+        return {path: calls for path, calls in answers.items() if any(call is not None for call in calls)}
+
+    def _replace(self, path: str) -> None:
+        module = self.model.get_submodule(path)
+        own = self._forwards[path] = module.forward
+
+        def answering(*args: Any, **kwargs: Any) -> Any:
+            number = self._seen[path]
+            self._seen[path] += 1
+            calls = self._plan.get(path, ())
+            found = calls[number] if number < len(calls) else None
+            return own(*args, **kwargs) if found is None else self._answer(found)
+
+        module.forward = answering
+
+    def _answer(self, ran: Ran) -> Any:
+        device = self._given[0].device
+        answer = map_tensors(ran.output, _placeholder(device))
+        for (path, number), tensor in zip(self.received, self._given[1:], strict=True):
+            if path == ran.path:
+                answer = map_tensors(answer, partial(_instead, tensor), only=number)
+        if ran.path == self.start:
+            answer = with_features(answer, self._given[0])
+            self._begin()
+        return answer
+
+    def _note(self, key: tuple[str, int], _module: nn.Module, _args: Any, output: Any) -> None:
+        self.crossed[key] = tensors_of(output)[key[1]]
+
+    def _leave(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        raise _EndOfStageError(output)

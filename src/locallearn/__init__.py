@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from locallearn.training.embed import embed
     from locallearn.training.export import load_exported
     from locallearn.training.finished import open_run
+    from locallearn.training.optimizers import OptimizerInput, optimizers
     from locallearn.training.probe import probe
     from locallearn.training.runs import resume, train
+    from locallearn.training.schedules import ScheduleInput, schedules
 
 _PLACES = {
     "BackboneInput": "locallearn.nn.backbones",
@@ -45,8 +47,10 @@ _PLACES = {
     "ModuleLayout": "locallearn.core.methods",
     "Objective": "locallearn.losses.objectives",
     "ObjectiveInput": "locallearn.losses.objectives",
+    "OptimizerInput": "locallearn.training.optimizers",
     "ProbeConfig": "locallearn.config",
     "RunConfig": "locallearn.config",
+    "ScheduleInput": "locallearn.training.schedules",
     "SplitNetwork": "locallearn.core.split_network",
     "backbones": "locallearn.nn.backbones",
     "build_network": "locallearn.core.network",
@@ -59,9 +63,11 @@ _PLACES = {
     "methods": "locallearn.core.methods",
     "objectives": "locallearn.losses.objectives",
     "open_run": "locallearn.training.finished",
+    "optimizers": "locallearn.training.optimizers",
     "probe": "locallearn.training.probe",
     "recipe": "locallearn.experiments.recipes",
     "resume": "locallearn.training.runs",
+    "schedules": "locallearn.training.schedules",
     "split": "locallearn.core.split",
     "to_toml": "locallearn.config",
     "train": "locallearn.training.runs",
@@ -82,8 +88,10 @@ __all__ = [
     "ModuleLayout",
     "Objective",
     "ObjectiveInput",
+    "OptimizerInput",
     "ProbeConfig",
     "RunConfig",
+    "ScheduleInput",
     "SplitNetwork",
     "backbones",
     "build_network",
@@ -96,9 +104,11 @@ __all__ = [
     "methods",
     "objectives",
     "open_run",
+    "optimizers",
     "probe",
     "recipe",
     "resume",
+    "schedules",
     "split",
     "to_toml",
     "train",

@@ -1,4 +1,4 @@
-"""Files of the user's own that register models, heads, objectives, methods and data sets.
+"""Files of the user's own that register models, heads, objectives, methods, data sets, optimizers and schedules.
 
 ``locallearn COMMAND --plugin my_file.py`` imports a file before the command looks anything up, and so does
 ``LOCALLEARN_PLUGINS`` (file names with the system's path separator between). Processes that a command starts inherit
@@ -8,16 +8,19 @@ them. A run's ``config.toml`` names them, so that a resume finds them; but a fil
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from locallearn import trust
 from locallearn.errors import LocalLearnError, UsageError
 
 VARIABLE = "LOCALLEARN_PLUGINS"
+IMPORTS = "LOCALLEARN_IMPORTS"
 
 _loaded: dict[Path, str] = {}
 
@@ -72,6 +75,40 @@ def load_of(files: Iterable[str], owner: str) -> None:
                 f"look at it, and if you trust it name it with --plugin {path}"
             )
         _import(path, content)
+
+
+def allow_import(path: str) -> None:
+    """Let :func:`imported` import ``package.module.Class``, here and in processes that are started from now on.
+
+    For names that the user wrote on the command line; one that only a file holds must not bring code along.
+    """
+    os.environ[IMPORTS] = os.pathsep.join(dict.fromkeys([*_allowed(), path]))
+
+
+def _allowed() -> list[str]:
+    return [path for path in os.environ.get(IMPORTS, "").split(os.pathsep) if path]
+
+
+def imported(path: str, option: str) -> Any:
+    """The class ``package.module.Class``, of a module that is imported already or that the user named.
+
+    Args:
+        path: the class.
+        option: that names it, for messages (``"optimizer.name"``).
+
+    Raises:
+        UsageError: it is not there, or nobody but a file names it.
+    """
+    place, _, name = path.rpartition(".")
+    if place not in sys.modules and path not in _allowed():
+        raise UsageError(
+            f"{option}: {path} is not imported only because a file names it; "
+            f"write --{option} {path} as well, or in Python import {place}"
+        )
+    try:
+        return getattr(importlib.import_module(place), name)
+    except Exception as error:
+        raise UsageError(f"{option}: {path} cannot be imported: {type(error).__name__}: {error}") from None
 
 
 def loaded() -> tuple[str, ...]:

@@ -20,8 +20,16 @@ _HOMES = {
     "objective.loss": "locallearn.losses",
     "objective.head": "locallearn.losses",
     "data.name": "locallearn.data",
+    "optimizer.name": "locallearn.training.optimizers",
+    "schedule.name": "locallearn.training.schedules",
 }
 """The package that fills each registry when it is imported."""
+
+CLASSES: dict[str, Callable[[str], bool]] = {
+    "optimizer.name": lambda name: "." in name,
+    "schedule.name": lambda name: name[:1].isupper(),
+}
+"""Names that are no registered ones but classes of another library, whose arguments only that library knows."""
 
 _registries: dict[str, Registry[Any]] = {}
 
@@ -45,12 +53,14 @@ class Registry(Generic[T]):
         takes: the one argument of what is registered, with its type (``"given: BackboneInput"``); None where it is
             no function. One with another signature is refused.
         gives: what the function returns; :meth:`build` refuses anything else.
+        also: what else may be named where this registry is asked, for messages.
     """
 
-    def __init__(self, kind: str, takes: str | None = None, gives: type = object) -> None:
+    def __init__(self, kind: str, takes: str | None = None, gives: Any = object, also: str = "") -> None:
         self.kind = kind
         self.takes = takes
         self.gives = gives
+        self.also = also
         self._entries: dict[str, T] = {}
         self._places: dict[str, str] = {}
         self._options: dict[str, type] = {}
@@ -119,7 +129,7 @@ class Registry(Generic[T]):
         if name in self:
             return self._entries[name]
         near = difflib.get_close_matches(name, self._entries, n=3)
-        names = ", ".join(near or sorted(self._entries))
+        names = ", ".join(near or [*sorted(self._entries), *([self.also] if self.also else [])])
         raise ConfigError(self.kind, name, f"{'did you mean ' if near else 'one of '}{names}")
 
     def build(self, name: str, given: Any) -> Any:

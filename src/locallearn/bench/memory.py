@@ -77,7 +77,7 @@ def backprop(model: str, setting: Setting, segments: int = 1, microbatches: int 
     config = step_config(model, "e2e", 1, 1)
     network = setting.network(config)
     module = next(iter(network))
-    optimizer = build_optimizer(config.optimizer, module.parameters())
+    optimizer = build_optimizer(config.optimizer, module.parameters(), module.groups)
     batch = setting.batch()
     parts = [
         Batch(images, labels, images, 0)

@@ -75,7 +75,8 @@ def _predict(rows: list[dict[str, Any]], counted: Cost, config: RunConfig, flops
 def _steps(config: RunConfig, image: ImageShape, device: torch.device) -> list[LocalStep]:
     network = build_network(config, image).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return [
-        LocalStep(m, build_optimizer(config.optimizer, m.parameters()), str(config.train.precision)) for m in network
+        LocalStep(m, build_optimizer(config.optimizer, m.parameters(), m.groups), str(config.train.precision))
+        for m in network
     ]
 
 

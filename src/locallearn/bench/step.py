@@ -130,7 +130,8 @@ class OnThreads(Contender):
 def local(config: RunConfig, setting: Setting, runtime: str = "inline") -> Contender:
     """The package's own step, as ``train`` runs it inline or on threads."""
     network, batch = setting.network(config), setting.batch()
-    steps = [LocalStep(m, build_optimizer(config.optimizer, m.parameters()), setting.precision) for m in network]
+    optimizers = [build_optimizer(config.optimizer, m.parameters(), m.groups) for m in network]
+    steps = [LocalStep(m, each, setting.precision) for m, each in zip(network, optimizers, strict=True)]
     parameters = list(network.parameters())
     if runtime == "threads":
         threads = torch.get_num_threads()

@@ -34,7 +34,7 @@ def parse(kind: type[T], arguments: Sequence[str], command: str, description: st
     if default is None and not _required(kind):
         default = kind()
     if default is not None:
-        default = with_components(default, arguments)
+        default, arguments = with_components(default, arguments)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from locallearn import registry
+from locallearn.errors import ConfigError
 from locallearn.validation import Defaults
 
-__all__ = ["Defaults", "is_options", "of", "settle_options"]
+__all__ = ["Defaults", "is_options", "of", "settle_named", "settle_options"]
 
 
 def of(kind: str, by: str) -> dict[str, str]:
@@ -50,3 +52,21 @@ def settle_options(part: Any, where: str) -> None:
         elif name is not None:
             given = registry.named(field.metadata["kind"]).options(name, given, f"{where}.{field.name}")
         object.__setattr__(part, field.name, given)
+
+
+def settle_named(part: Any, where: str, kind: str) -> None:
+    """Look the ``name`` of ``part`` up and settle its ``options``; a class of another library keeps its arguments.
+
+    Raises:
+        ConfigError: nothing is registered under the name, or the settings do not fit it.
+    """
+    if not registry.CLASSES[kind](part.name):
+        registry.named(kind).get(part.name)
+        settle_options(part, where)
+        return
+    given = part.options
+    if not isinstance(given, (Mapping, Defaults)):
+        raise ConfigError(f"{where}.options", given, f"arguments of {part.name}, by name")
+    if isinstance(given, Mapping):
+        kept = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+        object.__setattr__(part, "options", kept or Defaults())

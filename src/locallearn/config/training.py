@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from locallearn.config.checks import (
     STRICT,
@@ -15,6 +15,7 @@ from locallearn.config.checks import (
     non_negative,
     positive_int,
 )
+from locallearn.config.components import Defaults, of, settle_named
 from locallearn.errors import ConfigError
 
 
@@ -24,21 +25,24 @@ class OptimizerConfig:
 
     __pydantic_config__ = STRICT
 
-    name: Literal["sgd", "adam"] = "sgd"
-    """SGD with momentum, or Adam."""
+    name: str = "sgd"
+    """sgd (with momentum), adam, adamw, lars, a plugin's, or any torch optimizer by its import path, such as
+    torch.optim.RAdam."""
     learning_rate: float = 0.1
     """Initial (peak) learning rate."""
     momentum: float = 0.9
-    """Momentum of SGD."""
+    """Momentum of SGD and LARS."""
     nesterov: bool = True
     """Nesterov's momentum (SGD)."""
     weight_decay: float = 1e-4
-    """L2 penalty on every parameter."""
+    """L2 penalty on every parameter; with adamw and lars decay as these have it."""
     clip_norm: float = 0.0
     """Largest gradient norm of one node; 0 means no clipping."""
+    options: Any = field(default=Defaults(), metadata=of("optimizer.name", by="name"))
+    """Settings of the optimizer's own; of one that is named by its import path, arguments of its class."""
 
     def __post_init__(self) -> None:
-        choice("optimizer.name", self.name, "sgd", "adam")
+        settle_named(self, "optimizer", "optimizer.name")
         non_negative("optimizer.learning_rate", self.learning_rate)
         fraction("optimizer.momentum", self.momentum)
         non_negative("optimizer.weight_decay", self.weight_decay)
@@ -53,8 +57,9 @@ class ScheduleConfig:
 
     __pydantic_config__ = STRICT
 
-    name: Literal["cosine", "milestones", "constant"] = "cosine"
-    """Cosine to zero, steps at milestones, or none."""
+    name: str = "cosine"
+    """cosine (to zero), milestones, constant, a plugin's, or a class of torch.optim.lr_scheduler, such as
+    ExponentialLR."""
     warmup_epochs: int = 0
     """Epochs of linear warm-up; a training that is shorter is all warm-up [epochs]."""
     warmup_rate: float = 0.01
@@ -65,9 +70,11 @@ class ScheduleConfig:
     """What the initial rate is multiplied by after each milestone."""
     unit: Literal["epoch", "step"] = "epoch"
     """Change the rate once an epoch (as the thesis does) or at every step."""
+    options: Any = field(default=Defaults(), metadata=of("schedule.name", by="name"))
+    """Settings of the schedule's own; of a class of torch's, its arguments."""
 
     def __post_init__(self) -> None:
-        choice("schedule.name", self.name, "cosine", "milestones", "constant")
+        settle_named(self, "schedule", "schedule.name")
         choice("schedule.unit", self.unit, "epoch", "step")
         count("schedule.warmup_epochs", self.warmup_epochs)
         non_negative("schedule.warmup_rate", self.warmup_rate)

@@ -43,8 +43,8 @@ def with_spare(n: int) -> int:
 
 
 def state_bytes(optimizer: OptimizerConfig, parameters: int) -> int:
-    """Weights, their gradients, and what the optimizer remembers of them [bytes]."""
-    remembered = 2 if optimizer.name == "adam" else int(optimizer.momentum > 0)
+    """Weights, their gradients, and what the optimizer remembers [bytes]; as much as Adam where it is not known."""
+    remembered = int(optimizer.momentum > 0) if optimizer.name in ("sgd", "lars") else 2
     return _FP32 * (2 + remembered) * parameters
 
 

@@ -71,6 +71,12 @@ class LateBatch(Batch):
         return getattr(self, name)
 
 
+def steps_of_epoch(images: int, batch_size: int) -> int:
+    """Batches of one epoch; the last may be smaller, but one single image is left out (batch norm needs two)."""
+    whole, rest = divmod(images, batch_size)
+    return whole + (rest > 1)
+
+
 class ImageStore:
     """All images of a set as one uint8 tensor on the device.
 
@@ -114,9 +120,8 @@ class ImageStore:
         self._format = torch.channels_last if channels_last else torch.contiguous_format
 
     def steps(self, batch_size: int) -> int:
-        """Batches of one epoch; the last may be smaller, but one single image is left out (batch norm needs two)."""
-        whole, rest = divmod(len(self._labels), batch_size)
-        return whole + (rest > 1)
+        """Batches of one epoch, as :func:`steps_of_epoch`."""
+        return steps_of_epoch(len(self._labels), batch_size)
 
     def smallest(self, batch_size: int) -> int:
         """Images of the smallest batch of an epoch, which is its last one."""

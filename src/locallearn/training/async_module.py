@@ -25,7 +25,7 @@ from locallearn.training import checkpoint as checkpoints
 from locallearn.training import record
 from locallearn.training.guard import FiniteGuard
 from locallearn.training.nodes import feature_shapes
-from locallearn.training.optim import build_optimizer, learning_rate
+from locallearn.training.optim import build_optimizer, rates
 from locallearn.training.setup import image_shape
 from locallearn.training.stop import StopRequest
 from locallearn.training.sums import Sums
@@ -85,7 +85,7 @@ class ModuleTraining:
         self.index, self.module = job.index, list(network)[job.index].to(self.device)
         if train.channels_last:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = build_optimizer(job.config.optimizer, self.module.parameters())
+        optimizer = build_optimizer(job.config.optimizer, self.module.parameters(), self.module.groups)
         self.local = LocalStep(
             self.module, optimizer, train.precision, job.config.optimizer.clip_norm, job.config.seed
         )
@@ -100,6 +100,7 @@ class ModuleTraining:
             bool(train.channels_last),
         )
         self.steps_per_epoch = self.store.steps(train.batch_size)
+        self.rates = rates(job.config, self.steps_per_epoch)
         folder = module_folder(job.run, self.module.name)
         self.kept = checkpoints.CheckpointFolder(folder, job.config.checkpoint.keep_last)
         self.step = 0
@@ -212,7 +213,7 @@ class ModuleTraining:
     def _step(self, features: Tensor, batch: Batch, epoch: int, sample: Sample[Message] | None) -> None:
         """Train on one batch, hand its features on, and move the clock."""
         begin = time.perf_counter()
-        rate = learning_rate(self.config, self.clock, self.steps_per_epoch)
+        rate = self.rates(self.clock)
         if self.step:
             out, loss = self.local(features, batch, self.step, rate)
         else:

@@ -23,7 +23,7 @@ from locallearn.training.evaluate import Evaluation, evaluate_run, module_label
 from locallearn.training.guard import FiniteGuard
 from locallearn.training.nodes import Nodes
 from locallearn.training.observer import Observer
-from locallearn.training.optim import learning_rate
+from locallearn.training.optim import rates
 from locallearn.training.record import RunFolder
 from locallearn.training.scorers import build_scorer, chooses_pairs
 from locallearn.training.setup import image_shape
@@ -75,6 +75,7 @@ class Training:
         self.train_store = self._store(dataset.train, config.augment, network)
         self.test_store = self._store(dataset.test, None)
         self.steps_per_epoch = self.train_store.steps(train.batch_size)
+        self.rates = rates(config, self.steps_per_epoch)
         smallest = self.train_store.smallest(train.batch_size)
         if config.mesh.data > smallest:
             raise ConfigError("mesh.data", config.mesh.data, f"at most {smallest}, the images of the last batch")
@@ -250,7 +251,7 @@ class Training:
     def _step(self, batch: Batch) -> None:
         if self._asks_scorer:
             batch = self.scorer.scored(batch)
-        rate = learning_rate(self.config, self.phase_step, self.steps_per_epoch)
+        rate = self.rates(self.phase_step)
         if self.phase_step:
             trained = self.runtime.step(batch, self.phase_step, rate, self.stop.requested)
         else:  # the first step of a phase is also weighed

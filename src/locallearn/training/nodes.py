@@ -79,7 +79,7 @@ class Nodes:
     def _step(self, module: LocalModule, peers: Peers | None) -> LocalStep:
         config, precision = self.config, self.config.train.precision
         assert precision is not None
-        optimizer = build_optimizer(config.optimizer, module.parameters())
+        optimizer = build_optimizer(config.optimizer, module.parameters(), module.groups)
         return LocalStep(module, optimizer, precision, config.optimizer.clip_norm, config.seed, peers)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -10,9 +10,12 @@ import torch
 from locallearn.config import EVERY_BATCH, MeshConfig, RunConfig, RuntimeName
 from locallearn.core.network import ImageShape
 from locallearn.data.datasets import Dataset, resolve_augment
+from locallearn.data.store import steps_of_epoch
 from locallearn.errors import ConfigError
 from locallearn.nn.native.build import kernels
 from locallearn.nn.native.processor import slow_in_bf16
+from locallearn.training.optim import rates
+from locallearn.training.tried import check_optimizer
 
 
 def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
@@ -22,6 +25,9 @@ def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
         ConfigError: the device is not there, or not one for the runtime.
     """
     train = config.train
+    check_optimizer(config.optimizer, config.groups)
+    steps = steps_of_epoch(len(dataset.train.labels), train.batch_size)
+    rates(config, steps)(steps * train.epochs - 1)  # a schedule with an end of its own must reach so far
     device = check_device(train.device)
     if config.runtime == "threads" and device.type != "cpu":
         raise ConfigError("runtime", config.runtime, f"inline on {device}; threads share the cores of a CPU")

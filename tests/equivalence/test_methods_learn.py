@@ -34,6 +34,9 @@ CASES = {
     "gn-dgl flat": ("gn-dgl", 3, 2, {"head": "flat"}),
     "dgl supervised-contrastive": ("dgl", 3, 1, {"loss": "supervised-contrastive"}),
     "gn-dgl supervised-contrastive": ("gn-dgl", 3, 2, {"loss": "supervised-contrastive", "diversity_weight": 0.0}),
+    "dgl transport": ("dgl", 3, 1, {"loss": "transport"}),
+    "gn-dgl transport": ("gn-dgl", 3, 2, {"loss": "transport"}),
+    "dgl rebuilt-input": ("dgl", 3, 1, {"loss": "rebuilt-input"}),
     "blockwise-ssl": ("blockwise-ssl", 3, 1, {"head": "wide-projector", "head_options": WIDE}),
     "blockwise-ssl G=2": ("blockwise-ssl", 3, 2, {"head": "wide-projector", "head_options": WIDE}),
     "gn-dgl auglocal": ("gn-dgl", 3, 2, {"head": "auglocal"}),
@@ -66,9 +69,22 @@ WITHOUT = {
     "infopro": 2,
     "infopro mlp-sr": 2,
     "dgl supervised-contrastive": 2,
+    "dgl rebuilt-input": 2,
     "gn-dgl supervised-contrastive": 6,
 }
 """How many nodes have no classifier, where some have none."""
+
+
+MOVING = {"dgl rebuilt-input": 1}
+"""A node whose target moves while the module before it learns, so that its loss need not fall."""
+
+
+def falls(case, first, last):
+    """Whether every node's loss is lower than it was."""
+    lower = last < first
+    if case in MOVING:
+        lower[MOVING[case]] = True
+    return lower.all()
 
 
 def network_of(case, model="tiny-resnet"):
@@ -109,7 +125,7 @@ def test_every_method_is_tried():
 @pytest.mark.parametrize("model", ["tiny-resnet", "tiny-vgg"])
 def test_every_nodes_loss_falls(case, model):
     first, last = train(network_of(case, model))
-    assert (last < first).all(), (first, last)
+    assert falls(case, first, last), (first, last)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -117,7 +133,7 @@ def test_every_method_trains_in_bf16(case):
     network = network_of(case)
     first, last = train(network, precision="bf16")
     assert first.dtype == torch.float32
-    assert (last < first).all(), (first, last)
+    assert falls(case, first, last), (first, last)
     exact, _ = train(network_of(case), 1)
     torch.testing.assert_close(first, exact, rtol=0.05, atol=0.02)
 
@@ -142,11 +158,11 @@ def test_a_nodes_loss_reaches_its_own_rows_only(case, model):
     data = separable()
     features = data.images
     for module in network:
-        out = module(features)
-        loss = module.objective(out, data)
+        out = module(features, data)
+        loss = module.loss(out, data)
         for group in range(module.groups):
             assert rows_with_gradient(module, loss, group) == {group}
-        features = out.detach()
+        features = module.handed_on(out)
 
 
 def test_a_classifier_without_stop_gradient_is_caught(monkeypatch):

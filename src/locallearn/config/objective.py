@@ -28,9 +28,10 @@ class ObjectiveConfig:
     __pydantic_config__ = STRICT
 
     loss: str | None = None
-    """Local loss: cross-entropy, predsim, infopro or supervised-contrastive; on two views of every image nt-xent,
-    barlow-twins or vicreg. By default the method's own: cross-entropy for dgl and gn-dgl, nt-xent for simclr and
-    dgssl, barlow-twins for blockwise-ssl; mae has masked-pixels alone."""
+    """Local loss: cross-entropy, predsim, infopro, supervised-contrastive, transport (another loss and a penalty on
+    how far blocks move features) or rebuilt-input; on two views of every image nt-xent, barlow-twins or vicreg.
+    By default the method's own: cross-entropy for dgl and gn-dgl, nt-xent for simclr and dgssl, barlow-twins for
+    blockwise-ssl; mae has masked-pixels alone."""
     head: str = "1c2f"
     """Auxiliary head: <n>c<m>f with n convolutions (the first of stride 2, doubling the channels) and m linear
     layers; mlp-sr (pooled to a quarter of each side, 1x1 convolutions, multi-layer perceptron); auglocal (copies of

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.data.store import Batch
-from locallearn.losses.objectives import LocalLoss, Objective
+from locallearn.losses.objectives import LocalLoss, Objective, Passage
+from locallearn.nn.blocks import Residual
 from locallearn.nn.peers import Peers, computing_with
 from locallearn.nn.ssl_head import FeatureNoise
 from locallearn.seeding import derive
@@ -91,9 +92,32 @@ class LocalModule(Stage):
         self.blocks = blocks
         self.random = any(isinstance(layer, (nn.Dropout, FeatureNoise)) for layer in self.modules())
 
-    def forward(self, features: Tensor, batch: Batch | None = None) -> Tensor:
-        """The stage's features [B, C, H, W] or [B, C], from those of the stage before it; it needs no batch."""
-        return self.blocks(features)
+    def forward(self, features: Tensor, batch: Batch | None = None) -> Any:
+        """The stage's features [B, C, H, W] or [B, C], from those of the stage before it; it needs no batch.
+
+        With a batch, as in a training step, an objective that watches gets the :class:`Passage`.
+        """
+        if batch is None or not self.objective.watches:
+            return self.blocks(features)
+        moves, x = [], features
+        for block in self.blocks:
+            if isinstance(block, Residual):
+                move, x = block.parts(x)
+                moves.append(move)
+            else:
+                before, x = x, block(x)
+                moves += [x - before] if x.shape == before.shape else []
+        return Passage(features, x, tuple(moves))
+
+    def handed_on(self, output: Any) -> Features:
+        """What the next stage is given of the stage's output, detached."""
+        return (output.features if isinstance(output, Passage) else output).detach()
+
+    def loss(self, output: Any, batch: Batch) -> LocalLoss:
+        """Losses [G] of the nodes, from the stage's output."""
+        if isinstance(output, Passage):
+            return self.objective.of_passage(output, batch)
+        return self.objective(output, batch)
 
     def logits(self, features: Tensor) -> Tensor | None:
         """Scores [G, B, classes] of the nodes on the stage's own features; None where its loss has no classifier."""

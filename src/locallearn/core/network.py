@@ -225,7 +225,7 @@ def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:
         if k == 1 and layout.masked and not isinstance(blocks[0], PatchEmbedding):
             raise ConfigError("model", config.model, f"a vision transformer (vit-tiny) with method {config.method}")
         shape = dry_run(blocks, shape).shape
-        place = Place(backbone.blocks, shapes, span.stop - 1, k, config.depth)
+        place = Place(backbone.blocks, shapes, span.stop - 1, k, config.depth, span.start)
         module = _module(str(k), blocks, plan, shape, config, backbone, image, place)
         if module.objective.views != layout.views:
             expected = f"a loss on {layout.views} view(s) of every image with method {config.method}"

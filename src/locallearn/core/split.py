@@ -163,6 +163,8 @@ def _objective(
         else:
             head = build_token_head(given) if len(given.shape) == 2 else given.head(given.classes)
             made = UserLoss(head, objective)
+    if made.watches:
+        raise ConfigError("objective", objective, "another loss in a model of your own, whose blocks are not watched")
     if made.views != 1 or made.masking is not None:
         expected = "a loss on one view of every whole example (methods like dgssl and mae have others)"
         raise ConfigError("objective", objective, expected)

@@ -23,6 +23,7 @@ OURS = {
     "MAN (2024)": "man",
     "HPFF's patches (2024)": "hpff",
     "SCPL (2022)": "scpl",
+    "TRGL (2023)": "trgl",
     "predsim (2019)": "predsim",
 }
 """Methods that have cells of their own, by their label."""

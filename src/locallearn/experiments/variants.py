@@ -65,6 +65,11 @@ VARIANTS = {
         "Supervised contrastive losses at temperature 0.1 (SCPL, Wang et al., 2022).",
         _with(loss="supervised-contrastive", head="0c2f"),
     ),
+    "trgl": Variant(
+        "dgl",
+        "A penalty on how far blocks move the features (TRGL, Karkar et al., 2023), in all modules but the last.",
+        _with(loss="transport"),
+    ),
     "mono-forward": Variant(
         "dgl",
         "Every block a module with one linear layer on its features (Mono-Forward, Gong et al., 2025).",

@@ -1,7 +1,17 @@
 """Loss functions, and the local objectives made of them."""
 
 # heads and objectives register themselves under their names
-from locallearn.losses import infopro, masked, objectives, predsim, supervised, tokens, two_views
+from locallearn.losses import (
+    infopro,
+    masked,
+    objectives,
+    predsim,
+    rebuilt_input,
+    supervised,
+    tokens,
+    transport,
+    two_views,
+)
 from locallearn.nn import auglocal, flat_head, momentum, patch_head, ssl_head
 
 __all__ = [
@@ -13,8 +23,10 @@ __all__ = [
     "objectives",
     "patch_head",
     "predsim",
+    "rebuilt_input",
     "ssl_head",
     "supervised",
     "tokens",
+    "transport",
     "two_views",
 ]

@@ -38,6 +38,22 @@ class LocalLoss:
         return LocalLoss(self.total.detach(), self.terms, self.logits)
 
 
+@dataclass(frozen=True)
+class Passage:
+    """How a module's features came to be in one training step.
+
+    Attributes:
+        inputs: what the module was given.
+        features: what it gave, with the graph.
+        moves: what every block added to what it was given, with the graph: the body of a residual block before the
+            shortcut is added, else the difference; blocks that change the features' shape otherwise have none.
+    """
+
+    inputs: Tensor
+    features: Tensor
+    moves: tuple[Tensor, ...]
+
+
 class Objective(nn.Module):
     """Base of local objectives. Its child modules are its auxiliary networks; each takes the module's features.
 
@@ -56,10 +72,16 @@ class Objective(nn.Module):
     """Whether a batch without labels is refused; only batches of a user's own model may have none."""
     replicable: ClassVar[bool] = False
     """Whether replicas of a node can compute it together."""
+    watches: ClassVar[bool] = False
+    """Whether a training step gives it the :class:`Passage`; the package's own backbones only."""
 
     def forward(self, features: Tensor, batch: Batch) -> LocalLoss:
         """Losses of the nodes whose features on ``batch`` are ``features``, [B, C, H, W] or [B, C]."""
         raise NotImplementedError
+
+    def of_passage(self, passage: Passage, batch: Batch) -> LocalLoss:
+        """Losses of the nodes in a training step, for an objective that :attr:`watches`."""
+        return self(passage.features, batch)
 
     def logits(self, features: Tensor) -> Tensor | None:
         """Scores [G, B, classes] of every node, or None where this objective has no classifier."""

@@ -80,6 +80,7 @@ class Place:
         block: index of the module's last block.
         module: k, counted from 1.
         modules: K.
+        first: index of the module's first block.
     """
 
     blocks: tuple[Block, ...]
@@ -87,6 +88,7 @@ class Place:
     block: int
     module: int
     modules: int
+    first: int = 0
 
     def layers(self) -> list[int]:
         """Indices of the blocks that a head may copy: those that give maps and are of a kind that has other sizes.

@@ -47,6 +47,9 @@ class ConvBlock(nn.Module):
 class Residual(nn.Module):
     """A residual block: ``relu(body(x) + shortcut(x))``; the subclass has the body, which ends in a batch norm."""
 
+    last_norm: str
+    """Name of the batch norm that the body ends in."""
+
     def __init__(self, inputs: int, outputs: int, stride: int, groups: int, dense: bool) -> None:
         super().__init__()
         self.shortcut: nn.Module = nn.Identity()
@@ -55,6 +58,20 @@ class Residual(nn.Module):
             shortcut = conv(inputs, outputs, 1, stride, groups, dense)
             self.shortcut = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
         self.relu = nn.ReLU(inplace=True)
+
+    def before_norm(self, x: Tensor) -> Tensor:
+        """The body without its last batch norm."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [B, C, H, W] in and out."""
+        norm = self.get_submodule(self.last_norm)
+        return norm_relu(norm, self.relu, self.before_norm(x), self.shortcut(x))
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The body's output and the block's, where both are looked at."""
+        body = self.get_submodule(self.last_norm)(self.before_norm(x))
+        return body, self.relu(body + self.shortcut(x))
 
     def shortcut_of(self, groups: range, total: int) -> None:
         """Let a shortcut without layers, of a block that sees all channels, give those of some groups only."""
@@ -65,6 +82,8 @@ class Residual(nn.Module):
 class BasicBlock(Residual):
     """Two 3x3 convolutions with batch norm, and a shortcut (He et al., 2016a)."""
 
+    last_norm = "bn2"
+
     def __init__(self, inputs: int, outputs: int, stride: int = 1, *, groups: int = 1, dense: bool = True) -> None:
         super().__init__(inputs, outputs, stride, groups, dense)
         self.conv1 = conv(inputs, outputs, 3, stride, groups, dense)
@@ -73,14 +92,15 @@ class BasicBlock(Residual):
         self.conv2 = conv(outputs, outputs, 3, 1, groups, dense=False)
         self.bn2 = nn.BatchNorm2d(outputs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Features [B, C, H, W] in and out."""
-        y = norm_relu(self.bn1, self.relu1, self.conv1(x))
-        return norm_relu(self.bn2, self.relu, self.conv2(y), self.shortcut(x))
+    def before_norm(self, x: Tensor) -> Tensor:
+        """The two convolutions, and what is between them."""
+        return self.conv2(norm_relu(self.bn1, self.relu1, self.conv1(x)))
 
 
 class Bottleneck(Residual):
     """1x1, 3x3 and 1x1 convolutions with batch norm, and a shortcut; four times as wide outside as inside."""
+
+    last_norm = "bn3"
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1, *, groups: int = 1, dense: bool = True) -> None:
         super().__init__(inputs, outputs, stride, groups, dense)
@@ -94,11 +114,10 @@ class Bottleneck(Residual):
         self.conv3 = conv(inner, outputs, 1, 1, groups, dense=False)
         self.bn3 = nn.BatchNorm2d(outputs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Features [B, C, H, W] in and out."""
+    def before_norm(self, x: Tensor) -> Tensor:
+        """The three convolutions, and what is between them."""
         y = norm_relu(self.bn1, self.relu1, self.conv1(x))
-        y = norm_relu(self.bn2, self.relu2, self.conv2(y))
-        return norm_relu(self.bn3, self.relu, self.conv3(y), self.shortcut(x))
+        return self.conv3(norm_relu(self.bn2, self.relu2, self.conv2(y)))
 
 
 class LinearBlock(nn.Module):

@@ -1,4 +1,4 @@
-"""InfoPro's decoder: from features back to the image."""
+"""Decoders: from features back to the image (InfoPro), or to what a module was given (LoPT)."""
 
 from __future__ import annotations
 
@@ -38,3 +38,25 @@ class Decoder(nn.Module):
         """Scores of the pixels; their sigmoid is the image."""
         x = F.interpolate(features, size=self.size, mode="bilinear", align_corners=True)
         return self.conv2(self.relu(self.bn(self.conv1(x))))
+
+
+class InputDecoder(nn.Module):
+    """LoPT's decoder: layer norm, a linear layer to fewer channels, GELU, and a linear layer, at every position.
+
+    Args:
+        channels: C.
+        inner: channels between.
+        outputs: channels that come out.
+
+    Shapes: maps [B, C, H, W] or vectors [B, C] in; [B, outputs, H, W] or [B, outputs] out.
+    """
+
+    def __init__(self, channels: int, inner: int, outputs: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.LayerNorm(channels), nn.Linear(channels, inner), nn.GELU(), nn.Linear(inner, outputs)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Channels of another number."""
+        return self.layers(x.movedim(1, -1)).movedim(-1, 1)

@@ -108,10 +108,11 @@ def _modules(network: LocalNetwork, batch: Batch) -> Iterator[tuple[str, Tensor 
     """Name, scores and losses [G] of every module: the cross entropy, or the local loss where there are no scores."""
     features = batch.images
     for module in network:
-        features = module(features)
+        out = module(features, batch)
+        features = module.handed_on(out)
         logits = module.logits(features)
         if logits is None:
-            yield module.name, None, module.objective(features, batch).total
+            yield module.name, None, module.loss(out, batch).total
         else:
             yield module.name, logits, cross_entropy(logits, batch.labels)
 

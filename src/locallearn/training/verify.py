@@ -144,7 +144,7 @@ def gradients_stay(training: Training) -> Check:
     features = batch.images
     for k, step in enumerate(steps):
         with autocast(features.device, training.precision):
-            loss = step.module.objective(step.module(features), batch)
+            loss = step.module.loss(step.module(features, batch), batch)
         for group in range(step.module.groups):
             own, foreign = _reach(loss.total[group], steps, k, group)
             leaks.append(foreign)

@@ -1,0 +1,74 @@
+"""Reconstruction of what a module was given, through a bottleneck (LoPT)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from locallearn.data.store import Batch
+from locallearn.errors import ConfigError
+from locallearn.losses.objectives import LocalLoss, Objective, ObjectiveInput, Passage, objectives
+from locallearn.nn import peers
+from locallearn.nn.decoder import InputDecoder
+from locallearn.nn.precision import precise
+
+
+class RebuiltInput(Objective):
+    """Mean squared error of a module's input rebuilt from its features (LoPT, Shi et al., 2026).
+
+    Where the module makes its map smaller, what is rebuilt is enlarged to the input's (nearest). The authors train
+    the first half of a pretrained language model so, to keep what it knows; from scratch it teaches a module to keep
+    its input and nothing else. There are no class scores.
+
+    Args:
+        decoder: maps features to the channels of the input.
+    """
+
+    replicable = True
+    watches = True
+    needs_labels = False
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, features: Tensor, batch: Batch) -> LocalLoss:
+        """Outside of training steps nothing is known of the input, and the loss is 0."""
+        total = precise(features.new_zeros(1))
+        return LocalLoss(total, {}, None)
+
+    def of_passage(self, passage: Passage, batch: Batch) -> LocalLoss:
+        """Loss [1] of the node."""
+        rebuilt, inputs = self.decoder(passage.features), passage.inputs
+        if rebuilt.dim() == 4 and rebuilt.shape != inputs.shape:
+            rebuilt = F.interpolate(rebuilt, size=inputs.shape[2:])
+        error = peers.current().batch_mean(F.mse_loss(precise(rebuilt), precise(inputs)))[None]
+        return LocalLoss(error, {"reconstruction": error.detach()}, None)
+
+
+@dataclass(frozen=True)
+class RebuiltInputOptions:
+    """Reconstruction of a module's input."""
+
+    bottleneck: Annotated[int, Field(gt=0)] = 4
+    """The bottleneck has the features' channels divided by this."""
+
+
+@objectives.register("rebuilt-input", options=RebuiltInputOptions)
+def rebuilt_input(given: ObjectiveInput) -> RebuiltInput:
+    """Reconstruction of the module's input.
+
+    Raises:
+        ConfigError: several groups, features that are vectors, or a user's own model.
+    """
+    options: RebuiltInputOptions = given.options
+    if given.groups > 1:
+        raise ConfigError("width", given.groups, "1 with rebuilt-input, which looks at all channels of the input")
+    if given.place is None or len(given.shape) != 3:
+        raise ConfigError("objective.loss", "rebuilt-input", "another loss for a module that does not end in maps")
+    inputs = given.place.shapes[given.place.first - 1][0] if given.place.first else given.image[0]
+    return RebuiltInput(InputDecoder(given.shape[0], max(1, given.shape[0] // options.bottleneck), inputs))

@@ -180,3 +180,8 @@ def only_ours(status: os.stat_result) -> bool:
     """Whether a regular file or a folder belongs to this user, and nobody else can write to it."""
     kind = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
     return kind and status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
+def readable(name: str) -> str:
+    """A file's name as text that can be printed and written: bytes that are no UTF-8 become ``\\xe9``."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

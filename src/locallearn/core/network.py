@@ -213,6 +213,9 @@ def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:
         ConfigError: the method, model, depth, width, cuts or head do not go together.
     """
     layout = methods.build(config.method, config)
+    if image.classes < 2 and layout.views == 1 and not layout.masked:
+        expected = f"at least 2 with method {config.method}, which learns to tell them apart"
+        raise ConfigError("classes", image.classes, f"{expected} (of a folder of images: a folder for each)")
     backbone = build_backbone(config.model, image.channels, image.size, config.dropout, config.patch_size)
     spans = _spans(config, backbone, image)
     groups = [plan.channel_groups for span, plan in zip(spans, layout.modules, strict=True) for _ in span]

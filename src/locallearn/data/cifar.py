@@ -38,13 +38,15 @@ def read_cifar100(config: DataConfig) -> Dataset:
 def _read(cifar: Cifar, config: DataConfig) -> Dataset:
     root = data_root(config)
     places = folders(root)
-    parts = _official(cifar, places) or _parquet(cifar, places, config)
+    odd: list[parquet.ColumnsError] = []
+    parts = _official(cifar, places) or _parquet(cifar, places, config, odd)
     if parts is None:
         version = cifar.versions[0]
         if not config.download:
+            near = f"; {odd[0]}" if odd else ""
             raise DataError(
                 f"{cifar.title} is not in {root} (data.root); add --data.download, or put {version.archive} "
-                f"from {PAGE}cifar.html there"
+                f"from {PAGE}cifar.html there{near}"
             )
         archive = root / version.archive
         download(PAGE + version.archive, archive, CHECKSUMS[version.archive])
@@ -75,10 +77,17 @@ def _official(cifar: Cifar, places: Sequence[Path]) -> Parts | None:
     return None
 
 
-def _parquet(cifar: Cifar, places: Sequence[Path], config: DataConfig) -> Parts | None:
+def _parquet(
+    cifar: Cifar, places: Sequence[Path], config: DataConfig, odd: list[parquet.ColumnsError]
+) -> Parts | None:
+    """Parquet files of the set; ``odd`` takes why others that hold images are not."""
     for place in places:
         first = min(place.glob("train*.parquet"), default=None)
-        layout = None if first is None else parquet.layout_of(first)
+        try:
+            layout = None if first is None else parquet.layout_of(first)
+        except parquet.ColumnsError as error:
+            odd.append(error)
+            continue
         if layout is None or not _fits(cifar, layout):
             continue
         train, encoding = parquet.read_images(parquet.shards(place, "train"), layout, 32, config.train_limit)

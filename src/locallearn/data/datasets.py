@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from locallearn.config import AugmentConfig, DataConfig, ImageSize, sides, size_of
+from locallearn.data.inspection import inspected
 from locallearn.errors import ConfigError, DataError
 from locallearn.registry import Registry
 from locallearn.validation import Defaults
@@ -87,6 +88,7 @@ def load(config: DataConfig) -> Dataset:
         dataset = datasets.build(config.name, dataclasses.replace(config, options=own or Defaults()))
     except OSError as error:
         raise DataError(f"{config.name}: {error}") from None
+    dataset = inspected(dataset)
     if config.image_size not in (None, dataset.image_size):
         expected = f"{dataset.image_size} or nothing (only images of a folder are resized)"
         raise ConfigError("data.image_size", config.image_size, expected)

@@ -14,9 +14,14 @@ from locallearn.config import AugmentConfig, DataConfig, ImageSize, sides
 from locallearn.data.datasets import Dataset, ImageSet, data_root, datasets
 from locallearn.data.images import SUFFIXES, decode, fit
 from locallearn.errors import DataError
+from locallearn.files import readable
 
 if TYPE_CHECKING:  # names of data sets are looked up before torch is imported
     from torch import Tensor
+
+
+_NAMED = 200
+"""How many damaged images one message names."""
 
 
 @datasets.register("folder")
@@ -27,7 +32,8 @@ def read_folder_of_images(config: DataConfig) -> Dataset:
     turns, so that the first N are a fair subset. Mean and standard deviation are those of the training images.
 
     Raises:
-        DataError: a folder or its images are missing, an image cannot be read, or the classes do not agree.
+        DataError: a folder or its images are missing, images cannot be read (all of them are named), or the classes
+            do not agree.
     """
     root, size = data_root(config), config.image_size or 32
     height, width = sides(size)
@@ -41,17 +47,18 @@ def read_folder_of_images(config: DataConfig) -> Dataset:
     if (found := _classes(test_folder)) != classes:
         odd = sorted(set(classes) ^ set(found))[0]
         raise DataError(f"{root / 'train'} and {test_folder} hold different classes: {odd!r} is in one of them only")
-    train = _read(root / "train", classes, size, config.train_limit)
+    listed = _files(root / "train", classes, config.train_limit), _files(test_folder, classes, config.test_limit)
+    train, test = _decoded(listed, size)
     mean, std = _moments(train.images)
     return Dataset(
         name="folder",
         train=train,
-        test=_read(test_folder, classes, size, config.test_limit),
-        classes=classes,
+        test=test,
+        classes=tuple(map(readable, classes)),
         mean=mean,
         std=std,
         augment=AugmentConfig(crop_padding=min(height, width) // 8, padding_mode="reflect", flip=0.5),
-        source=f"images of the folder {root.name}, resized to {height} x {width}",
+        source=f"images of the folder {readable(root.name)}, resized to {height} x {width}",
     )
 
 
@@ -67,14 +74,14 @@ def read_images(path: Path, size: ImageSize, channels: int) -> tuple[list[str], 
         The files' names relative to ``path``, sorted, and uint8 [N, channels, H, W].
 
     Raises:
-        DataError: there are no images, or one cannot be read.
+        DataError: there are no images, or some cannot be read.
     """
     files = find_images(path)
-    return [file.relative_to(path).as_posix() for file in files], decode_images(files, size, channels)
+    return [readable(file.relative_to(path).as_posix()) for file in files], decode_images(files, size, channels)
 
 
 def find_images(path: Path) -> list[Path]:
-    """The images of a folder and its sub-folders, sorted; hidden files are left out.
+    """The images of a folder and its sub-folders, sorted; hidden files and what hidden folders hold are left out.
 
     Raises:
         DataError: there are none.
@@ -92,13 +99,21 @@ def _classes(folder: Path) -> tuple[str, ...]:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    files = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
-    return sorted(file for file in files if not file.name.startswith(".") and file.is_file())
+    found: list[Path] = []
+    for place, subs, names in os.walk(folder, onerror=_refuse):
+        subs[:] = [sub for sub in subs if not sub.startswith(".")]
+        files = (Path(place, name) for name in names if not name.startswith("."))
+        found += (file for file in files if file.suffix.lower() in SUFFIXES and file.is_file())
+    return sorted(found)
 
 
-def _read(folder: Path, classes: Sequence[str], size: ImageSize, limit: int) -> ImageSet:
-    import torch
+def _refuse(error: OSError) -> None:
+    """What cannot be looked into must not be left out in silence."""
+    raise DataError(f"{error.filename} cannot be read: {error.strerror}")
 
+
+def _files(folder: Path, classes: Sequence[str], limit: int) -> list[tuple[int, Path]]:
+    """Labels and files in the order of the set."""
     turns: list[tuple[int, int, Path]] = []
     for label, name in enumerate(classes):
         files = _images_in(folder / name)
@@ -107,28 +122,45 @@ def _read(folder: Path, classes: Sequence[str], size: ImageSize, limit: int) -> 
         turns += [(turn, label, file) for turn, file in enumerate(files)]
     if not turns:
         raise DataError(f"{folder} holds no folders of classes; expected {folder.name}/<class>/*.png")
-    turns = sorted(turns)[: limit or None]
-    images = decode_images([file for _, _, file in turns], size, 3)
-    return ImageSet(images, torch.tensor([label for _, label, _ in turns]))
+    return [(label, file) for _, label, file in sorted(turns)[: limit or None]]
+
+
+def _decoded(listed: Sequence[list[tuple[int, Path]]], size: ImageSize) -> list[ImageSet]:
+    """The sets of several lists of files, which are read together so that one message names all that are damaged."""
+    import torch
+
+    images = decode_images([file for files in listed for _, file in files], size, 3)
+    parts = images.split([len(files) for files in listed])
+    return [
+        ImageSet(part, torch.tensor([label for label, _ in files])) for part, files in zip(parts, listed, strict=True)
+    ]
 
 
 def decode_images(files: Sequence[Path], size: ImageSize, channels: int) -> Tensor:
     """Images as uint8 [N, channels, H, W]; see :func:`read_images`.
 
     Raises:
-        DataError: one cannot be read.
+        DataError: some cannot be read; all of them are named.
     """
     import torch
 
     images = np.empty((len(files), channels, *sides(size)), np.uint8)
 
-    def read(i: int) -> None:
-        images[i] = fit(decode(files[i], files[i], channels), size).transpose(2, 0, 1)
+    def read(i: int) -> str | None:
+        try:
+            images[i] = fit(decode(files[i], files[i], channels), size).transpose(2, 0, 1)
+        except DataError as error:
+            return str(error)
+        return None
 
     # Photographs are large enough for threads to help: their decoder works without the interpreter's lock.
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for _ in threads.map(read, range(len(files))):
-            pass
+        bad = [problem for problem in threads.map(read, range(len(files))) if problem is not None]
+    if len(bad) > 1:
+        more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+        raise DataError(f"{len(bad)} of {len(files)} images cannot be read: {'; '.join(bad[:_NAMED])}{more}")
+    if bad:
+        raise DataError(bad[0])
     return torch.from_numpy(images)
 
 

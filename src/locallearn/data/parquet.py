@@ -33,10 +33,19 @@ class Layout:
     classes: int
 
 
+_IMAGES, _LABELS = ("img", "image"), ("fine_label", "label")
+"""Names of columns, the first that is there is taken."""
+
+
+class ColumnsError(DataError):
+    """A Parquet file holds images, but images and labels are not in columns that are known."""
+
+
 def layout_of(path: Path) -> Layout | None:
-    """The columns of a Parquet file, or ``None`` where it does not hold labelled images.
+    """The columns of a Parquet file, or ``None`` where it does not hold images.
 
     Raises:
+        ColumnsError: it does, but with no labels in a column that is known; the message tells the columns.
         DataError: it cannot be read.
     """
     import pyarrow as pa  # slow to import
@@ -44,19 +53,34 @@ def layout_of(path: Path) -> Layout | None:
 
     try:
         schema = pq.read_schema(path)
-        image = next((name for name in ("img", "image") if name in schema.names), None)
-        label = next((name for name in ("fine_label", "label") if name in schema.names), None)
+        if not any(_is_image(field.type) for field in schema):
+            return None
+        image = next((name for name in _IMAGES if name in schema.names), None)
+        label = next((name for name in _LABELS if name in schema.names), None)
         if image is None or label is None or not _is_image(schema.field(image).type):
-            return None
-        if not pa.types.is_integer(schema.field(label).type):
-            return None
+            raise ColumnsError(_columns(path, schema))
+        if not _is_whole(schema.field(label).type):
+            raise ColumnsError(_columns(path, schema))
         names = _names(schema.metadata or {}, label)
         if names is not None:
             return Layout(image, label, names, len(names))
-        labels = pq.read_table(path, columns=[label])[label].drop_null().to_numpy()
+        labels = pq.read_table(path, columns=[label])[label].drop_null().cast(pa.int64()).to_numpy()
         return Layout(image, label, None, int(labels.max(initial=0)) + 1)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise _damaged(path, error) from None
+
+
+def _columns(path: Path, schema: Any) -> str:
+    found = [f"{field.name} ({'images' if _is_image(field.type) else field.type})" for field in schema]
+    some = ", ".join(found[:20]) + (f" and {len(found) - 20} more" if len(found) > 20 else "")
+    expected = f"images named {' or '.join(_IMAGES)} and whole numbers named {' or '.join(_LABELS)}"
+    return f"{path} has the columns {some}; expected {expected}"
+
+
+def _is_whole(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_integer(kind.value_type if pa.types.is_dictionary(kind) else kind)
 
 
 def _is_image(kind: Any) -> bool:
@@ -115,7 +139,7 @@ def read_images(
                 rows = batch.slice(0, left)
                 images, encoding = _decode_all(rows.column(layout.image).field("bytes").to_pylist(), size, file, row)
                 # A missing label becomes -1, which no set knows.
-                labels = rows.column(layout.label).fill_null(-1).to_numpy().astype(np.int64)
+                labels = rows.column(layout.label).cast(pa.int64()).fill_null(-1).to_numpy()
                 parts.append((images, labels))
                 row, left = row + len(labels), left - len(labels)
                 if left == 0:

@@ -14,7 +14,7 @@ import torch
 from locallearn.data.datasets import ImageSet
 from locallearn.data.folder import decode_images, find_images
 from locallearn.errors import UsageError
-from locallearn.files import replacing
+from locallearn.files import readable, replacing
 from locallearn.training.features import Place, Reader, places
 from locallearn.training.finished import OpenedRun
 
@@ -61,7 +61,7 @@ def embed(
     size = _features(run, reader, files[0]).shape[1]
     with replacing(output) as temporary, writers[output.suffix](temporary, len(files), size) as write:
         for part in _parts(files, run.config.train.evaluate_batch_size):
-            write([file.relative_to(folder).as_posix() for file in part], _features(run, reader, *part))
+            write([readable(file.relative_to(folder).as_posix()) for file in part], _features(run, reader, *part))
     facts = {"images": len(files), "features": size, "module": place.module, "block": place.block, "step": run.step}
     return {"file": str(output), **facts}
 

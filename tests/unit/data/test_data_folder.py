@@ -1,3 +1,5 @@
+import dataclasses
+import os
 from pathlib import Path
 
 import numpy as np
@@ -5,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+import locallearn as ll
 from locallearn.config import DataConfig
 from locallearn.data.datasets import load
 from locallearn.data.folder import read_images
-from locallearn.errors import DataError
+from locallearn.errors import ConfigError, DataError
 
 
 def _save(path: Path, pixels: np.ndarray, **options) -> None:
@@ -133,6 +136,68 @@ def test_damaged_images_are_named(root):
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(DataError, match=r"train/ant/1\.png is not a readable image"):
         load(DataConfig("folder", root=str(root)))
+
+
+def test_all_damaged_images_are_named_at_once(root):
+    (root / "train/ant/1.png").write_bytes(b"")
+    (root / "train/bee/deep/0.PNG").write_text("%!PS-Adobe-3.0 EPSF-3.0")
+    (root / "test/bee/0.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(DataError, match=r"^3 of 7 images cannot be read: ") as error:
+        load(DataConfig("folder", root=str(root)))
+    assert all(name in str(error.value) for name in ("train/ant/1.png", "train/bee/deep/0.PNG", "test/bee/0.png"))
+    assert "\n" not in str(error.value)
+    with pytest.raises(DataError, match=r"^2 of 5 images cannot be read: "):
+        read_images(root / "train", 8, 3)
+
+
+@pytest.mark.parametrize("hidden", [".ipynb_checkpoints", "deep/.ipynb_checkpoints", ".a/b"])
+def test_hidden_folders_inside_a_class_hold_no_images(root, hidden):
+    before = load(DataConfig("folder", root=str(root))).train
+    _save(root / "train/ant" / hidden / "0-checkpoint.png", _flat(99))
+    _save(root / ".thumbnails" / "0.png", _flat(99))
+    found = load(DataConfig("folder", root=str(root))).train
+    assert torch.equal(found.images, before.images)
+    assert len(read_images(root, 8, 3)[0]) == 7
+
+
+def test_a_set_in_a_hidden_folder_is_read(root):
+    """What the user names himself is not left out."""
+    root.rename(root.parent / ".mine")
+    assert len(load(DataConfig("folder", root=str(root.parent / ".mine"))).train.labels) == 5
+
+
+def test_names_that_are_no_utf8_can_be_printed_and_written(root):
+    for split in ("train", "test"):
+        os.rename(root / split / "ant", os.fsencode(root / split) + b"/caf\xe9")
+    os.rename(root / "train" / "bee" / "1.bmp", os.fsencode(root) + b"/train/bee/\xff.bmp")
+    dataset = load(DataConfig("folder", root=str(root)))
+    assert dataset.classes == ("bee", "caf\\xe9")
+    assert dataset.train.labels.tolist() == [0, 1, 0, 1, 1]
+    names, _ = read_images(root / "train", 8, 3)
+    assert "bee/\\xff.bmp" in names
+    assert all(name.encode("utf-8") for name in names)
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(root, monkeypatch):
+    walk = os.walk
+
+    def closed(top, onerror):
+        onerror(PermissionError(13, "Permission denied", str(top / "deep")))
+        return walk(top)
+
+    monkeypatch.setattr(os, "walk", closed)
+    with pytest.raises(DataError, match="deep cannot be read: Permission denied"):
+        load(DataConfig("folder", root=str(root)))
+
+
+def test_one_class_alone_trains_no_classifier(root):
+    for split in ("train", "test"):
+        (root / split / "bee").rename(root / split / ".bee")
+    config = dataclasses.replace(ll.recipe("e2e"), data=DataConfig("folder", root=str(root)))
+    with pytest.raises(ConfigError, match=r"classes: 1 is not valid; expected at least 2 with method e2e"):
+        ll.train(config, root / "run")
+    assert not (root / "run").exists()
+    ll.build_network(dataclasses.replace(ll.recipe("simclr"), data=config.data), ll.ImageShape(3, 32, 1))
 
 
 def test_folders_without_images(tmp_path, root):

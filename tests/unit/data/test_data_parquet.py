@@ -4,12 +4,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from data_files import CIFAR10_NAMES, encode, write_parquet
 from PIL import Image
 
 from locallearn.config import DataConfig
 from locallearn.data.datasets import load
-from locallearn.data.parquet import Layout, layout_of, read_images, shards
+from locallearn.data.parquet import ColumnsError, Layout, layout_of, read_images, shards
 from locallearn.errors import DataError
 
 PLAIN = Layout("img", "label", None, 10)
@@ -35,8 +36,70 @@ def test_layout_of_something_else(tmp_path):
     assert layout_of(path) is None
     pq.write_table(pa.table({"image": [b"a"], "label": [1]}), path)
     assert layout_of(path) is None
-    pq.write_table(pa.table({"image": [{"bytes": b"a", "path": ""}], "label": ["cat"]}), path)
-    assert layout_of(path) is None
+
+
+@pytest.mark.parametrize(
+    ("columns", "found"),
+    [
+        ({"image": [{"bytes": b"a"}], "label": ["cat"]}, r"image \(images\), label \(string\)"),
+        ({"image": [{"bytes": b"a"}], "label": [1.0]}, r"image \(images\), label \(double\)"),
+        ({"img": [{"bytes": b"a"}], "target": [1]}, r"img \(images\), target \(int64\)"),
+        ({"picture": [{"bytes": b"a"}], "label": [1]}, r"picture \(images\), label \(int64\)"),
+        ({"img": [{"bytes": b"a"}]}, r"img \(images\)"),
+    ],
+)
+def test_other_columns_are_told(tmp_path, columns, found):
+    pq.write_table(pa.table(columns), tmp_path / "train.parquet")
+    told = rf"train\.parquet has the columns {found}; expected images named img or image and whole numbers named"
+    with pytest.raises(ColumnsError, match=told):
+        layout_of(tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=rf"CIFAR-10 is not in .*{told}"):
+        load(DataConfig("cifar10", root=str(tmp_path)))
+
+
+def test_a_set_beside_another_whose_columns_are_odd_is_read(tmp_path):
+    (tmp_path / "a").mkdir()
+    pq.write_table(pa.table({"img": [{"bytes": b"a"}], "target": [1]}), tmp_path / "a" / "train.parquet")
+    for split in ("train", "test"):
+        write_parquet(tmp_path / "b" / f"{split}.parquet", _images(2, 32), [0, 1], names=CIFAR10_NAMES)
+    assert load(DataConfig("cifar10", root=str(tmp_path))).test.labels.tolist() == [0, 1]
+
+
+WHOLE = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+
+
+@pytest.mark.parametrize("kind", [*WHOLE, "dictionary"])
+@pytest.mark.parametrize("names", [CIFAR10_NAMES, None])
+def test_labels_may_be_any_whole_numbers(tmp_path, kind, names):
+    for split in ("train", "test"):
+        path = tmp_path / f"{split}.parquet"
+        write_parquet(path, _images(3, 32), [9, 0, 3], names=names)
+        table = pq.read_table(path)
+        whole = table["label"].dictionary_encode() if kind == "dictionary" else table["label"].cast(kind)
+        pq.write_table(table.set_column(1, "label", whole), path)
+    labels = load(DataConfig("cifar10", root=str(tmp_path))).train.labels
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [9, 0, 3]
+
+
+def test_a_missing_label_of_an_unsigned_type_is_found(tmp_path):
+    write_parquet(tmp_path / "test.parquet", _images(3, 32), [0, 1, 2], names=CIFAR10_NAMES)
+    write_parquet(tmp_path / "train.parquet", _images(3, 32), [0, None, 2], names=CIFAR10_NAMES)
+    table = pq.read_table(tmp_path / "train.parquet")
+    table = table.set_column(1, "label", table["label"].cast("uint8"))
+    pq.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=r"training images: label -1 is outside 0\.\.9"):
+        load(DataConfig("cifar10", root=str(tmp_path)))
+
+
+def test_a_label_that_no_int64_holds_is_refused(tmp_path):
+    write_parquet(tmp_path / "test.parquet", _images(1, 32), [0], names=CIFAR10_NAMES)
+    write_parquet(tmp_path / "train.parquet", _images(2, 32), [0, 1], names=CIFAR10_NAMES)
+    table = pq.read_table(tmp_path / "train.parquet")
+    table = table.set_column(1, "label", pa.array([0, 2**64 - 1], pa.uint64()))
+    pq.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=r"train\.parquet is not a readable Parquet file: .*18446744073709551615"):
+        load(DataConfig("cifar10", root=str(tmp_path)))
 
 
 def test_images_are_exact_over_several_files_and_batches(tmp_path):

@@ -92,9 +92,9 @@ def run(arguments: Sequence[str]) -> int:
     from locallearn.core.network import ImageShape
     from locallearn.costs.nodes import cost
     from locallearn.costs.timeline import Machine, timeline
-    from locallearn.nn.heads import build_head
+    from locallearn.nn.heads import check_head
 
-    build_head(options.objective.head, (1, 4, 4), 1)  # a wrong head is wrong even where the method has none
+    check_head(options.objective.head)  # a wrong head is wrong even where the method has none
     image = ImageShape(options.channels, options.image_size, options.classes)
     found = cost(config, image, batch_size=options.batch_size, precision=options.precision)
     values = found.to_json()
@@ -133,6 +133,10 @@ def _show(found: Cost, values: dict[str, Any]) -> None:
         console.print(f"{values[name]:>13,} {what}")
     for name, what in (("training_speedup", "training"), ("inference_speedup", "inference")):
         console.print(f"{values[name]:>13.3f} {what} speed-up")
+    if "followed_bytes" in values:
+        console.print(
+            f"{max(values['followed_bytes']):>13,} bytes of weights at most that a step sends back to a node"
+        )
     for schedule in values.get("timeline", {}).get("schedules", ()):
         _show_schedule(console, schedule, values["timeline"]["microbatches"])
     if "timeline" in values:

@@ -98,10 +98,16 @@ class Cost:
         return self.e2e_macs / self.inference_macs
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as ``locallearn cost --json`` prints them."""
+        """Plain values, as ``locallearn cost --json`` prints them.
+
+        ``followed_bytes`` is there only where heads follow the next module's weights: what a node of every module is
+        sent of them at each step.
+        """
         totals = ("e2e_macs", "max_node_macs", "inference_macs", "training_speedup", "inference_speedup")
         nodes = [dataclasses.asdict(node) for node in self.nodes]
-        return {"nodes": nodes, **{name: getattr(self, name) for name in totals}}
+        values = {"nodes": nodes, **{name: getattr(self, name) for name in totals}}
+        followed = [module.followed_bytes for module in self.modules]
+        return values | ({"followed_bytes": followed} if any(followed) else {})
 
 
 def cost(

@@ -25,6 +25,7 @@ from locallearn.costs.memory import ActivationMeter
 from locallearn.data.store import Batch
 from locallearn.nn.groups import StopGradientConv2d
 from locallearn.nn.macs import counting
+from locallearn.nn.momentum import MomentumHead
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class ModuleCost:
         score_bytes: class scores of one batch that it sends to the other groups (diversity penalty).
         largest_bytes: the largest tensor that is kept for the backward pass, of all groups together.
         weight_bytes: the largest weight, likewise.
+        followed_bytes: weights of the next module that the node is sent at every step (head ``momentum``).
     """
 
     groups: int
@@ -53,6 +55,7 @@ class ModuleCost:
     score_bytes: int
     largest_bytes: int
     weight_bytes: int
+    followed_bytes: int = 0
 
     @property
     def macs(self) -> int:
@@ -125,8 +128,13 @@ def _dry_step(module: LocalModule, features: Tensor, batch: Batch, precision: st
         score_bytes=0 if scores is None else scores[0].numel() * scores.element_size(),
         largest_bytes=meter.largest_bytes,
         weight_bytes=max((p.nbytes for p in module.parameters()), default=0),
+        followed_bytes=_share(sum(m.followed_bytes for m in _following(module)), groups),
     )
     return counted, features
+
+
+def _following(module: LocalModule) -> Iterator[MomentumHead]:
+    return (m for m in module.objective.modules() if isinstance(m, MomentumHead))
 
 
 def _seen_by_others(module: LocalModule, features: Tensor) -> int:

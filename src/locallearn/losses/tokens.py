@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError
 from locallearn.losses.objectives import LocalLoss, Objective, ObjectiveInput, objectives
+from locallearn.nn.heads import heads
+from locallearn.nn.terminal_head import TerminalHead, TerminalOptions
 from locallearn.nn.token_heads import SharedHead, TokenHead
 
 IGNORED = -100
@@ -48,7 +50,7 @@ class TokenCrossEntropy(Objective):
 
 
 def build_token_head(given: ObjectiveInput) -> nn.Module:
-    """The head that the settings name, for tokens: ``shared``, or the linear layers of ``<n>c<m>f``.
+    """The head that the settings name, for tokens: ``shared``, ``terminal``, or the linear layers of ``<n>c<m>f``.
 
     Raises:
         ConfigError: the features are no tokens, or there is nothing to share.
@@ -56,11 +58,15 @@ def build_token_head(given: ObjectiveInput) -> nn.Module:
     name = given.config.head
     if len(given.shape) != 2:
         raise ConfigError("objective.loss", "token", "another loss for features that are not B x T x C tokens")
-    if name != "shared":
+    if name not in ("shared", "terminal"):
         return TokenHead(name, given.shape[1], given.classes, given.hidden)
     if given.scorer is None:
         raise ConfigError("objective.head", name, "another head for a model whose scores are not of a linear layer")
-    return SharedHead(given.shape[1], given.scorer)
+    if name == "shared":
+        return SharedHead(given.shape[1], given.scorer)
+    options: TerminalOptions = heads.options(name, given.config.head_options, "objective.head_options")
+    causal = given.config.loss == "next-token"
+    return TerminalHead(given.shape[1], given.scorer, options.blocks, causal, options.stale)
 
 
 @objectives.register("next-token")

@@ -61,6 +61,16 @@ def parse_head(name: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def check_head(name: str) -> None:
+    """Refuse a name that no head has.
+
+    Raises:
+        ConfigError: it is neither registered nor of the form ``<n>c<m>f``.
+    """
+    if name not in heads:
+        parse_head(name)
+
+
 def build_head(
     name: str,
     shape: tuple[int, ...],

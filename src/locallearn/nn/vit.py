@@ -77,16 +77,22 @@ class PatchEmbedding(nn.Module):
 
 
 class Attend(nn.Module):
-    """Scaled dot-product attention of ``heads`` heads: queries, keys and values [B, T, 3 C] -> [B, T, C]."""
+    """Scaled dot-product attention of ``heads`` heads: queries, keys and values [B, T, 3 C] -> [B, T, C].
 
-    def __init__(self, heads: int) -> None:
+    ``causal`` lets a token see those before it and itself alone.
+    """
+
+    def __init__(self, heads: int, causal: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
 
     def forward(self, qkv_BT3C: Tensor) -> Tensor:
         """Mix the tokens of every image."""
         query, key, value = qkv_BT3C.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return self._attended(query, key, value).transpose(1, 2).flatten(2)
+
+    def _attended(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
 
 
 class TransformerBlock(nn.Module):

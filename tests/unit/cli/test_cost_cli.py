@@ -36,6 +36,7 @@ def test_every_option_reaches_the_count(capsys):
     base = values(capsys, "--method", "gn-dgl", "--depth", "2", "--width", "2")
     for arguments in (
         ["--head", "0c2f"],
+        ["--head", "auglocal"],
         ["--objective.head", "0c2f"],
         ["--head-width", "64"],
         ["--no-stop-gradient"],

@@ -15,7 +15,7 @@ def test_names():
 
 @pytest.mark.parametrize("name", ["1c0f", "c2f", "mlp", "mlp_sr", "", "1c2f "])
 def test_an_unknown_head_is_one_line(name):
-    known = "auglocal, mlp-sr, patches, or <n>c<m>f"
+    known = "auglocal, flat, mlp-sr, momentum, patches, terminal, wide-projector, or <n>c<m>f"
     with pytest.raises(ConfigError, match=rf"objective.head: .* expected {known} .*, like 1c2f"):
         build_head(name, (4, 8, 8), 5)
 

@@ -10,6 +10,7 @@ import small
 from locallearn.config import ObjectiveConfig
 from locallearn.core.module import LocalStep
 from locallearn.core.network import ImageShape, build_network
+from locallearn.costs.nodes import cost
 from locallearn.errors import ConfigError
 from locallearn.nn.momentum import MomentumHead
 from locallearn.runtime.inline import InlineRuntime
@@ -88,3 +89,12 @@ def test_where_it_cannot_follow_it_is_one_line():
     naive = ObjectiveConfig(head="momentum", stop_gradient=False)
     with pytest.raises(ConfigError, match=r"objective.stop_gradient: False is not valid; expected true"):
         network_of("gn-dgl", 3, (2,), objective=naive)
+
+
+def test_what_flows_back_is_counted():
+    """The first block of module 2 of tiny-resnet: two convolutions 8 -> 8 and two batch norms, in fp32."""
+    found = cost(small.config("dgl", 3, (1,), objective=MAN, cuts=("stem", "1.0")), IMAGE)
+    block = 4 * (2 * 8 * 8 * 9 + 4 * 8)
+    assert [module.followed_bytes for module in found.modules] == [block, block, 0]
+    assert found.to_json()["followed_bytes"] == [block, block, 0]
+    assert "followed_bytes" not in cost(small.config("dgl", 3, (1,)), IMAGE).to_json()

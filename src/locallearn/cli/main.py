@@ -22,6 +22,7 @@ COMMANDS = {
     "predict": "classify a folder of images with a run",
     "probe": "measure what every depth of a run knows, by classifiers on its frozen features",
     "embed": "write the features of a folder of images",
+    "pack": "pack images, so that a set that is larger than memory can be read",
     "export": "write a run's network without auxiliary heads",
     "report": "write one HTML report of one or more runs",
     "cost": "count what every node computes, holds and sends, and predict times",

@@ -12,6 +12,7 @@ from locallearn.config.checks import (
     count,
     is_int,
     is_real,
+    non_negative,
     probability,
 )
 from locallearn.config.components import Defaults, of, settle_options
@@ -42,7 +43,7 @@ class DataConfig:
     __pydantic_config__ = STRICT
 
     name: str = "digits"
-    """Data set: digits, cifar10, cifar100, imagenet32 or folder."""
+    """Data set: digits, cifar10, cifar100, imagenet32, folder or packed."""
     root: str | None = None
     """Folder that holds the data; by default $LOCALLEARN_DATA, then ~/.cache/locallearn/data."""
     download: bool = False
@@ -52,8 +53,13 @@ class DataConfig:
     test_limit: int = 0
     """Use only the first N test images [images]; 0 means all."""
     image_size: ImageSize | None = None
-    """Side that images of a folder are resized to, or height and width where they are not square [pixels]; by default
-    32. Other sets have their own size."""
+    """Side that images of a folder or a packed set are resized to, or height and width where they are not square
+    [pixels]; by default 32, of a packed set 224. Other sets have their own size."""
+    memory_gib: float | None = None
+    """Packed images that take at most this much are decoded once and held on the device, the others read again and
+    again [GiB]; by default an eighth of its memory. The batches are the same."""
+    workers: int | None = None
+    """Processes that read packed images which are not held; by default as many as there are cores."""
     mean: tuple[float, ...] | None = None
     """Mean of every channel of pixels in [0, 1], which normalises images; by default the data set's own."""
     std: tuple[float, ...] | None = None
@@ -65,6 +71,8 @@ class DataConfig:
         settle_options(self, "data")
         count("data.train_limit", self.train_limit)
         count("data.test_limit", self.test_limit)
+        non_negative("data.memory_gib", self.memory_gib)
+        count("data.workers", self.workers)
         check(
             "data.image_size",
             self.image_size,

@@ -77,7 +77,7 @@ def digest(config: RunConfig) -> str:
     if wire is not None:  # features that are rounded on their way are other features
         values["mesh"] = {"wire": wire}
     for group, keys in {
-        "data": ("root", "download"),
+        "data": ("root", "download", "memory_gib", "workers"),
         "train": ("device", "threads", "evaluate_batch_size", "knn_neighbours", "knn_temperature", "knn_bank"),
         "asynchronous": ("restarts",),
         "sequential": ("cache_gib",),

@@ -53,18 +53,20 @@ def _scaled(images: Tensor) -> Tensor:
     return images if images.is_floating_point() else images.float().div_(255)
 
 
-def crop_boxes(config: AugmentConfig, count: int, height: int, width: int, seed: int) -> Tensor:
+def crop_boxes(config: AugmentConfig, count: int, height: int | Tensor, width: int | Tensor, seed: int) -> Tensor:
     """Where :func:`augment` cuts ``count`` images with this seed, as torchvision's RandomResizedCrop draws it.
 
     Ten parts are drawn for each image, of an area uniform in ``resized_crop`` and an aspect ratio log-uniform between
-    3:4 and 4:3, and the first that fits is taken; where none fits, the whole image.
+    3:4 and 4:3, and the first that fits is taken; where none fits, the whole image. Height and width are one number,
+    or int64 [count], one for each image [pixels].
 
     Returns:
         int64 [count, 4], on the CPU: top, left, height and width [pixels]. The whole image without ``resized_crop``.
     """
-    whole = torch.tensor([0, 0, height, width])
+    zero = torch.zeros(count, dtype=torch.int64)
+    whole = torch.stack([zero, zero, zero + height, zero + width], 1)
     if config.resized_crop is None:
-        return whole.expand(count, 4)
+        return whole
     draw = seeding.generator(seed, "resized-crop")
     area = torch.empty(_ATTEMPTS, count).uniform_(*config.resized_crop, generator=draw) * (height * width)
     ratio = torch.empty(_ATTEMPTS, count).uniform_(-_LOG_RATIO, _LOG_RATIO, generator=draw).exp()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -33,6 +33,46 @@ class ImageSet:
     images: Tensor
     labels: Tensor
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def first(self, count: int) -> ImageSet:
+        """The first ``count`` images; a copy, for a view would keep the whole set in memory."""
+        return ImageSet(self.images[:count].clone(), self.labels[:count].clone())
+
+
+@runtime_checkable
+class ImagesOnDisk(Protocol):
+    """Images that are read when they are needed (:class:`locallearn.data.packed.PackedImages`)."""
+
+    labels: Tensor
+    """int64 [N], from 0."""
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Height and width of every image as it is stored, int64 [N, 2] [pixels]."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image as it is given to a network."""
+        ...
+
+    def decoded(self) -> ImageSet:
+        """All of them in memory."""
+        ...
+
+    def first(self, count: int) -> ImagesOnDisk:
+        """The first ``count`` images."""
+        ...
+
+    def read(self, positions: Sequence[int], boxes: Sequence[np.ndarray] = ()) -> list[np.ndarray]:
+        """Some images as uint8 [B, H, W, C], or for every view its boxes' parts of them."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -50,8 +90,8 @@ class Dataset:
     """
 
     name: str
-    train: ImageSet
-    test: ImageSet
+    train: ImageSet | ImagesOnDisk
+    test: ImageSet | ImagesOnDisk
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -61,12 +101,12 @@ class Dataset:
     @property
     def channels(self) -> int:
         """Channels of an image: 3 for RGB, 1 for grey."""
-        return self.train.images.shape[1]
+        return self.train.shape[0]
 
     @property
     def image_size(self) -> ImageSize:
         """Side of square images, or height and width [pixels]."""
-        height, width = self.train.images.shape[2:]
+        _, height, width = self.train.shape
         return size_of(height, width)
 
 
@@ -90,7 +130,7 @@ def load(config: DataConfig) -> Dataset:
         raise DataError(f"{config.name}: {error}") from None
     dataset = inspected(dataset)
     if config.image_size not in (None, dataset.image_size):
-        expected = f"{dataset.image_size} or nothing (only images of a folder are resized)"
+        expected = f"{dataset.image_size} or nothing (only images of a folder or a packed set are resized)"
         raise ConfigError("data.image_size", config.image_size, expected)
     train, test = _first(dataset.train, config.train_limit), _first(dataset.test, config.test_limit)
     if len(train.labels) < 2:
@@ -107,11 +147,8 @@ def _normalised_by(config: DataConfig, dataset: Dataset) -> Dataset:
     return dataclasses.replace(dataset, **given)
 
 
-def _first(images: ImageSet, limit: int) -> ImageSet:
-    if limit == 0 or limit >= len(images.labels):
-        return images
-    # A copy, for a view would keep the whole set in memory.
-    return ImageSet(images.images[:limit].clone(), images.labels[:limit].clone())
+def _first(images: ImageSet | ImagesOnDisk, limit: int) -> ImageSet | ImagesOnDisk:
+    return images if limit == 0 or limit >= len(images.labels) else images.first(limit)
 
 
 def resolve_augment(config: AugmentConfig, dataset: Dataset) -> AugmentConfig:

@@ -43,12 +43,10 @@ def read_folder_of_images(config: DataConfig) -> Dataset:
             f"{root} (data.root) has no folders train and test (or val); expected train/<class>/*.png and "
             f"test/<class>/*.png{'; there is nothing to download' if config.download else ''}"
         )
-    classes = _classes(root / "train")
-    if (found := _classes(test_folder)) != classes:
-        odd = sorted(set(classes) ^ set(found))[0]
-        raise DataError(f"{root / 'train'} and {test_folder} hold different classes: {odd!r} is in one of them only")
-    listed = _files(root / "train", classes, config.train_limit), _files(test_folder, classes, config.test_limit)
-    train, test = _decoded(listed, size)
+    classes = class_names(root / "train", test_folder)
+    train_files = images_of_classes(root / "train", classes)[: config.train_limit or None]
+    test_files = images_of_classes(test_folder, classes)[: config.test_limit or None]
+    train, test = _decoded((train_files, test_files), size)
     mean, std = _moments(train.images)
     return Dataset(
         name="folder",
@@ -94,6 +92,19 @@ def find_images(path: Path) -> list[Path]:
     return files
 
 
+def class_names(train: Path, test: Path) -> tuple[str, ...]:
+    """Names of the folders in both folders.
+
+    Raises:
+        DataError: they differ.
+    """
+    classes = _classes(train)
+    if (found := _classes(test)) != classes:
+        odd = sorted(set(classes) ^ set(found))[0]
+        raise DataError(f"{train} and {test} hold different classes: {odd!r} is in one of them only")
+    return classes
+
+
 def _classes(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(sub.name for sub in folder.iterdir() if sub.is_dir() and not sub.name.startswith(".")))
 
@@ -112,8 +123,12 @@ def _refuse(error: OSError) -> None:
     raise DataError(f"{error.filename} cannot be read: {error.strerror}")
 
 
-def _files(folder: Path, classes: Sequence[str], limit: int) -> list[tuple[int, Path]]:
-    """Labels and files in the order of the set."""
+def images_of_classes(folder: Path, classes: Sequence[str]) -> list[tuple[int, Path]]:
+    """Labels and files of the images in a folder of classes, which take turns.
+
+    Raises:
+        DataError: a class has no images, or there is none.
+    """
     turns: list[tuple[int, int, Path]] = []
     for label, name in enumerate(classes):
         files = _images_in(folder / name)
@@ -122,7 +137,7 @@ def _files(folder: Path, classes: Sequence[str], limit: int) -> list[tuple[int, 
         turns += [(turn, label, file) for turn, file in enumerate(files)]
     if not turns:
         raise DataError(f"{folder} holds no folders of classes; expected {folder.name}/<class>/*.png")
-    return [(label, file) for _, label, file in sorted(turns)[: limit or None]]
+    return [(label, file) for _, label, file in sorted(turns)]
 
 
 def _decoded(listed: Sequence[list[tuple[int, Path]]], size: ImageSize) -> list[ImageSet]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,3 +62,12 @@ def pixels(image: Image.Image) -> np.ndarray:
     """An RGB or grey image as uint8 [H, W, C]."""
     values = np.asarray(image)
     return values if values.ndim == 3 else values[:, :, None]
+
+
+def cut(image: Image.Image, box: Sequence[int], size: ImageSize) -> np.ndarray:
+    """A part of the image (top, left, height, width) as uint8 [H, W, C] of a size, resized as :func:`fit` does."""
+    from PIL import Image
+
+    (top, left, tall, wide), (height, width) = box, sides(size)
+    part = (left, top, left + wide, top + tall)
+    return pixels(image.resize((width, height), Image.Resampling.BILINEAR, box=part))

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from locallearn.errors import DataError
 
 if TYPE_CHECKING:
-    from locallearn.data.datasets import Dataset, ImageSet
+    from torch import Tensor
+
+    from locallearn.data.datasets import Dataset, ImageSet, ImagesOnDisk
 
 
 def inspected(dataset: Dataset) -> Dataset:
@@ -24,17 +26,24 @@ def inspected(dataset: Dataset) -> Dataset:
         raise DataError(f"{where}: classes are {classes!r}; expected the name of each")
     train = _part(dataset.train, len(classes), f"{where}, training images")
     test = _part(dataset.test, len(classes), f"{where}, test images")
-    if train.images.shape[1:] != test.images.shape[1:]:
-        shapes = " and ".join("x".join(map(str, part.images.shape[1:])) for part in (train, test))
+    if train.shape != test.shape:
+        shapes = " and ".join("x".join(map(str, part.shape)) for part in (train, test))
         raise DataError(f"{where}: training and test images are of different shapes: {shapes}")
     for name in ("mean", "std"):
         _check_moments(getattr(dataset, name), dataset.channels, name == "std", f"{where}: {name}")
     return dataclasses.replace(dataset, train=train, test=test, classes=tuple(classes))
 
 
-def _part(part: ImageSet, classes: int, where: str) -> ImageSet:
+def _part(part: ImageSet | ImagesOnDisk, classes: int, where: str) -> ImageSet | ImagesOnDisk:
     import torch
 
+    from locallearn.data.datasets import ImageSet, ImagesOnDisk
+
+    if isinstance(part, ImagesOnDisk):
+        if not isinstance(part.labels, torch.Tensor) or part.labels.dtype != torch.int64 or part.labels.dim() != 1:
+            raise DataError(f"{where}: labels are {_kind(part.labels)}; expected int64 [N]")
+        _check_labels(part.labels, classes, where)
+        return part
     images: Any = getattr(part, "images", None)
     labels: Any = getattr(part, "labels", None)
     for name, value in (("images", images), ("labels", labels)):
@@ -47,19 +56,25 @@ def _part(part: ImageSet, classes: int, where: str) -> ImageSet:
         raise DataError(f"{where}: labels are {_kind(labels)}; expected int64 [N]")
     if len(images) != len(labels):
         raise DataError(f"{where}: {len(images)} images, but {len(labels)} labels")
-    if len(images) == 0:
-        raise DataError(f"{where}: there are none")
     labels = labels.to(torch.int64)
+    _check_labels(labels, classes, where)
+    return ImageSet(images.contiguous(), labels)
+
+
+def _check_labels(labels: Tensor, classes: int, where: str) -> None:
+    if len(labels) == 0:
+        raise DataError(f"{where}: there are none")
     outside = (labels < 0) | (labels >= classes)
     if outside.any():
         i = int(outside.nonzero()[0])
         raise DataError(
             f"{where}: label {int(labels[i])} of image {i} is outside 0..{classes - 1}, the numbers of classes"
         )
-    return dataclasses.replace(part, images=images.contiguous(), labels=labels)
 
 
 def _kind(value: Any) -> str:
+    if not hasattr(value, "dtype"):
+        return f"a {type(value).__name__}"
     return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
 
 

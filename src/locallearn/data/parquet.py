@@ -6,7 +6,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,33 @@ def read_images(
         except (pa.ArrowException, OSError, KeyError) as error:
             raise _damaged(file, error) from None
     return parts, encoding
+
+
+def encoded(files: Sequence[Path], layout: Layout, start: int = 0) -> Iterator[tuple[str, bytes, int]]:
+    """Where it is, the encoded image and the label of every row from ``start`` on, a few rows in memory at a time.
+
+    Raises:
+        DataError: a file is damaged, or a row has no image or no label.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for file in files:
+        try:
+            with pq.ParquetFile(file) as table:
+                rows = table.metadata.num_rows
+                row = 0
+                for batch in table.iter_batches(64, columns=[layout.image, layout.label]) if start < rows else ():
+                    images, labels = batch.column(layout.image).field("bytes"), batch.column(layout.label)
+                    for i in range(max(start - row, 0), len(batch)):
+                        data, label = images[i].as_py(), labels[i].as_py()
+                        if data is None or label is None:
+                            raise DataError(f"{file}, row {row + i} has no {'image' if data is None else 'label'}")
+                        yield f"{file}, row {row + i}", data, label
+                    row += len(batch)
+            start = max(start - rows, 0)
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise _damaged(file, error) from None
 
 
 def _decode_all(encoded: Sequence[bytes | None], size: int, file: Path, row: int) -> tuple[np.ndarray, str]:

@@ -17,7 +17,8 @@ from locallearn.core.module import LocalStep, autocast
 from locallearn.core.network import LocalNetwork, build_network
 from locallearn.costs.memory import ActivationMeter
 from locallearn.data.datasets import Dataset
-from locallearn.data.store import Batch, ImageStore
+from locallearn.data.store import Batch
+from locallearn.data.streaming import open_store
 from locallearn.errors import CheckpointError, DivergedError
 from locallearn.runtime.boundary import BoundaryError, Message, Receiver, Sender
 from locallearn.runtime.replay import ReplayBuffer, Sample
@@ -91,13 +92,14 @@ class ModuleTraining:
         )
         only = LocalNetwork([self.module])
         self.sums, self.guard = Sums(only, self.device), FiniteGuard(only, self.device)
-        self.store = ImageStore(
+        self.store = open_store(
             job.dataset.train,
             job.dataset,
             job.config.augment,
             self.device,
             job.config.seed,
             bool(train.channels_last),
+            data=job.config.data,
         )
         self.steps_per_epoch = self.store.steps(train.batch_size)
         self.rates = rates(job.config, self.steps_per_epoch)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from locallearn.config import RunConfig, digest
 from locallearn.core.network import build_network
-from locallearn.data.datasets import Dataset, ImageSet
-from locallearn.data.store import ImageStore
+from locallearn.data.datasets import Dataset, ImageSet, ImagesOnDisk
+from locallearn.data.store import Store
+from locallearn.data.streaming import open_store
 from locallearn.errors import CheckpointError, InterruptedRunError, LocalLearnError
 from locallearn.training import checkpoint as checkpoints
 from locallearn.training import record
@@ -72,9 +73,9 @@ class AsynchronousTraining:
         self.progress: dict[str, Any] = {"images": 0.0, "train_seconds": 0.0, "best": None, "last": None}
         self.progress["commits"] = []
 
-    def _store(self, images: ImageSet) -> ImageStore:
-        train = self.config.train
-        return ImageStore(images, self.dataset, None, self.device, self.config.seed, bool(train.channels_last))
+    def _store(self, images: ImageSet | ImagesOnDisk) -> Store:
+        last, data = bool(self.config.train.channels_last), self.config.data
+        return open_store(images, self.dataset, None, self.device, self.config.seed, last, data=data)
 
     def restore(self) -> None:
         """Read from the record what was done; every module's process goes on from its own newest checkpoint."""
@@ -249,7 +250,9 @@ class AsynchronousTraining:
         self.observer.on_event(event)
 
 
-def _shared(images: ImageSet) -> ImageSet:
-    """The images in memory that all processes see."""
+def _shared(images: ImageSet | ImagesOnDisk) -> ImageSet | ImagesOnDisk:
+    """The images in memory that all processes see; those on disk are in the memory of the system that all share."""
+    if not isinstance(images, ImageSet):
+        return images
     pixels = images.images.contiguous(memory_format=torch.channels_last)  # as a store keeps them, without a copy
     return ImageSet(pixels.share_memory_(), images.labels.share_memory_())

@@ -16,7 +16,7 @@ from torch import Tensor
 from locallearn.config import RunConfig
 from locallearn.core.module import autocast
 from locallearn.core.network import LocalNetwork
-from locallearn.data.store import Batch, ImageStore
+from locallearn.data.store import Batch, Store
 from locallearn.losses.functional import cross_entropy, layerwise_ensemble
 from locallearn.training.features import Reader, frozen, places
 from locallearn.training.neighbours import knn_votes
@@ -48,9 +48,7 @@ class Evaluation:
     protocol: str = CLASSIFIER
 
 
-def evaluate_run(
-    network: LocalNetwork, config: RunConfig, train_store: ImageStore, test_store: ImageStore
-) -> Evaluation:
+def evaluate_run(network: LocalNetwork, config: RunConfig, train_store: Store, test_store: Store) -> Evaluation:
     """Evaluate the network of a run on its test images, by the classifiers or, where it has none, by neighbours.
 
     Args:

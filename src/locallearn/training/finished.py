@@ -11,9 +11,10 @@ from torch import Tensor
 from locallearn.config import RunConfig
 from locallearn.core.module import autocast
 from locallearn.core.network import LocalNetwork, build_network
-from locallearn.data.datasets import Dataset, ImageSet, load
+from locallearn.data.datasets import Dataset, ImageSet, ImagesOnDisk, load
 from locallearn.data.folder import read_images
-from locallearn.data.store import ImageStore
+from locallearn.data.store import Store
+from locallearn.data.streaming import open_store
 from locallearn.errors import CheckpointError, UsageError
 from locallearn.losses.functional import layerwise_ensemble
 from locallearn.training.checkpoint import BEST, CheckpointFolder, load_network
@@ -76,10 +77,10 @@ class OpenedRun:
                 )
         return rows
 
-    def store(self, images: ImageSet) -> ImageStore:
+    def store(self, images: ImageSet | ImagesOnDisk) -> Store:
         """The images on the run's device, normalised and unchanged."""
-        train = self.config.train
-        return ImageStore(images, self.dataset, None, self.device, self.config.seed, bool(train.channels_last))
+        last, data = bool(self.config.train.channels_last), self.config.data
+        return open_store(images, self.dataset, None, self.device, self.config.seed, last, data=data)
 
     def _classes(self, probabilities_BC: Tensor) -> list[tuple[str, float]]:
         best, index = probabilities_BC.max(-1)

@@ -11,8 +11,9 @@ import torch
 
 from locallearn.config import AugmentConfig, RunConfig, digest
 from locallearn.core.network import LocalNetwork, build_network
-from locallearn.data.datasets import Dataset, ImageSet
-from locallearn.data.store import Batch, ImageStore
+from locallearn.data.datasets import Dataset, ImageSet, ImagesOnDisk
+from locallearn.data.store import Batch, Store
+from locallearn.data.streaming import open_store
 from locallearn.errors import CheckpointError, ConfigError, DivergedError, InterruptedRunError
 from locallearn.runtime.inline import Runtime, Trained
 from locallearn.runtime.world import Alone, ProcessWorld
@@ -97,12 +98,12 @@ class Training:
             self.progress["scorer"] = self.scorer.identity
 
     def _store(
-        self, images: ImageSet, augment: AugmentConfig | None, network: LocalNetwork | None = None
-    ) -> ImageStore:
+        self, images: ImageSet | ImagesOnDisk, augment: AugmentConfig | None, network: LocalNetwork | None = None
+    ) -> Store:
         """Images as the losses of a network want them in training, or as they are."""
         last, seed = bool(self.config.train.channels_last), self.config.seed
         views, masking = (1, None) if network is None else (network.views, network.masking)
-        return ImageStore(images, self.dataset, augment, self.device, seed, last, views, masking)
+        return open_store(images, self.dataset, augment, self.device, seed, last, views, masking, self.config.data)
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 

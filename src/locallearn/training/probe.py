@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from locallearn.config import AugmentConfig, OptimizerConfig, ProbeConfig
-from locallearn.data.store import ImageStore
+from locallearn.data.store import Store
+from locallearn.data.streaming import open_store
 from locallearn.errors import DivergedError
 from locallearn.losses.functional import cross_entropy
 from locallearn.training.features import Place, Reader, places
@@ -69,11 +70,11 @@ def feature_sizes(run: OpenedRun, reader: Reader) -> list[int]:
     return sizes
 
 
-def _train_store(run: OpenedRun, config: ProbeConfig) -> ImageStore:
+def _train_store(run: OpenedRun, config: ProbeConfig) -> Store:
     """Training images, in an order and with changes that the probe's seed gives."""
     augment = {"none": None, "standard": AugmentConfig(), "run": run.config.augment}[config.augment]
     last = bool(run.config.train.channels_last)
-    return ImageStore(run.dataset.train, run.dataset, augment, run.device, config.seed, last)
+    return open_store(run.dataset.train, run.dataset, augment, run.device, config.seed, last, data=run.config.data)
 
 
 def _fits(sizes: Sequence[int], images: int, config: ProbeConfig) -> bool:
@@ -81,7 +82,7 @@ def _fits(sizes: Sequence[int], images: int, config: ProbeConfig) -> bool:
     return images * sum(sizes) * width <= config.cache_mib << 20
 
 
-def _streamed(reader: Reader, store: ImageStore, config: ProbeConfig) -> Batches:
+def _streamed(reader: Reader, store: Store, config: ProbeConfig) -> Batches:
     """Features computed when they are needed."""
 
     def epoch(number: int) -> Iterator[tuple[list[Tensor], Tensor]]:
@@ -92,7 +93,7 @@ def _streamed(reader: Reader, store: ImageStore, config: ProbeConfig) -> Batches
 
 
 def cached_batches(
-    run: OpenedRun, reader: Reader, store: ImageStore, sizes: Sequence[int], config: ProbeConfig
+    run: OpenedRun, reader: Reader, store: Store, sizes: Sequence[int], config: ProbeConfig
 ) -> Batches:
     """Features computed now, for all epochs; the batches hold the same images as the streamed ones."""
     dtype = torch.bfloat16 if config.cache_precision == "bf16" else torch.float32

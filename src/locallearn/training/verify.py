@@ -118,8 +118,7 @@ def shortened(config: RunConfig, dataset: Dataset) -> tuple[RunConfig, Dataset]:
     The learning rate is scaled with the batch, and the schedule changes it at every step.
     """
     batch = min(config.train.batch_size, BATCH, len(dataset.train.labels) // STEPS)
-    train = ImageSet(dataset.train.images[: STEPS * batch], dataset.train.labels[: STEPS * batch])
-    test = ImageSet(dataset.test.images[:batch], dataset.test.labels[:batch])
+    train, test = dataset.train.first(STEPS * batch), dataset.test.first(batch)
     rate = config.optimizer.learning_rate * batch / config.train.batch_size
     small = dataclasses.replace(
         config,

@@ -79,7 +79,7 @@ def test_unknown_name_lists_near_ones():
 
 
 def test_all_sets_are_registered():
-    assert list(datasets) == ["cifar10", "cifar100", "digits", "folder", "imagenet32"]
+    assert list(datasets) == ["cifar10", "cifar100", "digits", "folder", "imagenet32", "packed"]
 
 
 def test_image_size_of_another_size_is_refused():

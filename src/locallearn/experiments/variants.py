@@ -38,9 +38,14 @@ def _with(**objective: object) -> Callable[[RunConfig], RunConfig]:
     return change
 
 
-def _mono_forward(config: RunConfig) -> RunConfig:
-    blocks = len(build_backbone(config.model, 3, 32).blocks)
-    return dataclasses.replace(_with(head="flat")(config), depth=blocks, cuts=("layerwise",))
+def _layerwise(**objective: object) -> Callable[[RunConfig], RunConfig]:
+    """The same with every block a module."""
+
+    def change(config: RunConfig) -> RunConfig:
+        blocks = len(build_backbone(config.model, 3, 32).blocks)
+        return dataclasses.replace(_with(**objective)(config), depth=blocks, cuts=("layerwise",))
+
+    return change
 
 
 VARIANTS = {
@@ -70,10 +75,15 @@ VARIANTS = {
         "A penalty on how far blocks move the features (TRGL, Karkar et al., 2023), in all modules but the last.",
         _with(loss="transport"),
     ),
+    "drtp": Variant(
+        "dgl",
+        "Labels by fixed random weights as every block's error (DRTP, Frenkel et al., 2021): a baseline.",
+        _layerwise(loss="random-targets", diversity_weight=0.0),
+    ),
     "mono-forward": Variant(
         "dgl",
         "Every block a module with one linear layer on its features (Mono-Forward, Gong et al., 2025).",
-        _mono_forward,
+        _layerwise(head="flat"),
     ),
 }
 """Recipes by name."""

@@ -11,6 +11,7 @@ from locallearn.losses import (
     tokens,
     transport,
     two_views,
+    without_backward,
 )
 from locallearn.nn import auglocal, flat_head, momentum, patch_head, ssl_head
 
@@ -29,4 +30,5 @@ __all__ = [
     "tokens",
     "transport",
     "two_views",
+    "without_backward",
 ]

@@ -36,10 +36,11 @@ def help_block(command: str) -> str:
 
 
 def help_text(command: str) -> str:
-    """What ``locallearn COMMAND --help`` prints on a terminal of 100 columns, without colour."""
+    """All that ``locallearn COMMAND --help`` can tell, on a terminal of 100 columns, without colour."""
     printed = io.StringIO()
+    every = "--help-all" if command.split()[0] in ("train", "verify") else "--help"
     with patch.dict(os.environ, {"COLUMNS": "100", "NO_COLOR": "1"}), contextlib.redirect_stdout(printed):
-        code = main([*command.split(), "--help"])
+        code = main([*command.split(), every])
     if code:
         raise RuntimeError(f"locallearn {command} --help ended with {code}")
     return re.sub(r"\x1b\[[0-9;]*m", "", printed.getvalue()).rstrip()

@@ -170,7 +170,7 @@ def test_options_on_the_command_line_reach_the_run(capsys, tmp_path):
     [
         (
             ["--objective.loss", "sharp", "--objective.options.sharpnes", "2"],
-            "did you mean --objective.options.sharpness",
+            "Did you mean --objective.options.sharpness",
         ),
         (["--objective.loss", "sharp", "--objective.options.sharpness", "x"], "--objective.options.sharpness"),
         (["--objective.loss", "sharp", "--objective.options.sharpness", "-2"], "objective.options.sharpness: -2.0"),

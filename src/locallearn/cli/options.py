@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import io
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 import tyro
 
+from locallearn.cli import help as helping
 from locallearn.cli.components import with_components
 from locallearn.errors import ConfigError, UsageError
 
 T = TypeVar("T")
 
 
-def parse(kind: type[T], arguments: Sequence[str], command: str, description: str, default: T | None = None) -> T:
+def parse(
+    kind: type[T],
+    arguments: Sequence[str],
+    command: str,
+    description: str,
+    default: T | None = None,
+    short: Mapping[str, str] | None = None,
+    shown: Sequence[str] = (),
+) -> T:
     """Build ``kind`` from command line arguments.
 
     Args:
@@ -25,26 +38,42 @@ def parse(kind: type[T], arguments: Sequence[str], command: str, description: st
         command: the command's name.
         description: what ``--help`` says first.
         default: where options that are not given come from.
+        short: short forms of options (``{"--epochs": "--train.epochs"}``).
+        shown: the options that ``--help`` shows, where not all; ``--help-all`` shows all.
 
     Raises:
         UsageError: the arguments do not fit; one line says which and why.
-        SystemExit: ``--help`` was asked for and printed.
+        SystemExit: help was asked for and printed.
     """
     prog = f"locallearn {command}"
+    short = short or {}
+    arguments = [_long_form(argument, short) for argument in arguments]
+    helps = {"-h", "--help", "--help-all"} & set(arguments)
     if default is None and not _required(kind):
         default = kind()
     if default is not None:
-        default, arguments = with_components(default, arguments)
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            if default is None:
-                return tyro.cli(kind, prog=prog, description=description, args=list(arguments))
-            return tyro.cli(kind, prog=prog, description=description, args=list(arguments), default=default)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise UsageError(f"{_one_line(complaint.getvalue())}; see {prog} --help") from None
+        default, arguments = with_components(default, [*arguments, "--help"] if helps else arguments)
+
+    def call(words: Sequence[str]) -> T:
+        if default is None:
+            return tyro.cli(kind, prog=prog, description=description, args=list(words))
+        return tyro.cli(kind, prog=prog, description=description, args=list(words), default=default)
+
+    def help_text() -> str:
+        with _captured() as (out, _), contextlib.suppress(SystemExit):
+            call(["--help"])
+        return out.getvalue()
+
+    if helps:
+        head, groups = helping.read(help_text())
+        print(helping.render(head, groups, short, () if "--help-all" in helps else shown))
+        raise SystemExit(0)
+    with _captured() as (_, complaint):
+        try:
+            return call(arguments)
+        except SystemExit:
+            pass
+    raise UsageError(f"{_explained(complaint.getvalue(), help_text, short)}; see {prog} --help")
 
 
 def _required(kind: type) -> list[str]:
@@ -79,6 +108,16 @@ def check_links(device_flops: float | None, **links: float | None) -> None:
             raise UsageError(f"--{name} needs --device-flops, the operations a second of one device")
 
 
+def value_of(name: str, arguments: Sequence[str]) -> str | None:
+    """What the arguments give an option that decides the defaults of others; None where it is not there."""
+    for argument, following in pairwise([*arguments, "--"]):
+        if argument.startswith(f"{name}="):
+            return argument.removeprefix(f"{name}=")
+        if argument == name and not following.startswith("-"):
+            return following
+    return None
+
+
 def recipe_name(arguments: Sequence[str], command: str, example: str) -> str | None:
     """The recipe that the arguments begin with; None where only help is asked for.
 
@@ -87,27 +126,84 @@ def recipe_name(arguments: Sequence[str], command: str, example: str) -> str | N
     """
     if arguments and not arguments[0].startswith("-"):
         return arguments[0]
-    if not {"-h", "--help"} & set(arguments):
+    if not {"-h", "--help", "--help-all"} & set(arguments):
         raise UsageError(f"{command}: RECIPE is missing; for example: locallearn {example}")
     return None
 
 
+def suggestions(typed: str, flags: Sequence[str], short: Mapping[str, str]) -> list[str]:
+    """The options that ``typed`` may mean, whichever part of their dotted names it is near to; three at most.
+
+    Args:
+        typed: what was typed, with its dashes.
+        flags: the options that there are.
+        short: short forms, and the option that each stands for.
+    """
+    forms: dict[str, list[str]] = {}
+    for flag in flags:
+        parts = flag.lstrip("-").split(".")
+        for i in range(len(parts)):
+            forms.setdefault(".".join(parts[i:]), []).append(flag)
+    for name, flag in short.items():
+        forms.setdefault(name.lstrip("-"), []).insert(0, flag)
+    whole = typed.lstrip("-").replace("_", "-")
+    last = whole.rsplit(".", 1)[-1]
+    near = [last] if last in forms else _nearest(whole, forms) or _nearest(last, forms)
+    return list(dict.fromkeys(flag for form in near for flag in forms[form]))[:3]
+
+
+def _nearest(typed: str, forms: Iterable[str]) -> list[str]:
+    """The forms that are nearest to what was typed, the nearest first; none that is much farther than the first."""
+    likeness = {form: difflib.SequenceMatcher(None, typed, form).ratio() for form in forms}
+    best = max(likeness.values(), default=0)
+    near = [form for form, ratio in likeness.items() if ratio >= max(0.75, best - 0.08)]
+    return sorted(near, key=lambda form: -likeness[form])
+
+
+@contextlib.contextmanager
+def _captured() -> Iterator[tuple[io.StringIO, io.StringIO]]:
+    """What is printed meanwhile, to both streams, as on a terminal that has tyro's box characters and no colours."""
+    out, err = _Terminal(), _Terminal()
+    before = {name: os.environ.get(name) for name in ("COLUMNS", "NO_COLOR")}
+    os.environ |= {"COLUMNS": str(helping.WIDTH), "NO_COLOR": "1"}
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            yield out, err
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+
+class _Terminal(io.StringIO):
+    encoding = "utf-8"  # type: ignore[assignment]
+
+
+def _long_form(argument: str, short: Mapping[str, str]) -> str:
+    name, equals, value = argument.partition("=")
+    return short.get(name.replace("_", "-"), name) + equals + value
+
+
+def _explained(box: str, help_text: Callable[[], str], short: Mapping[str, str]) -> str:
+    """Tyro's complaint as one sentence; options that do not exist with those that may have been meant."""
+    message = _one_line(box)
+    found = re.match(r"Unrecognized options: (.+)", message)
+    if not found:
+        return message
+    unknown = [word for word in found[1].split(", ") if word.startswith("-")] or [found[1]]
+    _, groups = helping.read(help_text())
+    flags = [flag for group in groups for entry in group.entries for flag in entry.flags]
+    near = suggestions(unknown[0], flags, short)
+    hint = f". Did you mean {' or '.join(near)}?" if near else ""
+    return f"unrecognized option {unknown[0]}{hint}"
+
+
 def _one_line(box: str) -> str:
     """The message inside the box that tyro draws around an error, without its help text."""
-    parts: list[list[str]] = [[]]
+    message = []
     for line in box.splitlines():
-        text = line.strip().strip("│|").strip()
-        if not text or text.startswith(("╭", "╰")):
-            continue
-        if set(text) <= set("─-"):
-            parts.append([])
-        else:
-            parts[-1].append(text)
-    if "╭" not in box:  # on a terminal without box characters the title stands above a rule of its own
-        parts = parts[1:]
-    message = " ".join(parts[0])
-    hint = parts[1] if len(parts) > 1 else []
-    if hint and hint[0].startswith("Perhaps you meant"):
-        near = [line.split()[0] for line in hint if line.startswith("--")]
-        message += f" (did you mean {' or '.join(near)}?)" if near else ""
-    return message.removeprefix("Error ").rstrip(".")
+        text = line.strip().strip("│").strip()
+        if text and set(text) <= {"─"}:
+            break
+        if text and not text.startswith(("╭", "╰")):
+            message.append(text)
+    return " ".join(message).rstrip(".")

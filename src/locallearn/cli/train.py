@@ -13,10 +13,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from locallearn import plugins
+from locallearn.cli.configured import SHORT, SHOWN, start
 from locallearn.cli.console import Terminal, warn
 from locallearn.cli.early import check_names, working
-from locallearn.cli.options import parse, recipe_name
+from locallearn.cli.options import parse, value_of
 from locallearn.config import MeshConfig, RunConfig, RuntimeName
 from locallearn.errors import LocalLearnError, UsageError, one_line
 from locallearn.experiments.recipes import recipe
@@ -30,6 +30,8 @@ class TrainOptions:
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
     run: str | None = None
     """Folder of the run; by default runs/RECIPE-seedN."""
+    config_file: Annotated[str | None, tyro.conf.arg(name="config", metavar="FILE.toml")] = None
+    """Settings from a file, such as a run's config.toml, in place of a recipe's or on top of it; options win."""
     overwrite: bool = False
     """Replace the run in that folder."""
     json: bool = False
@@ -69,14 +71,17 @@ USAGE = """Train a recipe as K x G nodes: locallearn train RECIPE [--option valu
 RECIPE is a method (such as e2e, dgl, gn-dgl or dgssl) for the embedded digits, or MODEL-METHOD such as
 resnet32-gn-dgl; `locallearn recipes` lists them. Continue a run with: locallearn train --resume DIR."""
 
+_SHOWN = ("--run", "--config", *SHOWN, "--json")
+"""What ``--help`` shows."""
+
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     if any(argument.split("=")[0] == "--resume" for argument in arguments):
         return _resume(arguments)
-    name = recipe_name(arguments, "train", "train gn-dgl --run runs/first")
-    default = TrainOptions(dataclasses.replace(recipe(name or "gn-dgl"), plugins=plugins.loaded()))
-    options = parse(TrainOptions, arguments[1:] if name else arguments, f"train {name or 'RECIPE'}", USAGE, default)
+    name, config, rest = start(arguments, "train", "train gn-dgl --run runs/first")
+    command = f"train {name or 'RECIPE'}"
+    options = parse(TrainOptions, rest, command, USAGE, TrainOptions(config), SHORT, _SHOWN)
     check_names(options.config)
     folder = Path(options.run or f"runs/{name}-seed{options.config.seed}")
     if _launches(options.processes):
@@ -96,9 +101,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _resume(arguments: Sequence[str]) -> int:
-    folder = _resumed(arguments)
-    config = RunFolder(folder).config() if folder is not None else recipe("gn-dgl")
-    default = ResumeOptions(str(folder or ""), config.runtime, config.mesh)
+    folder = value_of("--resume", arguments)
+    config = RunFolder(Path(folder)).config() if folder is not None else recipe("gn-dgl")
+    default = ResumeOptions(folder or "", config.runtime, config.mesh)
     options = parse(ResumeOptions, arguments, "train", "Continue a run.", default)
     if _launches(options.processes):
         _check_runtime(options.runtime)
@@ -126,16 +131,6 @@ def _mesh_of(config: RunConfig, options: ResumeOptions) -> MeshConfig:
     if options.runtime != "distributed" and options.mesh == config.mesh:
         return MeshConfig(wire=config.mesh.wire)
     return options.mesh
-
-
-def _resumed(arguments: Sequence[str]) -> Path | None:
-    """The folder after ``--resume``, which says what the other options default to."""
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
-        if argument.startswith("--resume="):
-            return Path(argument.removeprefix("--resume="))
-        if argument == "--resume" and not following.startswith("-"):
-            return Path(following)
-    return None
 
 
 def _launches(processes: int) -> bool:

@@ -13,11 +13,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from locallearn.cli.configured import SHORT, SHOWN, start
 from locallearn.cli.console import Terminal
 from locallearn.cli.early import check_names, working
-from locallearn.cli.options import parse, recipe_name
+from locallearn.cli.options import parse
 from locallearn.config import RunConfig
-from locallearn.experiments.recipes import recipe
 
 if TYPE_CHECKING:
     from locallearn.training.verify import Check
@@ -28,6 +28,8 @@ class VerifyOptions:
     """Options of ``verify``: the configuration of the run that you mean to start."""
 
     config: Annotated[RunConfig, tyro.conf.arg(name="")]
+    config_file: Annotated[str | None, tyro.conf.arg(name="config", metavar="FILE.toml")] = None
+    """Settings from a file, such as a run's config.toml, in place of a recipe's or on top of it; options win."""
     synthetic: bool = False
     """Use random pixels in the shape of the data set even where it is there, and do not read it."""
     json: bool = False
@@ -43,9 +45,11 @@ set is not there, random pixels of its shape take its place. Exit code 1 when a 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
-    name = recipe_name(arguments, "verify", "verify gn-dgl")
-    default = VerifyOptions(recipe(name or "gn-dgl"))
-    options = parse(VerifyOptions, arguments[1:] if name else arguments, f"verify {name or 'RECIPE'}", USAGE, default)
+    name, config, rest = start(arguments, "verify", "verify gn-dgl")
+    command, default = f"verify {name or 'RECIPE'}", VerifyOptions(config)
+    options = parse(
+        VerifyOptions, rest, command, USAGE, default, SHORT, ("--config", *SHOWN, "--synthetic", "--json")
+    )
     check_names(options.config)
     data = options.config.data
     with working("training a few steps, several times", options.json):

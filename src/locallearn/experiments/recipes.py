@@ -9,6 +9,7 @@ thesis has no vision transformers: their recipes (``vit-tiny-dgl``, ``vit-tiny-m
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 
 from locallearn.config import (
@@ -27,7 +28,7 @@ from locallearn.errors import UsageError
 from locallearn.experiments.variants import VARIANTS
 from locallearn.nn.backbones import backbones, build_backbone
 
-_DEPTH_WIDTH = {
+METHODS = {
     "e2e": (1, 1),
     "dgl": (4, 1),
     "gn-dgl": (4, 2),
@@ -63,7 +64,7 @@ def digits(method: str) -> RunConfig:
         return self_supervised_digits(method)
     if method == "mae":
         return masked_digits()
-    depth, width = _DEPTH_WIDTH.get(method, _OWN)
+    depth, width = METHODS.get(method, _OWN)
     return RunConfig(
         method=method,
         model="resnet8",
@@ -80,7 +81,7 @@ def resnet(model: str, method: str) -> RunConfig:
 
     The thesis has predsim on VGGs only, and trains it with Adam; so does this recipe.
     """
-    depth, width = _DEPTH_WIDTH.get(method, _OWN)
+    depth, width = METHODS.get(method, _OWN)
     return RunConfig(
         method=method,
         model=model,
@@ -106,7 +107,7 @@ def vgg(model: str, method: str, split: int = 2) -> RunConfig:
         split: G of the thesis's G-Group: ``gn-dgl`` splits the first three convolutions into (G, 2G, G) groups.
     """
     blocks = len(build_backbone(model, 3, 32).blocks)
-    depth, width = _DEPTH_WIDTH.get(method, _OWN)
+    depth, width = METHODS.get(method, _OWN)
     groups = (width,)
     if depth > 1:
         depth = blocks
@@ -135,7 +136,7 @@ def self_supervised_digits(method: str) -> RunConfig:
     return RunConfig(
         method=method,
         model="resnet8",
-        depth=_DEPTH_WIDTH[method][0],
+        depth=METHODS[method][0],
         objective=_projected(objective, 128) if method == "blockwise-ssl" else objective,
         augment=AugmentConfig(resized_crop=(0.3, 1.0), flip=0.0),
         optimizer=dataclasses.replace(_adam(1e-3), weight_decay=1e-6),
@@ -158,7 +159,7 @@ def self_supervised(model: str, method: str) -> RunConfig:
     customary on CIFAR-10, and 800 epochs are what Figs. A.4 and A.5 leave room for and the most that is customary.
     """
     is_vgg = model.startswith("vgg")
-    depth = _DEPTH_WIDTH[method][0]
+    depth = METHODS[method][0]
     if is_vgg and depth > 1:
         depth = len(build_backbone(model, 3, 32).blocks)
     objective = ObjectiveConfig(head="0c2f" if is_vgg else "1c2f", temperature=0.5)
@@ -197,7 +198,7 @@ def vit(model: str, method: str) -> RunConfig:
     if method in SELF_SUPERVISED:
         config = self_supervised(model, method)
     else:
-        depth, width = _DEPTH_WIDTH.get(method, _OWN)
+        depth, width = METHODS.get(method, _OWN)
         crops = AugmentConfig(resized_crop=(0.2, 1.0), flip=0.5) if method == "mae" else AugmentConfig()
         train = TrainConfig(epochs=800 if method == "mae" else 200, batch_size=256)
         data = DataConfig(name="cifar10")
@@ -214,18 +215,21 @@ def recipe(name: str) -> RunConfig:
     Raises:
         UsageError: no such recipe.
     """
-    if name in _DEPTH_WIDTH or name in methods:
+    if name in METHODS or name in methods:
         return digits(name)
     for suffix, variant in sorted(VARIANTS.items(), key=lambda item: -len(item[0])):  # gn-auglocal before auglocal
         model = name.removesuffix(suffix)
         if model != name and (model == "" or model.endswith("-")):
             return variant.change(recipe(model + variant.method))
-    for method in sorted({*_DEPTH_WIDTH, *methods}, key=len, reverse=True):  # gn-dgl before dgl
+    for method in sorted({*METHODS, *methods}, key=len, reverse=True):  # gn-dgl before dgl
         model = name.removesuffix(f"-{method}")
         if model != name:
             return _on_cifar10(model, method)
+    near = difflib.get_close_matches(name, recipe_names(), n=3)
+    if near:
+        raise UsageError(f"RECIPE: {name!r} is not known. Did you mean {' or '.join(near)}?")
     raise UsageError(
-        f"RECIPE: {name!r} is not known; expected a method ({', '.join(_DEPTH_WIDTH)}) for the embedded digits, or "
+        f"RECIPE: {name!r} is not known; expected a method ({', '.join(METHODS)}) for the embedded digits, or "
         "MODEL-METHOD such as resnet32-gn-dgl; all of them: locallearn recipes"
     )
 
@@ -248,12 +252,31 @@ def _on_cifar10(model: str, method: str) -> RunConfig:
 def recipe_names() -> list[str]:
     """Every recipe by name. Models also take a width factor, as in ``resnet32x2-gn-dgl``."""
     splits = [f"vgg6a-{split}group-gn-dgl" for split in (4, 6, 8, 10)]
-    pairs = [(model, method) for model in backbones for method in _DEPTH_WIDTH]
+    pairs = [(model, method) for model in backbones for method in METHODS]
     named = [f"{model}-{method}" for model, method in pairs if _fits(model, method)]
     variants = [
         f"{model}-{name}" for model in backbones for name, variant in VARIANTS.items() if _fits(model, variant.method)
     ]
-    return [*_DEPTH_WIDTH, *VARIANTS, *named, *variants, *splits]
+    return [*METHODS, *VARIANTS, *named, *variants, *splits]
+
+
+def families() -> dict[str, tuple[str, ...]]:
+    """The models that recipes name, by family: those of one family are trained in the same way."""
+    found: dict[str, list[str]] = {"ResNet": [], "VGG": [], "ViT": [], "small": []}
+    for model in backbones:
+        known = [family for prefix, family in _PREFIXES.items() if model.startswith(prefix)]
+        found[known[0] if known else "small"].append(model)
+    return {family: tuple(sorted(models, key=_by_number)) for family, models in found.items() if models}
+
+
+_PREFIXES = {"resnet": "ResNet", "vgg": "VGG", "vit-tiny": "ViT"}
+"""What the names of models of a family begin with; recipes of all others are for a first try, on the digits."""
+
+
+def _by_number(model: str) -> tuple[str, int]:
+    """Sorts resnet8 before resnet18."""
+    number = re.search(r"\d+", model)
+    return re.sub(r"\d+.*", "", model), int(number[0]) if number else 0
 
 
 def _fits(model: str, method: str) -> bool:

@@ -70,7 +70,7 @@ def test_an_unknown_recipe_is_one_line(name):
     with pytest.raises(LocalLearnError) as caught:
         recipe(name)
     assert "\n" not in str(caught.value)
-    assert "expected" in str(caught.value)
+    assert "expected" in str(caught.value) or "Did you mean" in str(caught.value)
 
 
 def test_resnet_recipe_is_that_of_sec_3_3_2():

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from locallearn.training.embed import embed
     from locallearn.training.export import load_exported
     from locallearn.training.finished import open_run
+    from locallearn.training.loggers import LoggerInput, loggers
     from locallearn.training.optimizers import OptimizerInput, optimizers
     from locallearn.training.probe import probe
     from locallearn.training.runs import resume, train
@@ -44,6 +45,7 @@ _PLACES = {
     "LocalLearnError": "locallearn.errors",
     "LocalLoss": "locallearn.losses.objectives",
     "LocalNetwork": "locallearn.core.network",
+    "LoggerInput": "locallearn.training.loggers",
     "ModuleLayout": "locallearn.core.methods",
     "Objective": "locallearn.losses.objectives",
     "ObjectiveInput": "locallearn.losses.objectives",
@@ -60,6 +62,7 @@ _PLACES = {
     "from_toml": "locallearn.config",
     "heads": "locallearn.nn.heads",
     "load_exported": "locallearn.training.export",
+    "loggers": "locallearn.training.loggers",
     "methods": "locallearn.core.methods",
     "objectives": "locallearn.losses.objectives",
     "open_run": "locallearn.training.finished",
@@ -85,6 +88,7 @@ __all__ = [
     "LocalLearnError",
     "LocalLoss",
     "LocalNetwork",
+    "LoggerInput",
     "ModuleLayout",
     "Objective",
     "ObjectiveInput",
@@ -101,6 +105,7 @@ __all__ = [
     "from_toml",
     "heads",
     "load_exported",
+    "loggers",
     "methods",
     "objectives",
     "open_run",

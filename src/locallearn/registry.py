@@ -22,6 +22,7 @@ _HOMES = {
     "data.name": "locallearn.data",
     "optimizer.name": "locallearn.training.optimizers",
     "schedule.name": "locallearn.training.schedules",
+    "loggers.names": "locallearn.training.loggers",
 }
 """The package that fills each registry when it is imported."""
 

@@ -36,6 +36,8 @@ def with_components(default: T, arguments: Sequence[str], prefix: str = "") -> t
         if is_options(field):
             named, left = _component(default, field, left, prefix)
             changes |= named
+        elif "each" in field.metadata:
+            changes |= _each(default, field, left, prefix)
         elif dataclasses.is_dataclass(value):
             changes[field.name], left = with_components(value, left, prefix + _own_prefix(default, field.name))
     changes = {name: value for name, value in changes.items() if value is not getattr(default, name)}
@@ -66,6 +68,33 @@ def _component(
         whose = f"name {kind} as well, whose option this is" if name is None else f"{kind} {name} has no such options"
         raise UsageError(f"{asked[0]}: {whose}")
     return {}, arguments
+
+
+def _each(part: Any, field: dataclasses.Field[Any], arguments: Sequence[str], prefix: str) -> dict[str, Any]:
+    """The components of a list that the arguments name, and the settings of each that has some."""
+    kind = field.metadata["each"]
+    by = kind.rpartition(".")[2]
+    told = _values(f"--{prefix}{by}", arguments)
+    names, known = getattr(part, by) if told is None else tuple(told), registry.named(kind)
+    kept = {name: own for name, own in getattr(part, field.name).items() if name in (names or ())}
+    of_each = {
+        name: kept.get(name) or known.options(name, None, f"{prefix}{field.name}.{name}") for name in names or ()
+    }
+    return {by: names, field.name: {name: own for name, own in of_each.items() if own is not None}}
+
+
+def _values(flag: str, arguments: Sequence[str]) -> list[str] | None:
+    """Everything that the arguments give an option of several values, the last time; None where they do not."""
+    found: list[str] | None = None
+    here = False
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if argument.startswith("--"):
+            here = _hyphens(name) == _hyphens(flag)
+            found = ([value] if equals else []) if here else found
+        elif here and found is not None:
+            found.append(argument)
+    return found
 
 
 def _arguments(flag: str, arguments: list[str]) -> tuple[dict[str, Any], list[str]]:

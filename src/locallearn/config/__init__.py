@@ -7,6 +7,7 @@ holds what was decided.
 
 from locallearn.config.data import AugmentConfig, DataConfig, ImageSize, sides, size_of
 from locallearn.config.files import digest, from_dict, from_toml, to_dict, to_toml
+from locallearn.config.loggers import LoggersConfig
 from locallearn.config.masking import MaskingConfig
 from locallearn.config.mesh import MeshConfig
 from locallearn.config.modification import ModificationConfig
@@ -23,6 +24,7 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "ImageSize",
+    "LoggersConfig",
     "MaskingConfig",
     "MeshConfig",
     "ModificationConfig",

@@ -64,12 +64,20 @@ def digest(config: RunConfig) -> str:
     """Sixteen hexadecimal digits that name what is computed.
 
     Runs with equal digests and seeds train the same thing; where data and plugins lie, which devices and processes
-    compute, how neighbours are looked for in evaluation, how often checkpoints are written, settings of runtimes that
-    are not used and the seed itself are left out. So is every setting at its default: a setting that a later version
-    adds leaves the digests of earlier runs as they were. (Whoever changes a default must therefore rename its field.)
+    compute, where figures are shown, how neighbours are looked for in evaluation, how often checkpoints are written,
+    settings of runtimes that are not used and the seed itself are left out. So is every setting at its default: a
+    setting that a later version adds leaves the digests of earlier runs as they were. (Whoever changes a default must
+    therefore rename its field.)
     """
     values = _changed(config)
-    for key in ("seed", "checkpoint", "plugins", "threads", *({"asynchronous", "sequential"} - {config.runtime})):
+    for key in (
+        "seed",
+        "checkpoint",
+        "plugins",
+        "threads",
+        "loggers",
+        *({"asynchronous", "sequential"} - {config.runtime}),
+    ):
         values.pop(key, None)
     if config.runtime in EVERY_BATCH:  # they train what the inline runtime trains
         values.pop("runtime", None)

@@ -16,6 +16,7 @@ from locallearn.config.checks import (
     positive_int,
 )
 from locallearn.config.data import AugmentConfig, DataConfig
+from locallearn.config.loggers import LoggersConfig
 from locallearn.config.mesh import MeshConfig
 from locallearn.config.objective import ObjectiveConfig
 from locallearn.config.runtime import AsynchronousConfig, SequentialConfig, ThreadsConfig
@@ -76,6 +77,7 @@ class RunConfig:
     asynchronous: AsynchronousConfig = field(default_factory=AsynchronousConfig)
     sequential: SequentialConfig = field(default_factory=SequentialConfig)
     threads: ThreadsConfig = field(default_factory=ThreadsConfig)
+    loggers: LoggersConfig = field(default_factory=LoggersConfig)
 
     def __post_init__(self) -> None:
         positive_int("depth", self.depth)

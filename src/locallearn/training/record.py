@@ -1,7 +1,8 @@
-"""The record of a run: config.toml, metrics.jsonl (one event a line), summary.json, TensorBoard events."""
+"""The record of a run: config.toml, metrics.jsonl (one event a line), summary.json, and what loggers are told."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import json
@@ -11,6 +12,7 @@ import re
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +22,7 @@ from locallearn.config import RunConfig, from_toml, to_toml
 from locallearn.errors import ConfigError, UsageError
 from locallearn.files import cannot_write, make_folder, remove, sweep, write_atomically
 from locallearn.training.events import read_events, read_summary
+from locallearn.training.loggers import Loggers
 
 _UNBORN = re.compile(r"\.lock|\.config\.toml\.[0-9-]+\.tmp")
 """What a run that was killed before it began leaves in its folder."""
@@ -40,7 +43,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self._tensorboard: Any = None
+        self._loggers: Loggers | None = None
         self._lock: IO[str] | None = None
 
     def check_free(self, overwrite: bool) -> None:
@@ -146,7 +149,7 @@ class RunFolder:
         return config
 
     def append(self, event: dict[str, Any]) -> None:
-        """Add an event to metrics.jsonl, and its figures to TensorBoard where that is installed.
+        """Add an event to metrics.jsonl, and tell the loggers that :meth:`logging_to` opened.
 
         Raises:
             DiskError: the disk is full or broken.
@@ -157,19 +160,20 @@ class RunFolder:
                 file.write(json.dumps(event) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-            path = self.path / "tensorboard"
-            self._show(event)
         except OSError as error:
             raise cannot_write(path, error) from None
+        if self._loggers is not None:
+            self._loggers.on_event(event)
 
-    def _show(self, event: dict[str, Any]) -> None:
-        scalars = _scalars(event)
-        if scalars and self._tensorboard is None:
-            self._tensorboard = _tensorboard_writer(self.path / "tensorboard", event["step"])
-        if scalars and self._tensorboard:
-            for name, value in scalars:
-                self._tensorboard.add_scalar(name, value, event["step"])
-            self._tensorboard.flush()
+    @contextlib.contextmanager
+    def logging_to(self, loggers: Loggers) -> Iterator[None]:
+        """Tell these loggers of every event while it lasts, and close them then."""
+        self._loggers = loggers
+        try:
+            yield
+        finally:
+            self._loggers = None
+            loggers.close()
 
     def events(self) -> list[dict[str, Any]]:
         """The events of metrics.jsonl, without what is damaged."""
@@ -200,27 +204,6 @@ class RunFolder:
             DamagedRecordError: it is no summary.
         """
         return read_summary(self.path / "summary.json")
-
-
-def _scalars(event: dict[str, Any]) -> list[tuple[str, float]]:
-    """(name, value) of every figure in a train or evaluate event."""
-    if event["event"] not in ("train", "evaluate"):
-        return []
-    prefix = event["event"]
-    scalars = [(f"{prefix}/{key}", value) for key, value in event.items() if isinstance(value, float)]
-    for node in event["nodes"]:
-        place = f"module {node['module']}, group {node['group']}"
-        scalars += [(f"{prefix} {key}/{place}", node[key]) for key in ("loss", "accuracy") if key in node]
-    return scalars
-
-
-def _tensorboard_writer(folder: Path, step: int) -> Any:
-    """A writer that replaces what an interrupted run wrote from ``step`` on; False without TensorBoard."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return False
-    return SummaryWriter(str(folder), purge_step=step)
 
 
 def hardware(device: str) -> dict[str, Any]:

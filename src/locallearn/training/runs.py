@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from locallearn import plugins
-from locallearn.config import RunConfig, from_toml, to_toml
+from locallearn.config import RunConfig, from_toml, to_dict, to_toml
 from locallearn.data.datasets import Dataset, load
 from locallearn.errors import DiskError
 from locallearn.runtime.world import Alone, ProcessWorld, local_device, process_world
 from locallearn.training.asynchronous import AsynchronousTraining
 from locallearn.training.events import DamagedRecordError
+from locallearn.training.loggers import Loggers
 from locallearn.training.loop import Training
 from locallearn.training.observer import Observer, Quiet
 from locallearn.training.record import RunFolder
@@ -48,11 +49,13 @@ def train(
         dataset = _load(config, world)
         resolved = from_toml(world.share(to_toml(resolve(config, dataset))))
         training = build(resolved, dataset, folder, observer, world)
+        shown = _loggers(folder, resolved, observer, world)
         with _one_writer(folder, world):
             if world.leader:  # only now, so that what cannot be built leaves no folder behind
                 folder.create(resolved, overwrite)
             world.sync()
-            return training.run()
+            with folder.logging_to(shown):
+                return training.run()
 
 
 def resume(run: str | Path, observer: Observer | None = None, **changes: Any) -> dict[str, Any]:
@@ -76,9 +79,11 @@ def resume(run: str | Path, observer: Observer | None = None, **changes: Any) ->
     with _world(config) as world:
         dataset = _load(config, world)
         training = build(resolve(config, dataset), dataset, folder, observer, world)
+        shown = _loggers(folder, config, observer, world)
         with _one_writer(folder, world):
             training.restore()
-            return training.run()
+            with folder.logging_to(shown):
+                return training.run()
 
 
 @contextlib.contextmanager
@@ -113,6 +118,13 @@ def _load(config: RunConfig, world: Alone | ProcessWorld) -> Dataset:
     if config.data.download and world.leader:
         world.sync()
     return dataset
+
+
+def _loggers(folder: RunFolder, config: RunConfig, observer: Observer | None, world: Alone | ProcessWorld) -> Loggers:
+    """What shows the figures while the run trains; on other processes than the leader nothing does."""
+    wanted = config.loggers
+    names = wanted.names if world.leader else ()
+    return Loggers(names, folder.path, to_dict(config), wanted.options, _observer(observer, world).on_warning)
 
 
 def _observer(observer: Observer | None, world: Alone | ProcessWorld) -> Observer:

@@ -1,5 +1,6 @@
 """Kernels of our own compute torch's grouped convolutions and their gradients."""
 
+import hashlib
 import os
 import subprocess
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from locallearn.errors import ConfigError
 from locallearn.nn import dense
 from locallearn.nn.group_conv import GroupConv2d
-from locallearn.nn.native import build, processor
+from locallearn.nn.native import build, cache, processor
 from locallearn.nn.native import conv as native
 
 here = build.kernels()
@@ -152,7 +153,7 @@ def fresh(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv(build.VARIABLE, raising=False)
     build.kernels.cache_clear()
-    yield tmp_path / "locallearn"
+    yield tmp_path / "locallearn" / "kernels"
     build.kernels.cache_clear()
 
 
@@ -163,6 +164,132 @@ def test_they_are_compiled_once(fresh, monkeypatch):
     build.kernels.cache_clear()
     monkeypatch.setattr(subprocess, "run", None)
     assert len(build.kernels().libraries) == 2
+
+
+@pytest.fixture
+def compiler(tmp_path, monkeypatch):
+    """Makes ``$CC`` a script around gcc, which does not take long."""
+
+    def make(script=""):
+        path = tmp_path / "cc"
+        path.write_text(f'#!/bin/sh\n{script}\nexec gcc "$@"\n')
+        path.chmod(0o755)
+        monkeypatch.setenv("CC", str(path))
+        build.kernels.cache_clear()
+        cache._version.cache_clear()
+
+    return make
+
+
+@needs_kernels
+def test_they_are_kept_where_nobody_else_writes(fresh, compiler):
+    compiler()
+    before = os.umask(0o002)
+    try:
+        build.kernels()
+    finally:
+        os.umask(before)
+    assert fresh.stat().st_mode & 0o777 == 0o700
+    assert all(path.stat().st_mode & 0o022 == 0 for path in fresh.iterdir())
+
+
+def planted(path, tmp_path):
+    """Replaces a library by one that leaves a mark where it is loaded."""
+    source = tmp_path / "planted.c"
+    mark = tmp_path / "loaded"
+    source.write_text(f'#include <stdio.h>\n__attribute__((constructor)) void f(void) {{ fopen("{mark}", "w"); }}\n')
+    path.unlink()
+    subprocess.run(["gcc", "-shared", "-fPIC", source, "-o", path], check=True)
+    return mark
+
+
+@needs_kernels
+@pytest.mark.parametrize("how", ["content", "mode", "folder"])
+def test_a_library_that_others_could_have_written_is_not_loaded(how, fresh, tmp_path, compiler):
+    compiler()
+    build.kernels()
+    first, second = sorted(fresh.iterdir())
+    mark = planted(first, tmp_path)
+    if how != "content":  # under a name that tells its content
+        right = f"{first.stem.rsplit('-', 1)[0]}-{hashlib.sha256(first.read_bytes()).hexdigest()[:32]}.so"
+        first = first.rename(fresh / right)
+    if how == "mode":
+        first.chmod(0o777)
+    elif how == "folder":
+        fresh.chmod(0o777)
+    build.kernels.cache_clear()
+    found = build.kernels()
+    assert not mark.exists()
+    if how == "folder":
+        assert "others can write to it" in str(found)
+        fresh.chmod(0o700)
+    else:
+        assert len(found.libraries) == 2
+        assert len(list(fresh.iterdir())) == 2  # what was planted is gone
+        assert second.exists()
+
+
+@needs_kernels
+@pytest.mark.parametrize("keep", [64, -100])
+def test_a_damaged_library_is_made_anew(keep, fresh, compiler):
+    compiler()
+    build.kernels()
+    before = {path.name: path.read_bytes() for path in fresh.iterdir()}
+    damaged = min(fresh.iterdir())
+    damaged.unlink()  # what is loaded stays as it is
+    damaged.write_bytes(before[damaged.name][:keep])
+    damaged.chmod(0o700)
+    build.kernels.cache_clear()
+    assert len(build.kernels().libraries) == 2
+    assert {path.name: path.read_bytes() for path in fresh.iterdir()} == before
+
+
+@needs_kernels
+def test_one_type_that_cannot_be_compiled_does_not_take_the_other_along(fresh, compiler):
+    compiler('case "$*" in *-DBF16*) echo no bfloat16 >&2; exit 1;; esac')
+    found = build.kernels()
+    assert list(found.libraries) == [torch.float32]
+    assert "native (fp32; " in str(found)
+    assert "no bfloat16" in str(found)
+
+
+@needs_kernels
+def test_another_version_of_the_compiler_compiles_again(fresh, compiler):
+    for version, expected in (("1.0", 2), ("1.0", 2), ("2.0", 4)):
+        compiler(f'[ "$1" = --version ] && echo {version} && exit')
+        assert len(build.kernels().libraries) == 2
+        assert len(list(fresh.iterdir())) == expected
+
+
+@needs_kernels
+def test_the_compiler_may_have_arguments(fresh, compiler, monkeypatch):
+    compiler('[ "$1" = -DARGUMENT ] || exit 3')
+    assert not build.kernels().libraries
+    build.kernels.cache_clear()
+    monkeypatch.setenv("CC", f"{os.environ['CC']} -DARGUMENT")
+    assert len(build.kernels().libraries) == 2
+    build.kernels.cache_clear()
+    monkeypatch.setenv("CC", "gcc 'open")
+    assert "No closing quotation" in str(build.kernels())
+
+
+@needs_kernels
+@pytest.mark.parametrize("function", ["aligned_alloc", "calloc"])
+def test_without_memory_there_is_an_error_and_no_crash(function, fresh, tmp_path, compiler):
+    arguments = {"aligned_alloc": "a, n", "calloc": "n, s"}[function]
+    (tmp_path / "none.h").write_text(f"#include <stdlib.h>\n#define {function}({arguments}) ((void *)0)\n")
+    compiler(f'set -- -include {tmp_path / "none.h"} "$@"')
+    x, weight = drawn(2, 16, 8, 8, dtype=torch.float32), torch.randn(16, 4, 3, 3)
+    with pytest.raises(MemoryError, match="scratch space"):
+        native.weight_gradient(x, x, 1, 4)
+    if function == "aligned_alloc":
+        with pytest.raises(MemoryError, match="scratch space"):
+            native.convolution(x, weight, 1, 4)
+    else:
+        assert (
+            distance(native.convolution(x, weight, 1, 4), F.conv2d(x.double(), weight.double(), None, 1, 1, 1, 4))
+            < 1e-5
+        )
 
 
 def test_without_a_compiler_torch_computes_and_says_so(fresh, monkeypatch):

@@ -27,6 +27,7 @@ typedef struct { int permuted, regrouped, step; __m512i index[LANES]; } Reading;
 
 static int least(int a, int b) { return a < b ? a : b; }
 
+/* NULL where there is no memory, which every user of it looks at */
 static void *allocate(size_t bytes) { return aligned_alloc(64, (bytes + 64 + 63) / 64 * 64); } /* 64 to read beyond */
 
 /* ---- reading inputs ---- */
@@ -197,7 +198,9 @@ static int rows_at_once(size_t line_bytes, int stride, int rows) {
 
 int pair(void) { return PAIR; } /* channels of a group that are multiplied at a time */
 
-TARGET void convolve(const num *x, const num *weight, num *y, const Shape *k, int gradient) {
+/* Both functions below return 0, or 1 where there is no memory for their scratch space. */
+
+TARGET int convolve(const num *x, const num *weight, num *y, const Shape *k, int gradient) {
     int seen = k->inputs / k->groups, s = k->stride, tall = k->columns <= 4 ? 4 : k->columns <= 8 ? 2 : 1, across = PIXELS / tall;
     int wide = (k->columns + across - 1) / across * across, left = s == -2 ? 0 : 1;
     int width = s == 1 ? wide + 2 : s == 2 ? 2 * wide + 1 : wide / 2 + 1;
@@ -208,13 +211,17 @@ TARGET void convolve(const num *x, const num *weight, num *y, const Shape *k, in
     lanes_of(&lanes, k);
     Band run = bands[s == 1 ? 0 : s == 2 ? 1 : 2][lanes.permuted][tall / 2];
     factor *packed = allocate((size_t)k->outputs * seen * 9 * sizeof(factor));
+    if (!packed) return 1;
+    int failed = 0;
     pack(weight, packed, k, gradient);
-#pragma omp parallel
+#pragma omp parallel reduction(| : failed)
     {
         factor *padded = allocate(lines * line * sizeof(factor));
         factor *work = lanes.regrouped ? allocate(2 * line * sizeof(factor)) : NULL;
+        failed = !padded || (lanes.regrouped && !work);
 #pragma omp for schedule(static)
         for (int t = 0; t < k->images * a_map; t++) {
+            if (failed) continue;
             int image = t / a_map, first = t % a_map * most, n = least(most, k->rows - first);
             int top = s == -2 ? first / 2 : first * s - 1, needed = s == -2 ? n / 2 + 1 : (n - 1) * s + 3;
             pad(k, x + (size_t)image * k->height * k->width * k->inputs, padded, top, needed, width, left,
@@ -224,6 +231,7 @@ TARGET void convolve(const num *x, const num *weight, num *y, const Shape *k, in
         free(padded), free(work);
     }
     free(packed);
+    return failed;
 }
 
 /* ---- the gradient of its weight ---- */
@@ -309,7 +317,7 @@ CORRELATE_BAND(1) CORRELATE_BAND(2) CORRELATE_BAND(3)
 typedef void (*Correlation)(const Shape *, const Seen *, const int32_t *, int, int, const Reading *, float *);
 static const Correlation correlations[] = {correlate_band_1, correlate_band_2, correlate_band_3};
 
-TARGET void weight_gradient(const num *grad, const num *x, float *to, const Shape *k) {
+TARGET int weight_gradient(const num *grad, const num *x, float *to, const Shape *k) {
     int seen = k->inputs / k->groups, s = k->stride, n = (k->columns + PAIR - 1) / PAIR, kinds = KINDS(s);
     size_t line = (size_t)(PAIR * (n + 1) * s + 3) * k->inputs, x_line = (size_t)(n + 2) * k->inputs;
     size_t grad_line = (size_t)(n + 2 * MARGIN) * k->outputs, size = (size_t)k->outputs * seen * 9;
@@ -318,16 +326,20 @@ TARGET void weight_gradient(const num *grad, const num *x, float *to, const Shap
     Reading lanes = {.permuted = k->outputs / k->groups < LANES};
     for (int i = 0; i < LANES; i++) lanes.index[i] = by_group(k->outputs / k->groups, seen, i);
     float *sums = calloc(threads * size, sizeof(float));
-#pragma omp parallel
+    if (!sums) return 1;
+    int failed = 0;
+#pragma omp parallel reduction(| : failed)
     {
         factor *padded = allocate(lines * line * sizeof(factor));
         num *last = calloc(PAIR * grad_line + LANES, sizeof(num));
         int32_t *x_pairs = allocate(PAIR == 1 ? 0 : kinds * lines * x_line * 4);
         int32_t *grad_pairs = calloc(most * grad_line, 4);
+        failed = !padded || !last || !x_pairs || !grad_pairs;
         Seen seen_x = PAIR == 1 ? (Seen){(const int32_t *)padded, k->inputs, line, (size_t)s * k->inputs}
                                 : (Seen){x_pairs, lines * x_line, x_line, k->inputs};
 #pragma omp for schedule(static)
         for (int t = 0; t < k->images * a_map; t++) {
+            if (failed) continue;
             int image = t / a_map, first = t % a_map * most, rows = least(most, k->rows - first);
             int needed = (rows - 1) * s + 3;
             pad(k, x + (size_t)image * k->height * k->width * k->inputs, padded, first * s - 1, needed,
@@ -353,4 +365,5 @@ TARGET void weight_gradient(const num *grad, const num *x, float *to, const Shap
                 for (int t = 0; t < threads; t++) *to += sums[t * size + at];
             }
     free(sums);
+    return failed;
 }

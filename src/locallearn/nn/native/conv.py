@@ -86,7 +86,9 @@ def _convolve(
     weight = weight.to(x.dtype, memory_format=torch.contiguous_format)
     out = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
     shape = _shape(x, out, stride, groups)
-    build.kernels().libraries[x.dtype].convolve(at(x), at(weight), at(out), ctypes.byref(shape), int(gradient))
+    _check(
+        build.kernels().libraries[x.dtype].convolve(at(x), at(weight), at(out), ctypes.byref(shape), int(gradient))
+    )
     return out
 
 
@@ -102,8 +104,13 @@ def weight_gradient(grad: Tensor, x: Tensor, stride: int, groups: int) -> Tensor
     grad, x = (t.contiguous(memory_format=torch.channels_last) for t in (grad, x))
     out = torch.empty(grad.shape[1], x.shape[1] // groups, 3, 3)
     shape = _shape(x, grad, stride, groups)
-    build.kernels().libraries[x.dtype].weight_gradient(at(grad), at(x), at(out), ctypes.byref(shape))
+    _check(build.kernels().libraries[x.dtype].weight_gradient(at(grad), at(x), at(out), ctypes.byref(shape)))
     return out
+
+
+def _check(failed: int) -> None:
+    if failed:
+        raise MemoryError("a convolution has no memory for its scratch space")
 
 
 def _shape(x: Tensor, out: Tensor, stride: int, groups: int) -> _Shape:

@@ -132,6 +132,9 @@ def predsim(config: RunConfig) -> Layout:
 
 def _local(config: RunConfig, loss: str) -> Layout:
     """K modules of G groups that have the local loss of that name."""
+    if config.objective.head == "momentum" and config.runtime != "inline":
+        expected = "inline with head momentum, which follows the weights of the next module step by step"
+        raise ConfigError("runtime", config.runtime, expected)
     objective = dataclasses.replace(config.objective, loss=loss)
     layouts = tuple(ModuleLayout(groups, groups, objective) for groups in config.groups)
     if layouts[-1].groups > 1 or loss == "predsim":

@@ -20,7 +20,7 @@ VGGS = ("vgg6a", "vgg16a", "vgg19a")
 def test_every_listed_recipe_is_a_complete_configuration(name):
     config = recipe(name)
     assert from_toml(to_toml(config)) == config
-    variant = next((suffix for suffix in VARIANTS if name.endswith(suffix)), None)
+    variant = max((suffix for suffix in VARIANTS if name.endswith(suffix)), key=len, default=None)
     assert config.method == VARIANTS[variant].method if variant else name.endswith(config.method)
 
 

@@ -84,6 +84,9 @@ def test_no_gradient_reaches_what_is_followed():
 def test_where_it_cannot_follow_it_is_one_line():
     with pytest.raises(ConfigError, match="runtime: 'threads' is not valid; expected inline with head momentum"):
         network_of(runtime="threads")
+    inside = ObjectiveConfig(head="patches", head_options={"of": "momentum"})
+    with pytest.raises(ConfigError, match="runtime: 'threads' is not valid; expected inline with head momentum"):
+        network_of(runtime="threads", objective=inside)
     with pytest.raises(ConfigError, match="another head where G differs between modules"):
         network_of("gn-dgl", 3, (2, 4, 1))
     naive = ObjectiveConfig(head="momentum", stop_gradient=False)

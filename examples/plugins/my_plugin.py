@@ -1,4 +1,4 @@
-"""A model, a head, an objective, a method and a data set of one's own, without touching the package.
+"""A model, a head, an objective, a method, a data set and an augmentation of one's own, without touching the package.
 
 locallearn train my-method --plugin examples/plugins/my_plugin.py --model my-net --depth 2 \\
     --data.name stripes --run runs/mine
@@ -100,3 +100,17 @@ def stripes(config):
         augment=AugmentConfig(crop_padding=0, padding_mode="constant", flip=0.0),
         source="drawn stripes",
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseOptions:
+    """Settings of the noise."""
+
+    strength: float = 0.1
+    """Standard deviation of the noise, of pixels in [0, 1]."""
+
+
+@ll.augmentations.register("noise", options=NoiseOptions)
+def noise(given: ll.AugmentationInput):
+    """Another noise for every pixel; what is drawn here is the same for a batch whenever it is made."""
+    return lambda pixels: (pixels + given.options.strength * torch.randn_like(pixels)).clamp(0, 1)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from locallearn.core.split_network import SplitNetwork
     from locallearn.costs.nodes import cost
     from locallearn.data.datasets import Dataset, ImageSet, datasets
+    from locallearn.data.own import AugmentationInput, augmentations
+    from locallearn.data.packing import pack
     from locallearn.data.store import Batch
     from locallearn.errors import LocalLearnError
     from locallearn.experiments.recipes import recipe
@@ -37,6 +39,7 @@ _PLACES = {
     "BackboneInput": "locallearn.nn.backbones",
     "Batch": "locallearn.data.store",
     "Block": "locallearn.nn.backbones",
+    "AugmentationInput": "locallearn.data.own",
     "Dataset": "locallearn.data.datasets",
     "HeadInput": "locallearn.nn.heads",
     "ImageSet": "locallearn.data.datasets",
@@ -57,7 +60,9 @@ _PLACES = {
     "backbones": "locallearn.nn.backbones",
     "build_network": "locallearn.core.network",
     "cost": "locallearn.costs.nodes",
+    "augmentations": "locallearn.data.own",
     "datasets": "locallearn.data.datasets",
+    "pack": "locallearn.data.packing",
     "embed": "locallearn.training.embed",
     "from_toml": "locallearn.config",
     "heads": "locallearn.nn.heads",
@@ -77,6 +82,7 @@ _PLACES = {
 }
 
 __all__ = [
+    "AugmentationInput",
     "BackboneInput",
     "Batch",
     "Block",
@@ -97,6 +103,7 @@ __all__ = [
     "RunConfig",
     "ScheduleInput",
     "SplitNetwork",
+    "augmentations",
     "backbones",
     "build_network",
     "cost",
@@ -110,6 +117,7 @@ __all__ = [
     "objectives",
     "open_run",
     "optimizers",
+    "pack",
     "probe",
     "recipe",
     "resume",

@@ -20,6 +20,7 @@ _HOMES = {
     "objective.loss": "locallearn.losses",
     "objective.head": "locallearn.losses",
     "data.name": "locallearn.data",
+    "augment.own": "locallearn.data.own",
     "optimizer.name": "locallearn.training.optimizers",
     "schedule.name": "locallearn.training.schedules",
     "loggers.names": "locallearn.training.loggers",

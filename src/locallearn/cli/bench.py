@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from locallearn.bench.inference import TABLE_3_5, bench_inference
-from locallearn.cli import bench_distributed, bench_epoch, bench_hosts, bench_memory, bench_step
+from locallearn.cli import bench_distributed, bench_epoch, bench_hosts, bench_memory, bench_read, bench_step
 from locallearn.cli.measuring import CellOptions, check_positive, facts, show
 from locallearn.cli.options import parse
 from locallearn.core.network import ImageShape
@@ -35,6 +35,7 @@ what:
   memory       activation memory and time by K, beside checkpointing and gradient accumulation
   distributed  nodes on several processes against torch's pipelining and data parallelism
   hosts        the same on two hosts by latency and bandwidth of the network between them
+  read         reading of packed images against a training step that needs them
   inference    split networks against the end-to-end one
 
 locallearn bench WHAT --help tells its options."""
@@ -51,6 +52,7 @@ def run(arguments: Sequence[str]) -> int:
         "memory": bench_memory.run,
         "distributed": bench_distributed.run,
         "hosts": bench_hosts.run,
+        "read": bench_read.run,
         "inference": _inference,
     }
     if arguments[0] not in commands:

@@ -76,9 +76,7 @@ class DataConfig:
         check(
             "data.image_size",
             self.image_size,
-            lambda v: (
-                isinstance(v, int | tuple) and len(sides(v)) == 2 and all(is_int(s) and s >= 4 for s in sides(v))
-            ),
+            lambda v: is_size(v) and min(sides(v)) >= 4,
             "a whole number of at least 4, or two (height and width)",
         )
         if self.image_size is not None:  # a square is one number in TOML and in digests, however it was given
@@ -114,8 +112,13 @@ class AugmentConfig:
     """Largest change of hue, where colours change [fraction of the colour circle]."""
     grey: float = 0.0
     """Probability of turning an image grey."""
+    own: str | None = None
+    """An augmentation of your own (ll.augmentations), which comes after the others."""
+    own_options: Any = field(default=Defaults(), metadata=of("augment.own", by="own"))
+    """Settings of that augmentation, where it is registered with such."""
 
     def __post_init__(self) -> None:
+        settle_options(self, "augment")
         count("augment.crop_padding", self.crop_padding)
         choice("augment.padding_mode", self.padding_mode, "reflect", "constant")
         expected = "two numbers in (0, 1], the smaller one first"

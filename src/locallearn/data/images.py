@@ -64,6 +64,10 @@ def pixels(image: Image.Image) -> np.ndarray:
     return values if values.ndim == 3 else values[:, :, None]
 
 
+FITTING = {"resize": "cover", "interpolation": "bilinear", "antialias": True, "crop": "centre", "scale": 1 / 255}
+"""What :func:`fit` does, and the network's factor on pixels, as exports tell it."""
+
+
 def cut(image: Image.Image, box: Sequence[int], size: ImageSize) -> np.ndarray:
     """A part of the image (top, left, height, width) as uint8 [H, W, C] of a size, resized as :func:`fit` does."""
     from PIL import Image

@@ -16,6 +16,7 @@ from locallearn.config import AugmentConfig
 from locallearn.data.augment import augment as change
 from locallearn.data.augment import crop_boxes
 from locallearn.data.datasets import Dataset, ImageSet, resolve_augment
+from locallearn.data.own import AugmentationInput, augmentations
 from locallearn.data.patches import Masking, draw_visible, shown
 from locallearn.errors import UsageError
 
@@ -131,6 +132,10 @@ class Store:
         self._own: Augmentation | None = None
         if isinstance(augment, AugmentConfig):
             self._augment = resolve_augment(augment, dataset)
+            if augment.own is not None:
+                options = augmentations.options(augment.own, augment.own_options, "augment.own_options")
+                given = AugmentationInput(*dataset.train.shape, options)
+                self._own = augmentations.build(augment.own, given)
         else:
             self._own = augment
         self._mean = torch.tensor(dataset.mean, dtype=torch.float32, device=device).view(1, -1, 1, 1)

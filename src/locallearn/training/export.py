@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from locallearn.config import from_dict, sides, to_dict
 from locallearn.core.inference import InferenceNetwork
 from locallearn.core.network import ImageShape, build_network
+from locallearn.data.images import FITTING
 from locallearn.errors import UsageError
 from locallearn.files import make_folder, replacing
 from locallearn.training.finished import OpenedRun
@@ -87,6 +88,7 @@ def _write_safetensors(network: InferenceNetwork, run: OpenedRun, path: Path) ->
         "config": to_dict(run.config),
         "image": {"channels": dataset.channels, "size": dataset.image_size, "classes": len(dataset.classes)},
         "classes": list(dataset.classes),
+        "preprocessing": {**FITTING, "size": list(sides(dataset.image_size))},
         "step": run.step,
     }
     save_file(network.state_dict(), path, {"locallearn": json.dumps(description)})

@@ -46,8 +46,8 @@ class ReproduceOptions:
     machines; digits and digits-4, trials of minutes; methods-2026, methods of the field on ResNet-32; sweep, with
     the protocol of that name. Or single cells by name, such as cifar10-resnet32-gn-dgl-k2-g2."""
     protocol: str = "quick"
-    """paper (the thesis's epochs and batch: days) or quick (one short setting for all cells). sweep is that of the
-    table of this name."""
+    """paper (the thesis's epochs and batch: days), standard (a tenth of its epochs: half an hour to hours a cell) or
+    quick (two epochs). sweep is that of the table of this name."""
     seeds: int = 1
     """Train every cell with the seeds 0 to N - 1; seed 0 of all cells comes before seed 1 of any."""
     budget: float | None = None

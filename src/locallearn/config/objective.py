@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -37,6 +38,9 @@ class ObjectiveConfig:
     layers; mlp-sr (pooled to a quarter of each side, 1x1 convolutions, multi-layer perceptron); auglocal (copies of
     the backbone's later layers); patches (a head on 2 x 2 patches, outputs averaged); momentum (a head behind a
     moving average of the next module's first block); flat (a linear layer on every number); or wide-projector."""
+    classifier_head: str = "0c1f"
+    """Head of the network's own classifier, <n>c<m>f: 0c1f is average pooling and one linear layer, as the costs that
+    the thesis prints have it; code that its experiments grew out of has 1c2f."""
     head_width: int = 128
     """Hidden units of the head's linear layers, times the model's width factor."""
     stop_gradient: bool = True
@@ -87,6 +91,9 @@ class ObjectiveConfig:
                 lambda v: is_real(v) and v > 0,
                 "a finite number above 0",
             )
+        expected = "<n>c<m>f with n convolutions and m >= 1 linear layers, like 1c2f"
+        is_head = re.compile(r"\d+c[1-9]f").fullmatch
+        check("objective.classifier_head", self.classifier_head, lambda v: is_head(v) is not None, expected)
         probability("objective.predsim_weight", self.predsim_weight)
         self._check_pooling()
         choice("objective.infopro_loss", self.infopro_loss, "contrastive", "cross-entropy")

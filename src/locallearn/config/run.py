@@ -54,6 +54,9 @@ class RunConfig:
     """Where modules end: auto (the thesis's table, else balanced), balanced, layerwise, or the names of blocks."""
     dropout: float = 0.0
     """Dropout after every block of a VGG."""
+    initial_variance: Literal["group", "module"] = "group"
+    """Output channels that the initial variance of a convolution in a backbone counts: those of one group, or of all
+    groups of its module together, which makes initial weights of G groups smaller by sqrt(G)."""
     patch_size: int | None = None
     """Side of the patches that a vision transformer cuts images into [pixels]; by default the model's own."""
     seed: int = 0
@@ -90,6 +93,7 @@ class RunConfig:
         if not self.cuts:
             raise ConfigError("cuts", self.cuts, "auto, balanced, layerwise, or the names of blocks")
         fraction("dropout", self.dropout)
+        choice("initial_variance", self.initial_variance, "group", "module")
         positive_int("patch_size", self.patch_size)
         slow = self.asynchronous.slow_module
         check("asynchronous.slow_module", slow, lambda v: v <= self.depth, f"at most depth ({self.depth})")

@@ -11,9 +11,6 @@ from locallearn.errors import ConfigError
 from locallearn.registry import Registry
 from locallearn.validation import Defaults
 
-CLASSIFIER_HEAD = "0c1f"
-"""Average pooling and one linear layer."""
-
 CROSS_ENTROPY = "cross-entropy"
 
 PROJECTION_HEAD = "0c2f"
@@ -60,12 +57,12 @@ class Layout:
 
 
 def classifier_layout(config: RunConfig, channel_groups: int = 1) -> ModuleLayout:
-    """A module of one node that ends in average pooling and the network's linear classifier."""
+    """A module of one node that ends in the network's classifier: average pooling and a linear layer by default."""
     objective = dataclasses.replace(
         config.objective,
         loss=CROSS_ENTROPY,
         options=Defaults(),
-        head=CLASSIFIER_HEAD,
+        head=config.objective.classifier_head,
         head_options=Defaults(),
         stop_gradient=False,
         pool_others=1,

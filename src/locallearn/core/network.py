@@ -330,7 +330,8 @@ def _module(
     assert plan.objective.loss is not None
     with seeded(config.seed, "layers", name, "head"):
         objective = objectives.build(plan.objective.loss, given)
-    initialise(blocks, plan.channel_groups, config.seed, name, "blocks")
+    all_channels = config.initial_variance == "module"
+    initialise(blocks, plan.channel_groups, config.seed, name, "blocks", all_channels=all_channels)
     initialise(objective, plan.groups, config.seed, name, "head")
     objective.start()
     return LocalModule(name, blocks, objective, plan.groups)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from locallearn.errors import UsageError
-from locallearn.experiments import chapter4, methods2026, published, sweep
+from locallearn.experiments import ablations, chapter4, methods2026, published, sweep
 from locallearn.experiments.chapter4_curves import CURVES
 from locallearn.experiments.chapter4_tables import TABLES
 from locallearn.experiments.layout import Curves, Figure, Row, Table, Value
@@ -15,6 +15,7 @@ LAYOUTS: dict[str, Table | Figure | Curves] = {
     layout.name: layout
     for layout in (
         *published.CHAPTER3,
+        ablations.TABLE,
         sweep.TABLE,
         methods2026.TABLE,
         *TABLES,

@@ -11,7 +11,8 @@ class Value:
 
     Attributes:
         cell: the cell that it is measured on.
-        field: last_layer, ensemble, linear_probe or held_out (accuracies), or training_speedup or inference_speedup.
+        field: last_layer, ensemble, last_heads, linear_probe or held_out (accuracies),
+            or training_speedup or inference_speedup.
         published: as printed; None where nothing is printed or the value is held out.
     """
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from locallearn.config import AugmentConfig, ObjectiveConfig, RunConfig
 from locallearn.core.network import ImageShape
-from locallearn.experiments import chapter4, methods2026, sweep
+from locallearn.experiments import ablations, chapter4, methods2026, sweep
 from locallearn.experiments.recipes import recipe
 
 IMAGES = {
@@ -85,7 +85,8 @@ def cells() -> dict[str, Cell]:
     """Every cell by name."""
     found = [*_resnet_cells(), *_vgg_cells(), *_digits_cells()]
     found += [Cell(name, _on_data(config, "cifar10"), own_optimizer=True) for name, config in sweep.configs().items()]
-    found += [Cell(name, _on_data(config, "cifar10")) for name, config in methods2026.configs().items()]
+    more = ablations.configs() | methods2026.configs()
+    found += [Cell(name, _on_data(config, "cifar10")) for name, config in more.items()]
     found += [Cell(name, _settled(config)) for name, config in chapter4.configs().items()]
     return {cell.name: cell for cell in found}
 

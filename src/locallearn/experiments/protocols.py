@@ -57,13 +57,32 @@ def _quick(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, optimizer=optimizer, schedule=schedule, train=train)
 
 
+STANDARD_EPOCHS = 16
+STANDARD_SELF_SUPERVISED_EPOCHS = 30
+STANDARD_BATCH = 128
+STANDARD_SGD = OptimizerConfig(learning_rate=0.2, weight_decay=1e-4)
+"""What the sweep found (:mod:`locallearn.experiments.sweep`)."""
 STANDARD_SCHEDULE = ScheduleConfig(name="cosine", unit="step", warmup_epochs=1)
+STANDARD_PROBE_EPOCHS = 20
+
+
+def _standard(config: RunConfig) -> RunConfig:
+    """SGD with the rate and decay of the sweep; Adam, which VGGs and Chapter 4 have, with the thesis's."""
+    is_adam = config.optimizer.name == "adam"
+    epochs = STANDARD_SELF_SUPERVISED_EPOCHS if chapter4.is_self_supervised(config) else STANDARD_EPOCHS
+    return dataclasses.replace(
+        config,
+        optimizer=config.optimizer if is_adam else STANDARD_SGD,
+        schedule=dataclasses.replace(STANDARD_SCHEDULE, warmup_rate=0.0 if is_adam else 0.01),
+        train=dataclasses.replace(config.train, epochs=epochs, batch_size=STANDARD_BATCH, precision="bf16"),
+    )
 
 
 def _sweep(config: RunConfig) -> RunConfig:
-    train = dataclasses.replace(config.train, epochs=sweep.EPOCHS, batch_size=128, precision="bf16", evaluate_every=0)
+    config = _standard(config)
+    train = dataclasses.replace(config.train, epochs=sweep.EPOCHS, evaluate_every=0)
     data = dataclasses.replace(config.data, train_limit=sweep.IMAGES)
-    return dataclasses.replace(config, schedule=STANDARD_SCHEDULE, train=train, data=data)
+    return dataclasses.replace(config, train=train, data=data)
 
 
 PROTOCOLS = {
@@ -84,6 +103,15 @@ PROTOCOLS = {
             "at every step, untuned, and linear probes for 30 epochs on images as they are. It is "
             "meant to keep the order of the methods, not their accuracies.",
             _quick,
+        ),
+        Protocol(
+            "standard",
+            f"{STANDARD_EPOCHS} epochs at batch {STANDARD_BATCH} in bf16, cosine at every step after one epoch of "
+            f"warm-up: for ResNets SGD with Nesterov momentum, rate {STANDARD_SGD.learning_rate:g}, weight decay "
+            f"{STANDARD_SGD.weight_decay:g}, which the sweep chose on end-to-end training alone; for VGGs Adam at "
+            f"the thesis's rate of 1e-3. Chapter 4: {STANDARD_SELF_SUPERVISED_EPOCHS} epochs with the thesis's optimizer "
+            f"and rate, and linear probes for {STANDARD_PROBE_EPOCHS} epochs on images as they are.",
+            _standard,
         ),
         Protocol(
             "sweep",
@@ -161,7 +189,7 @@ class Study:
         """How the cells of Chapter 4 are probed: as the thesis does, 200 epochs of Adam at 1e-3, or in a tenth."""
         if self.protocol == "paper":
             return ProbeConfig(epochs=200, learning_rate=1e-3, schedule="constant")
-        return ProbeConfig()
+        return ProbeConfig(epochs=STANDARD_PROBE_EPOCHS) if self.protocol == "standard" else ProbeConfig()
 
     def digest(self, cell: str) -> str:
         """Digest of a cell's configuration; it is the same for every seed."""

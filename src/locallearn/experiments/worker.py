@@ -16,16 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from locallearn.config import RunConfig, RuntimeName
+from locallearn.core.methods import CROSS_ENTROPY, methods
 from locallearn.costs.nodes import cost
-from locallearn.data.datasets import ImageSet, load
 from locallearn.errors import LocalLearnError
-from locallearn.experiments import chapter4, sweep
+from locallearn.experiments import ablations, chapter4, scores, sweep
 from locallearn.experiments.matrix import cells
 from locallearn.experiments.protocols import Study
 from locallearn.experiments.results import make_record, write_record
 from locallearn.training import runs
-from locallearn.training.evaluate import evaluate
-from locallearn.training.finished import OpenedRun, open_run
+from locallearn.training.finished import open_run
 from locallearn.training.probe import probe
 from locallearn.training.record import RunFolder
 
@@ -81,22 +80,20 @@ def train_cell(request: Request) -> None:
     if chapter4.is_self_supervised(wanted):
         record |= _probed(run, study, request)
         record["accuracy"][chapter4.FIELD] = record["probe"]["points"][-1]["accuracy"]
-    if study.held_out:
-        record["accuracy"][sweep.FIELD] = held_out(
-            open_run(run, device=request.device, root=request.root), study.held_out
-        )
+    record["accuracy"] |= _more_accuracies(run, study, request)
     write_record(Path(request.record), record)
 
 
-def held_out(opened: OpenedRun, count: int) -> float:
-    """Accuracy of the last layer, as a fraction, on the last ``count`` training images as they are.
-
-    A run is scored on images that it has not seen where its ``data.train_limit`` leaves them out.
-    """
-    whole = load(dataclasses.replace(opened.config.data, train_limit=0)).train
-    unseen = ImageSet(whole.images[-count:], whole.labels[-count:])
-    batches = opened.store(unseen).ordered(opened.config.train.evaluate_batch_size)
-    return evaluate(opened.network, batches, opened.precision).last_layer
+def _more_accuracies(run: Path, study: Study, request: Request) -> dict[str, float]:
+    """What tables show beside the accuracies of every evaluation."""
+    config = study.config(request.cell, request.seed)
+    found = {}
+    opened = open_run(run, device=request.device, root=request.root)
+    if study.held_out:
+        found[sweep.FIELD] = scores.held_out(opened, study.held_out)
+    if methods.build(config.method, config).decoupled_classifier and config.objective.loss in (None, CROSS_ENTROPY):
+        found[ablations.LAST_HEADS] = scores.last_heads(opened)
+    return found
 
 
 def _probed(run: Path, study: Study, request: Request) -> dict[str, Any]:

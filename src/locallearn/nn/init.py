@@ -16,18 +16,18 @@ from locallearn.seeding import generator
 
 
 @torch.no_grad()
-def initialise(module: nn.Module, groups: int, seed: int, *keys: int | str) -> None:
+def initialise(module: nn.Module, groups: int, seed: int, *keys: int | str, all_channels: bool = False) -> None:
     """Draw the weights of ``module``, whose parameters are stacked by ``groups`` on dimension 0.
 
-    Convolutions are N(0, 2 / (k k out)) with the output channels of one group, linear layers are uniform in
-    +-1/sqrt(inputs), biases too; batch norm starts as weight 1, bias 0.
+    Convolutions are N(0, 2 / (k k out)) with the output channels of one group, or with ``all_channels`` those of all
+    groups; linear layers are uniform in +-1/sqrt(inputs), biases too; batch norm starts as weight 1, bias 0.
     """
     for group in range(groups):
         draw = generator(seed, "init", *keys, group)
         for layer in module.modules():
             if isinstance(layer, (nn.Conv2d, StopGradientConv2d)):
                 rows = layer.weight.chunk(groups)[group]
-                fan_out = rows.shape[0] * rows.shape[2] * rows.shape[3]
+                fan_out = (layer.weight if all_channels else rows).shape[0] * rows.shape[2] * rows.shape[3]
                 rows.copy_(_normal(rows.shape, math.sqrt(2 / fan_out), draw))
             elif isinstance(layer, (GroupLinear, nn.Linear)):
                 bound = 1 / math.sqrt(layer.weight.shape[1])

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypedDict
 from locallearn.report.compare import MISSING, Measured, number
 from locallearn.report.results_curves import MeasuredCurve, caption, measured_curves
 
-ACCURACIES = ("last_layer", "ensemble", "linear_probe", "held_out")
+ACCURACIES = ("last_layer", "ensemble", "linear_probe", "held_out", "last_heads")
 """Fields that are accuracies, measured once a seed; the others are counted."""
 
 _COLUMNS = 10
@@ -75,7 +75,7 @@ def numbers(records: Sequence[Mapping[str, Any]], field: str) -> list[float]:
     if len(digests) > 1:
         raise ValueError(f"{records[0]['cell']}: records of different configurations: {', '.join(sorted(digests))}")
     if field in ACCURACIES:
-        return [100 * record["accuracy"][field] for record in records]
+        return [100 * record["accuracy"][field] for record in records if field in record["accuracy"]]
     return [record[field] for record in records][-1:]  # counted, not measured: seeds do not matter
 
 

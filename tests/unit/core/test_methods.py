@@ -45,6 +45,21 @@ def test_layouts(method, depth, width, objective, modules, decoupled):
     assert shown(layout(method, depth, width, **objective)) == (modules, decoupled)
 
 
+@pytest.mark.parametrize(("method", "depth", "width"), [("e2e", 1, (1,)), ("dgl", 2, (1,)), ("gn-dgl", 2, (2,))])
+def test_the_classifier_has_the_head_that_is_asked_for(method, depth, width):
+    config = RunConfig(method=method, model="tiny-resnet", depth=depth, width=width)
+    asked = dataclasses.replace(config, objective=ObjectiveConfig(classifier_head="1c2f"))
+    heads = [build_network(c, IMAGE).stages[-1].objective for c in (config, asked)]
+    kinds = [[type(layer).__name__ for layer in head.modules()] for head in heads]
+    assert [kind.count("GroupLinear") for kind in kinds] == [1, 2]
+    assert [sum(len(p.shape) == 4 for p in head.parameters()) for head in heads] == [0, 1]  # a convolution
+
+
+def test_a_head_that_a_classifier_cannot_have():
+    with pytest.raises(ConfigError, match=r"objective.classifier_head: 'mlp-sr' is not valid; expected <n>c<m>f"):
+        ObjectiveConfig(classifier_head="mlp-sr")
+
+
 def test_classifiers_have_neither_penalty_nor_stop_gradient_and_keep_label_smoothing():
     found = layout("dgl", 2, (1,), label_smoothing=0.1).modules[-1].objective
     assert (found.diversity_weight, found.stop_gradient, found.label_smoothing) == (0.0, False, 0.1)

@@ -32,7 +32,7 @@ def test_number_of_cells_of_every_table():
         "figure-3.5": 48, "figure-3.6": 40, "figure-3.7": 48, "digits": 3,
         "table-4.1": 7, "table-4.2": 30, "table-4.3": 10, "table-4.4": 3, "figure-4.3": 6, "figure-4.4": 11,
         "figure-4.5": 6, "figure-4.6": 1, "figure-4.7": 6, "figure-4.8": 7, "figure-4.9": 10, "figure-a.3": 13,
-        "figure-a.4": 10, "figure-a.5": 10, "digits-4": 3, "sweep": 6, "methods-2026": 20,
+        "figure-a.4": 10, "figure-a.5": 10, "digits-4": 3, "sweep": 6, "ablations": 11, "methods-2026": 20,
         **{f"small-{figure}-{model}": 5 for figure in ("4.1", "4.8", "a.3") for model in ("vgg6a", "resnet18")},
     }  # fmt: skip
     assert {cell for name in LAYOUTS for cell in cells_of(name)} == set(cells())
@@ -124,6 +124,16 @@ def test_protocols():
         True,
     )
     assert (quick.schedule.name, quick.schedule.unit, quick.schedule.warmup_epochs) == ("cosine", "step", 1)
+    standard = Study("standard").config("cifar10-resnet32-dgl-k4", 0)
+    assert (standard.train.epochs, standard.train.batch_size, standard.train.precision) == (16, 128, "bf16")
+    assert (standard.optimizer, standard.schedule.name, standard.schedule.unit, standard.schedule.warmup_epochs) == (
+        cells()["cifar10-resnet32-e2e-rate0.2-decay0.0001"].config.optimizer, "cosine", "step", 1,
+    )  # fmt: skip
+    of_chapter4 = Study("standard").config("cifar10-vgg6ax0.5-dgssl-k4", 0)
+    assert (of_chapter4.train.epochs, of_chapter4.data.train_limit, Study("standard").probe.epochs) == (30, 0, 20)
+    assert (of_chapter4.optimizer.name, of_chapter4.optimizer.learning_rate, of_chapter4.schedule.warmup_rate) == (
+        "adam", 1e-3, 0.0,
+    )  # fmt: skip
     vgg = QUICK.config("cifar10-vgg6a-dgl", 0)
     assert (vgg.optimizer.name, vgg.optimizer.learning_rate, vgg.schedule.name) == ("adam", 1e-3, "cosine")
     assert (vgg.train.epochs, vgg.dropout) == (2, 0.01)
@@ -153,11 +163,18 @@ def test_records_in_the_repository_are_of_the_cells_of_now():
 
 
 def test_digests_tell_cells_and_studies_apart_and_not_seeds():
-    studies = [QUICK, PAPER, Study("quick", epochs=3), Study("quick", train_limit=1000), Study("quick", 3, 1000)]
+    studies = [
+        QUICK,
+        PAPER,
+        Study("standard"),
+        Study("quick", epochs=3),
+        Study("quick", train_limit=1000),
+        Study("quick", 3, 1000),
+    ]
     digests = [study.digest(cell) for study in studies for cell in cells() if cell not in sweep.configs()]
     assert len(set(digests)) == len(digests)
     assert [study.name for study in studies] == [
-        "quick", "paper", "quick-epochs3", "quick-train1000", "quick-epochs3-train1000",
+        "quick", "paper", "standard", "quick-epochs3", "quick-train1000", "quick-epochs3-train1000",
     ]  # fmt: skip
     short = Study("paper", epochs=2, train_limit=64).config("cifar10-resnet32-e2e", 0)
     assert (short.train.epochs, short.schedule.warmup_epochs, short.data.train_limit) == (2, 10, 64)
@@ -209,5 +226,7 @@ def test_cells_are_trained_in_the_order_of_the_claims():
 def test_unknown_names_are_named():
     with pytest.raises(UsageError, match=r"TABLE: 'table-3.7' is not known; expected a cell or one of table-3.1, "):
         layout("table-3.7")
-    with pytest.raises(UsageError, match=r"--protocol: 'fast' is not known; expected one of paper, quick, sweep"):
+    with pytest.raises(
+        UsageError, match=r"--protocol: 'fast' is not known; expected one of paper, quick, standard, sweep"
+    ):
         Study("fast")

@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+import torch
 
 from locallearn.config import DataConfig, ProbeConfig
 from locallearn.data.datasets import ImageSet, load
@@ -12,7 +13,8 @@ from locallearn.experiments import worker
 from locallearn.experiments.matrix import cells
 from locallearn.experiments.protocols import Study
 from locallearn.experiments.results import read_record
-from locallearn.experiments.worker import Request, held_out, train_cell
+from locallearn.experiments.scores import held_out, last_heads
+from locallearn.experiments.worker import Request, train_cell
 from locallearn.training import runs
 from locallearn.training.checkpoint import CheckpointFolder, step_of
 from locallearn.training.evaluate import evaluate
@@ -81,6 +83,18 @@ def test_held_out_images_are_the_last_training_images(request_):
     expected = evaluate(opened.network, opened.store(unseen).ordered(100), "bf16").last_layer
     assert held_out(opened, 100) == pytest.approx(expected, abs=1e-9)
     assert held_out(opened, 100) != held_out(opened, 700)
+
+
+def test_the_heads_of_the_last_module_are_averaged(request_, tmp_path):
+    train_cell(request_)
+    record = read_record(tmp_path / "record-seed1.json")
+    opened = open_run(request_.run)
+    (batch,) = opened.store(opened.dataset.test).ordered(1000)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        one, two = opened.network.all_logits(batch.images)[1].float().softmax(-1)
+    expected = (one + two).argmax(-1).eq(batch.labels).float().mean().item()
+    assert record["accuracy"]["last_heads"] == pytest.approx(expected, abs=0.01)  # batches of 500 round alike
+    assert last_heads(opened) == record["accuracy"]["last_heads"]
 
 
 _train = runs.train

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -116,6 +118,18 @@ def test_weights_of_a_group_depend_on_its_place_alone():
     assert not torch.equal(conv.chunk(2)[0], conv.chunk(2)[1])
     wider = build_network(RunConfig(method="gn-dgl", model="tiny-resnet", depth=2, width=(1,), seed=5), IMAGE)
     assert wider.stages[0].blocks.stem.conv.weight.std() > 0
+
+
+def test_the_initial_variance_counts_channels_of_a_group_or_of_all():
+    config = RunConfig(method="gn-dgl", model="resnet32x4", depth=2, width=(4,))
+    of_all = dataclasses.replace(config, initial_variance="module")
+    group, whole = (build_network(c, IMAGE).stages[1] for c in (config, of_all))
+    weight, same = group.blocks[-1].conv2.weight, whole.blocks[-1].conv2.weight
+    assert weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
+    assert same.std().item() == pytest.approx((2 / (9 * 256)) ** 0.5, rel=0.02)
+    torch.testing.assert_close(same, weight / 2)  # the same draws
+    for one, other in zip(group.objective.parameters(), whole.objective.parameters(), strict=True):
+        assert torch.equal(one, other)  # heads belong to a group each
 
 
 def test_initial_convolutions_have_the_thesis_variance():

@@ -13,14 +13,15 @@ from rich.text import Text
 
 from locallearn.errors import UsageError
 from locallearn.experiments import claims, judge
-from locallearn.experiments.catalogue import LAYOUTS, cells_of, table_of_cells
+from locallearn.experiments.catalogue import LAYOUTS, cells_of, published_accuracies, table_of_cells
 from locallearn.experiments.layout import Curves, Figure, Table
 from locallearn.experiments.matrix import cells
 from locallearn.experiments.protocols import Study
 from locallearn.experiments.results import Record, comparable, read_records
 from locallearn.files import make_folder, write_atomically
 from locallearn.report import results as drawing
-from locallearn.report.results_page import pictures, render
+from locallearn.report.results_page import lead_picture, pictures, render
+from locallearn.report.results_summary import points_of, summary
 
 _COLOURS = {judge.AGREES: "green", judge.DISAGREES: "red", judge.CANNOT_TELL: "yellow"}
 
@@ -55,7 +56,8 @@ def study_data(study: Study, tables: Sequence[str], records: Sequence[Record]) -
     single = [name for name in tables if name not in LAYOUTS]
     layouts += [table_of_cells(single)] if single else []
     touched = {cell for name in tables for cell in cells_of(name)}
-    verdicts = [judge.check(claim, measured) for claim in claims.CLAIMS if touched & set(claim.cells)]
+    printed = published_accuracies()
+    verdicts = [judge.check(claim, measured, printed) for claim in claims.CLAIMS if touched & set(claim.cells)]
     return {
         "name": study.name,
         "description": study.description,
@@ -74,8 +76,14 @@ def write_html(studies: Sequence[drawing.Study], output: Path) -> Path:
 
 
 def write_markdown(studies: Sequence[drawing.Study], output: Path) -> Path:
-    """Write the tables of studies as Markdown, and their curves as SVG into a folder beside it; return ``output``."""
-    parts = []
+    """Write what studies found as Markdown, and its pictures as SVG into a folder beside it; return ``output``."""
+    studies = _longest_first(studies)
+    picture = None
+    lead = next((study for study in studies if points_of(study)), None)
+    if lead:
+        picture = f"{output.stem}/figure-3.5.svg"
+        _write(output.parent / picture, lead_picture(lead) + "\n")
+    parts = [summary(studies, picture)]
     for study in studies:
         paths = {}
         for title, (name, svg) in pictures(study).items():
@@ -83,6 +91,16 @@ def write_markdown(studies: Sequence[drawing.Study], output: Path) -> Path:
             _write(output.parent / paths[title], svg + "\n")
         parts.append(drawing.markdown(study, paths))
     return _write(output, "\n".join(parts))
+
+
+def _longest_first(studies: Sequence[drawing.Study]) -> list[drawing.Study]:
+    """As the epochs of their records have it."""
+
+    def epochs(study: drawing.Study) -> int:
+        records = [record for records in study["measured"].values() for record in records]
+        return max((record["config"]["train"]["epochs"] for record in records), default=0)
+
+    return sorted(studies, key=epochs, reverse=True)
 
 
 def _write(path: Path, text: str) -> Path:

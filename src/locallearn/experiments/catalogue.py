@@ -45,6 +45,17 @@ def cells_of(name: str) -> list[str]:
     return [name] if name in cells() else list(dict.fromkeys(_cells(layout(name))))
 
 
+def published_accuracies() -> dict[tuple[str, str], float]:
+    """The accuracies [%] that the thesis prints, by cell and field."""
+    tables = [found for found in LAYOUTS.values() if isinstance(found, Table)]
+    return {
+        (value.cell, value.field): float(value.published)
+        for table in tables
+        for value in _accuracies(table)
+        if value.published is not None
+    }
+
+
 def table_of_cells(names: Sequence[str]) -> Table:
     """A table of single cells, one a row, at the accuracy that their first table has."""
     values = (value for found in LAYOUTS.values() if isinstance(found, Table) for value in _accuracies(found))

@@ -109,8 +109,8 @@ PROTOCOLS = {
             f"{STANDARD_EPOCHS} epochs at batch {STANDARD_BATCH} in bf16, cosine at every step after one epoch of "
             f"warm-up: for ResNets SGD with Nesterov momentum, rate {STANDARD_SGD.learning_rate:g}, weight decay "
             f"{STANDARD_SGD.weight_decay:g}, which the sweep chose on end-to-end training alone; for VGGs Adam at "
-            f"the thesis's rate of 1e-3. Chapter 4: {STANDARD_SELF_SUPERVISED_EPOCHS} epochs with the thesis's optimizer "
-            f"and rate, and linear probes for {STANDARD_PROBE_EPOCHS} epochs on images as they are.",
+            f"the thesis's rate of 1e-3. Chapter 4: {STANDARD_SELF_SUPERVISED_EPOCHS} epochs with the thesis's "
+            f"optimizer and rate, and linear probes for {STANDARD_PROBE_EPOCHS} epochs on images as they are.",
             _standard,
         ),
         Protocol(

@@ -14,6 +14,7 @@ from locallearn.report.compare import MISSING, Measured, duration, mebibytes, nu
 from locallearn.report.page import environment
 from locallearn.report.results import LEGEND, Study, curve_grid, figure_grid, numbers, table_grid
 from locallearn.report.results_curves import caption, curves_figure, measured_curves
+from locallearn.report.results_summary import FIGURE, points_of
 from locallearn.report.svg import to_svg
 
 
@@ -92,6 +93,13 @@ def pictures(study: Study) -> dict[str, tuple[str, str]]:
                 text = caption(panel)
                 found[text] = name, to_svg(curves_figure(curves, panel["field"], legend=True), name, text)
     return found
+
+
+def lead_picture(study: Study) -> str:
+    """The networks of Table 3.4 of a study, and the thesis's, as an SVG that stands alone."""
+    bubbles = [bubble for bubble in (_bubble(point, study["measured"]) for point in points_of(study)) if bubble]
+    caption = f"{study['name']}: accuracy [%] against the largest node, ours filled and the thesis's hollow"
+    return to_svg(plots.bubble_figure(bubbles, alone=True), f"{study['name']}-{FIGURE}", caption)
 
 
 def _curves(prefix: str, measured: Measured) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from locallearn.report.plots import new_axes
@@ -86,10 +87,14 @@ def legend(methods: Iterable[str]) -> list[tuple[str, LineStyle]]:
     return [(method, LineStyle(colour(method), width=3)) for method in found]
 
 
-def bubble_figure(bubbles: Sequence[Bubble]) -> Figure:
+def bubble_figure(bubbles: Sequence[Bubble], alone: bool = False) -> Figure:
     """Accuracy [%] against the largest node's multiply-accumulates; the area of a bubble is the cost of inference.
 
     Networks of one method are joined by a line. Hollow bubbles are published accuracies.
+
+    Args:
+        bubbles: the networks.
+        alone: put a legend into the picture, where it stands alone.
     """
     figure, axes = new_axes("multiply-accumulates of the largest node [million]", height=_HEIGHT, width=_WIDTH)
     axes.set_xscale("log")
@@ -101,6 +106,10 @@ def bubble_figure(bubbles: Sequence[Bubble]) -> Figure:
     for bubble in sorted(bubbles, key=lambda bubble: -bubble.inference):  # small ones on top
         _draw(axes, bubble)
     axes.margins(x=0.08, y=0.1)
+    if alone:
+        methods = [method for method, _ in legend(bubble.method for bubble in bubbles)]
+        marks = [Line2D([], [], color=colour(method), marker="o", linewidth=0, label=method) for method in methods]
+        axes.legend(handles=marks, fontsize=6.5, frameon=False, loc="best")
     return figure
 
 

@@ -32,22 +32,24 @@ def by_text(start):
 def test_the_thesis_agrees_with_what_it_prints():
     found = published()
     for start in ("the loss modification lifts", "DGSSL loses", "increasing difficulty beats", "negative pairs too"):
-        assert check(by_text(start), found).verdict == AGREES
-    one = "(1 seed, spread not known)"
-    assert check(by_text("the loss modification lifts"), found).numbers == (
+        assert check(by_text(start), small_results.twice(found)).verdict == AGREES
+    one = "(standard error 0.00, 2 seeds)"
+    assert check(by_text("the loss modification lifts"), small_results.twice(found)).numbers == (
         f"DGSSL-LLM above DGSSL at K = 4: 91.96 − 91.03 = +0.93 points {one}",
         f"DGSSL-LLM above DGSSL at K = 8: 90.51 − 88.81 = +1.70 points {one}",
         f"DGSSL-LLM above DGSSL at K = 16: 89.80 − 87.44 = +2.36 points {one}",
     )
-    assert check(by_text("1c2f heads beat"), found).verdict == CANNOT_TELL  # heights of bars are not printed
+    assert (
+        check(by_text("1c2f heads beat"), small_results.twice(found)).verdict == CANNOT_TELL
+    )  # heights of bars are not printed
 
 
 def test_one_value_against_a_claim_turns_it():
     found = published()
     worse = name_of("resnet50", "dgssl-llm", 8, ratio="0.97")
     found[worse] = [probed(worse, [88.0])]
-    assert check(by_text("the loss modification lifts"), found).verdict == DISAGREES
-    assert check(by_text("increasing difficulty beats"), found).verdict == DISAGREES
+    assert check(by_text("the loss modification lifts"), small_results.twice(found)).verdict == DISAGREES
+    assert check(by_text("increasing difficulty beats"), small_results.twice(found)).verdict == DISAGREES
 
 
 def test_probes_at_a_quarter_and_gains_over_the_last_half():
@@ -64,11 +66,11 @@ def test_early_plateau():
     cells = {k: name_of(model, "dgssl", k) for k in (4, 5)} | {1: name_of(model, "simclr")}
     rising, flat = [30, 40, 50, 60, 70], [45, 60, 62, 63, 63]
     found = {cell: [probed(cell, rising if k == 1 else flat)] for k, cell in cells.items()}
-    assert check(claim, found).verdict == AGREES
+    assert check(claim, small_results.twice(found)).verdict == AGREES
     found[cells[4]] = [probed(cells[4], rising)]
-    assert check(claim, found).verdict == CANNOT_TELL  # no difference at all
+    assert check(claim, small_results.twice(found)).verdict == CANNOT_TELL  # no difference at all
     found[cells[4]] = [probed(cells[4], [20, 30, 40, 60, 90])]
-    assert check(claim, found).verdict == DISAGREES
+    assert check(claim, small_results.twice(found)).verdict == DISAGREES
 
 
 def test_every_cell_of_a_claim_is_in_a_table():

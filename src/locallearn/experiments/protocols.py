@@ -60,7 +60,7 @@ def _quick(config: RunConfig) -> RunConfig:
 STANDARD_EPOCHS = 16
 STANDARD_SELF_SUPERVISED_EPOCHS = 30
 STANDARD_BATCH = 128
-STANDARD_SGD = OptimizerConfig(learning_rate=0.2, weight_decay=1e-4)
+STANDARD_SGD = OptimizerConfig(learning_rate=0.4, weight_decay=5e-4)
 """What the sweep found (:mod:`locallearn.experiments.sweep`)."""
 STANDARD_SCHEDULE = ScheduleConfig(name="cosine", unit="step", warmup_epochs=1)
 STANDARD_PROBE_EPOCHS = 20

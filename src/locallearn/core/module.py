@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from locallearn.data.store import Batch
 from locallearn.losses.objectives import LocalLoss, Objective, Passage
@@ -163,6 +164,12 @@ class LocalStep:
         clip_norm: largest gradient norm of a node; 0 means no clipping.
         seed: the run's seed, for dropout and whatever else is drawn.
         peers: the other ranks that share the stage; none by default.
+        accumulate: batches whose mean gradient an update follows; :meth:`flush` updates with fewer.
+
+    Attributes:
+        schedule: a scheduler of torch on the optimizer, stepped after every update; None leaves the rate alone.
+        scaler: scales losses of fp16 and skips an update whose gradients are not finite; None scales nothing.
+        average: an exponential moving average of the stage's weights; None keeps none.
     """
 
     def __init__(
@@ -173,6 +180,7 @@ class LocalStep:
         clip_norm: float = 0.0,
         seed: int = 0,
         peers: Peers | None = None,
+        accumulate: int = 1,
     ) -> None:
         self.module = module
         self.optimizer = optimizer
@@ -180,6 +188,11 @@ class LocalStep:
         self.clip_norm = clip_norm
         self.seed = seed
         self.peers = peers or Peers()
+        self.accumulate = accumulate
+        self.schedule: LRScheduler | None = None
+        self.scaler: torch.amp.GradScaler | None = None
+        self.average: MovingAverage | None = None
+        self._gathered = 0
 
     def __call__(
         self,
@@ -244,20 +257,50 @@ class LocalStep:
     def backward(self, loss: LocalLoss) -> None:
         """Leave gradients in the stage's own parameters; others that it reads get none."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
-        self.optimizer.zero_grad(set_to_none=True)
-        # nodes share no parameters: each gets the gradient of its own loss alone
-        loss.total.sum().backward(inputs=parameters)
+        if not self._gathered:
+            self.optimizer.zero_grad(set_to_none=True)
+        total = loss.total.sum()  # nodes share no parameters: each gets the gradient of its own loss alone
+        if self.accumulate > 1:
+            total = total / self.accumulate
+        if self.scaler is not None:
+            total = self.scaler.scale(total)
+        if parameters:  # all may be frozen
+            total.backward(inputs=parameters)
 
     def update(self, rate: float | None = None) -> None:
-        """Update the weights by the gradients that the backward pass left, at this learning rate."""
+        """Update the weights by the gradients that the backward pass left, at this learning rate.
+
+        With ``accumulate`` only every so many calls do.
+        """
+        self._gathered += 1
+        if self._gathered == self.accumulate:
+            self._update(rate)
+
+    def flush(self) -> None:
+        """Update with the gradients that have been accumulated, though there are fewer batches than usual."""
+        if self._gathered:
+            self._update(None)
+
+    def _update(self, rate: float | None) -> None:
+        self._gathered = 0
         parameters = self.module.own_parameters().values() if self.peers.replicas > 1 or self.clip_norm else ()
         self.peers.sum_gradients(parameters)
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
         if self.clip_norm:
             clip_gradients(parameters, self.module.groups, self.clip_norm)
         if rate is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-        self.optimizer.step()
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        if self.schedule is not None:
+            self.schedule.step()
+        if self.average is not None:
+            self.average.update()
 
     @contextlib.contextmanager
     def _seeded(self, index: int | None, device: torch.device) -> Iterator[None]:
@@ -273,9 +316,52 @@ class LocalStep:
         torch.manual_seed(derive(self.seed, "dropout", self.module.name, index))
 
 
+class MovingAverage:
+    """An exponential moving average of a stage's parameters.
+
+    Args:
+        stage: whose.
+        decay: share of the average that an update keeps, in [0, 1).
+
+    Attributes:
+        values: the average by parameter.
+    """
+
+    def __init__(self, stage: Stage, decay: float) -> None:
+        self.stage, self.decay = stage, decay
+        self.values = {name: p.detach().clone() for name, p in stage.own_parameters().items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move towards the present weights."""
+        for name, parameter in self.stage.own_parameters().items():
+            self.values[name].lerp_(parameter.to(self.values[name].dtype), 1 - self.decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the average and the weights; a second call puts them back."""
+        for name, parameter in self.stage.own_parameters().items():
+            present = parameter.detach().clone()
+            parameter.copy_(self.values[name])
+            self.values[name] = present
+
+
 def autocast(device: torch.device, precision: str | None) -> contextlib.AbstractContextManager[Any]:
-    """bf16 autocast where ``precision`` is ``"bf16"``, none where it is ``"fp32"``; None changes nothing."""
+    """Autocast to bf16 or fp16, none where ``precision`` is ``"fp32"``; None changes nothing."""
     if precision is None:
         return contextlib.nullcontext()
+    kind = torch.float16 if precision == "fp16" else torch.bfloat16
     # without its cache of casts, which all threads share and no layer gains by: each uses its weights once
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+    return torch.autocast(device.type, dtype=kind, enabled=precision != "fp32", cache_enabled=False)
+
+
+def walk(
+    steps: Sequence[LocalStep], batch: Batch, index: int | None = None, rate: float | None = None
+) -> list[LocalLoss]:
+    """Train stages one after the other on one batch (Algorithms 1 and 2); arguments as of :class:`LocalStep`."""
+    features: Features = batch.images
+    losses = []
+    for step in steps:
+        features, loss = step(features, batch, index, rate)
+        losses.append(loss)
+    return losses

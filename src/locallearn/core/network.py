@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from locallearn.config import ImageSize, RunConfig, sides, size_of
 from locallearn.core.batches import as_batch
 from locallearn.core.methods import ModuleLayout, classifier_layout, methods
-from locallearn.core.module import Features, LocalModule, LocalStep, Stage
+from locallearn.core.module import LocalModule, LocalStep, Stage, walk
 from locallearn.core.widths import divisible
 from locallearn.data.patches import Masking
 from locallearn.data.store import Batch
@@ -71,10 +71,9 @@ class LocalNetwork(nn.Module):
         self.steps: list[LocalStep] = []
         self.clip_norm = 0.0
 
-    def __iter__(self) -> Iterator[LocalModule]:
-        for stage in self.stages:
-            assert isinstance(stage, LocalModule)
-            yield stage
+    def __iter__(self) -> Iterator[Any]:
+        """The stages, in order."""
+        return iter(self.stages)
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -124,12 +123,7 @@ class LocalNetwork(nn.Module):
             index: number of the step, which seeds what is drawn; None leaves torch's generator as it is.
             rate: learning rate of the step; None leaves the optimizers as they are.
         """
-        features: Features = batch.images
-        losses = []
-        for step in steps:
-            features, loss = step(features, batch, index, rate)
-            losses.append(loss)
-        return losses
+        return walk(steps, batch, index, rate)
 
     def metrics(self, losses: Sequence[LocalLoss], batch: Batch) -> dict[str, Tensor]:
         """Losses and accuracies of one batch by stage, as :meth:`step` returns them."""
@@ -140,6 +134,18 @@ class LocalNetwork(nn.Module):
                 found[f"accuracy/{stage.name}"] = (loss.logits.mean(0).argmax(-1) == batch.labels).float().mean()
         found["loss"] = losses[-1].total.mean()
         return found
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers of all stages, each once, as they are in ``state_dict``."""
+        found: dict[str, Tensor] = {}
+        for i, stage in enumerate(self):
+            found |= {network_name(i, name): value for name, value in stage.own_state().items()}
+        return found
+
+    def load_weights(self, values: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`weights` gave."""
+        for i, stage in enumerate(self):
+            stage.load_own_state({name: values[network_name(i, name)] for name in stage.own_state()})
 
     def training_state(self) -> dict[str, Any]:
         """Weights and optimizers, for ``torch.save``; :meth:`load_training_state` continues from them."""
@@ -204,6 +210,11 @@ class LocalNetwork(nn.Module):
         for module in self:
             features = module(features)
         return features.mean((2, 3)) if features.dim() == 4 else features
+
+
+def network_name(i: int, name: str) -> str:
+    """The name in a network's ``state_dict`` of what stage i, counted from 0, calls ``name``."""
+    return name if name.startswith("model.") else f"stages.{i}.{name}"
 
 
 def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:

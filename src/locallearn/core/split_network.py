@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from locallearn.core.batches import CalledBatch, model_call
 from locallearn.core.module import Features, LocalStep, Stage, autocast
-from locallearn.core.network import LocalNetwork, OptimizerFactory
+from locallearn.core.network import LocalNetwork, OptimizerFactory, network_name
 from locallearn.core.stage_pass import Recorder, StagePass, share
 from locallearn.data.store import Batch
 from locallearn.errors import UsageError
@@ -267,11 +267,6 @@ class SplitNetwork(LocalNetwork):
             assert isinstance(layer, nn.Conv2d)
             join_channels(layer)
         return merged
-
-
-def network_name(i: int, name: str) -> str:
-    """The name in a network's ``state_dict`` of what stage i, counted from 0, calls ``name``."""
-    return name if name.startswith("model.") else f"stages.{i}.{name}"
 
 
 def _train_here(

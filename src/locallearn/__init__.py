@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from locallearn.training.probe import probe
     from locallearn.training.runs import resume, train
     from locallearn.training.schedules import ScheduleInput, schedules
+    from locallearn.training.trainer import Trainer
 
 _PLACES = {
     "BackboneInput": "locallearn.nn.backbones",
@@ -57,6 +58,7 @@ _PLACES = {
     "RunConfig": "locallearn.config",
     "ScheduleInput": "locallearn.training.schedules",
     "SplitNetwork": "locallearn.core.split_network",
+    "Trainer": "locallearn.training.trainer",
     "backbones": "locallearn.nn.backbones",
     "build_network": "locallearn.core.network",
     "cost": "locallearn.costs.nodes",
@@ -104,6 +106,7 @@ __all__ = [
     "ScheduleInput",
     "SplitNetwork",
     "augmentations",
+    "Trainer",
     "backbones",
     "build_network",
     "cost",

@@ -42,13 +42,13 @@ from locallearn.errors import InterruptedRunError
 from locallearn.training import loop, runs
 
 mesh, end = MeshConfig(*map(int, sys.argv[2:5])), int(sys.argv[5])
-step = loop.Training._step
+step = loop.Loop._step
 
 def stopping(self, batch):
     self.stop.requested = self.step + 1 == end
     step(self, batch)
 
-loop.Training._step = stopping
+loop.Loop._step = stopping
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 for path in sorted(Path(sys.argv[1]).glob("*.toml")):

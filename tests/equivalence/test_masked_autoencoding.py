@@ -25,9 +25,9 @@ from locallearn.losses.masked import hidden_error, standardised
 from locallearn.nn.vit import to_maps, to_tokens
 from locallearn.training import runs
 from locallearn.training.checkpoint import load as load_checkpoint
+from locallearn.training.configured import Training
 from locallearn.training.export import export, load_exported
 from locallearn.training.finished import open_run
-from locallearn.training.loop import Training
 from locallearn.training.observer import Quiet
 from locallearn.training.optim import learning_rate
 from locallearn.training.probe import probe

@@ -185,7 +185,7 @@ def test_nodes_without_a_classifier_have_no_accuracy(case):
     for module in network:
         features = module(features)
         losses.append(module.objective(features, data).detached())
-    sums.add(losses, data.labels)
+    sums.add(losses, data.labels, data.examples)
     without = WITHOUT.get(case, 0)
     for rows in (found.nodes, sums.nodes()):
         assert [(row["module"], row["group"]) for row in rows] == [

@@ -5,7 +5,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import small
 from locallearn.data.datasets import load
-from locallearn.training.loop import Training
+from locallearn.training.configured import Training
 from locallearn.training.observer import Quiet
 from locallearn.training.record import RunFolder
 from locallearn.training.setup import resolve
@@ -27,7 +27,7 @@ def steps_of_an_epoch(method, tmp_path, depth, width):
     with NoWaiting():
         for batch in training.train_store.epoch(0, config.train.batch_size):
             for trained in training.runtime.step(batch, training.step, 0.1):
-                training.sums.add(trained.losses, trained.labels)
+                training.sums.add(trained.losses, trained.labels, trained.examples)
                 training.step += 1
                 training.guard.note(trained.losses, training.step)
 

@@ -17,7 +17,7 @@ from locallearn.bench.epoch import random_images
 from locallearn.config import AugmentConfig, MaskingConfig, ModificationConfig, ObjectiveConfig, OptimizerConfig
 from locallearn.core.methods import methods
 from locallearn.core.network import ImageShape
-from locallearn.training.loop import Training
+from locallearn.training.configured import Training
 from locallearn.training.observer import Quiet
 from locallearn.training.record import RunFolder
 from locallearn.training.setup import resolve

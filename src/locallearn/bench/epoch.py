@@ -19,7 +19,7 @@ from locallearn.config import AugmentConfig, RunConfig, RuntimeName, TrainConfig
 from locallearn.core.network import ImageShape, build_network
 from locallearn.costs.traffic import step_traffic
 from locallearn.data.datasets import Dataset, ImageSet
-from locallearn.training.loop import Training
+from locallearn.training.configured import Training
 from locallearn.training.observer import Quiet
 from locallearn.training.optim import build_optimizer
 from locallearn.training.record import RunFolder
@@ -131,4 +131,4 @@ class Epochs(Quiet):
             self.training.train_epoch(self._epochs)
         self._epochs += 1
         first, second, *_ = self._issued
-        self.host_seconds.append((second - first) * self.training.steps_per_epoch)
+        self.host_seconds.append((second - first) * self.training.known_steps)

@@ -104,6 +104,8 @@ class RunConfig:
             raise ConfigError("runtime", self.runtime, f"distributed with a mesh of {self.mesh.size} processes")
         if self.mesh.wire is not None and in_one_process:
             raise ConfigError("mesh.wire", self.mesh.wire, f"none with runtime {self.runtime}, where nothing travels")
+        if self.train.precision == "fp16" and self.runtime not in ("inline", "threads"):
+            raise ConfigError("train.precision", "fp16", f"fp32 or bf16 with runtime {self.runtime}")
         if self.checkpoint.keep_epochs and self.runtime == "asynchronous":
             raise ConfigError("checkpoint.keep_epochs", self.checkpoint.keep_epochs, "0 with runtime asynchronous")
 

@@ -111,7 +111,7 @@ class TrainConfig:
     all."""
     device: str | None = None
     """Device to train on, cpu or cuda[:N]; by default the GPU where there is one."""
-    precision: Literal["fp32", "bf16"] | None = None
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
     """fp32, or bf16 autocast; by default bf16 where the device computes it faster."""
     channels_last: bool | None = None
     """Keep images channels-last in memory; by default on."""
@@ -126,7 +126,7 @@ class TrainConfig:
         count("train.knn_bank", self.knn_bank)
         expected = "a finite number above 0"
         check("train.knn_temperature", self.knn_temperature, lambda v: is_real(v) and v > 0, expected)
-        choice("train.precision", self.precision, "fp32", "bf16")
+        choice("train.precision", self.precision, "fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,16 @@ class CalledBatch(Batch):
 
     call: ModelCall | None = None
 
+    @property
+    def examples(self) -> int:
+        """B, the size of the first input's first dimension."""
+        return len(self.images)
+
+
+def are_classes(labels: Any) -> bool:
+    """Whether labels are one class for every example: whole numbers [B]."""
+    return isinstance(labels, Tensor) and labels.dim() == 1 and not labels.is_floating_point()
+
 
 def as_batch(batch: Any) -> Batch:
     """A :class:`~locallearn.Batch`, or a pair (images, labels), as a batch of images."""

@@ -67,12 +67,12 @@ class Stage(nn.Module):
         """What the stage trains, by names of its own."""
         return dict(self.named_parameters())
 
-    def own_state(self) -> dict[str, Tensor]:
+    def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers that belong to the stage, by names of its own."""
         return self.state_dict()
 
-    def load_own_state(self, values: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`own_state` gave."""
+    def load_weights(self, values: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`weights` gave."""
         self.load_state_dict(values)
 
 
@@ -191,7 +191,7 @@ class LocalStep:
         self.accumulate = accumulate
         self.schedule: LRScheduler | None = None
         self.scaler: torch.amp.GradScaler | None = None
-        self.average: MovingAverage | None = None
+        self.average: WeightAverage | None = None
         self._gathered = 0
 
     def __call__(
@@ -276,6 +276,11 @@ class LocalStep:
         if self._gathered == self.accumulate:
             self._update(rate)
 
+    @property
+    def gathering(self) -> bool:
+        """Whether gradients of some batches wait for the update that follows more of them."""
+        return self._gathered > 0
+
     def flush(self) -> None:
         """Update with the gradients that have been accumulated, though there are fewer batches than usual."""
         if self._gathered:
@@ -316,7 +321,7 @@ class LocalStep:
         torch.manual_seed(derive(self.seed, "dropout", self.module.name, index))
 
 
-class MovingAverage:
+class WeightAverage:
     """An exponential moving average of a stage's parameters.
 
     Args:

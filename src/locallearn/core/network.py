@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.config import ImageSize, RunConfig, sides, size_of
-from locallearn.core.batches import as_batch
+from locallearn.core.batches import are_classes, as_batch
 from locallearn.core.methods import ModuleLayout, classifier_layout, methods
 from locallearn.core.module import LocalModule, LocalStep, Stage, walk
 from locallearn.core.widths import divisible
 from locallearn.data.patches import Masking
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError, UsageError
+from locallearn.losses.functional import cross_entropy
 from locallearn.losses.objectives import LocalLoss, ObjectiveInput, objectives
 from locallearn.nn.backbones import Backbone, Place, build_backbone
 from locallearn.nn.init import initialise
@@ -125,27 +126,49 @@ class LocalNetwork(nn.Module):
         """
         return walk(steps, batch, index, rate)
 
+    def look(self, batch: Batch) -> Iterator[tuple[str, Tensor | None, Tensor]]:
+        """What evaluation needs of every stage: its name, scores [G, B, classes] or None, and losses [G].
+
+        The losses are the cross entropy of the scores, or the local loss where there are none.
+        """
+        features = batch.images
+        for module in self:
+            out = module(features, batch)
+            features = module.handed_on(out)
+            logits = module.logits(features)
+            if logits is None:
+                yield module.name, None, module.loss(out, batch).total
+            else:
+                yield module.name, logits, cross_entropy(logits, batch.labels)
+
+    def output(self, batch: Batch) -> Any:
+        """What the network gives for a batch."""
+        return self(batch.images)
+
     def metrics(self, losses: Sequence[LocalLoss], batch: Batch) -> dict[str, Tensor]:
         """Losses and accuracies of one batch by stage, as :meth:`step` returns them."""
         found: dict[str, Tensor] = {}
         for stage, loss in zip(self.stages, losses, strict=True):
             found[f"loss/{stage.name}"] = loss.total.mean()
-            if loss.logits is not None and batch.labels.dim() == 1:
+            if loss.logits is not None and are_classes(batch.labels):
                 found[f"accuracy/{stage.name}"] = (loss.logits.mean(0).argmax(-1) == batch.labels).float().mean()
         found["loss"] = losses[-1].total.mean()
         return found
+
+    def run_apart(self) -> None:
+        """Make ready for stages that compute at the same time; those that the package builds are."""
 
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers of all stages, each once, as they are in ``state_dict``."""
         found: dict[str, Tensor] = {}
         for i, stage in enumerate(self):
-            found |= {network_name(i, name): value for name, value in stage.own_state().items()}
+            found |= {network_name(i, name): value for name, value in stage.weights().items()}
         return found
 
     def load_weights(self, values: Mapping[str, Tensor]) -> None:
         """Put back what :meth:`weights` gave."""
         for i, stage in enumerate(self):
-            stage.load_own_state({name: values[network_name(i, name)] for name in stage.own_state()})
+            stage.load_weights({name: values[network_name(i, name)] for name in stage.weights()})
 
     def training_state(self) -> dict[str, Any]:
         """Weights and optimizers, for ``torch.save``; :meth:`load_training_state` continues from them."""

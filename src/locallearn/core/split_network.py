@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -63,6 +63,9 @@ class ModelStage(Stage):
         tokens: what the objective sees of B x T x C features.
         groups: G.
         before: the piece before it; None for the first.
+
+    Attributes:
+        rest: names of parameters and buffers that belong to no stage (frozen or never used), kept with this one.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class ModelStage(Stage):
         super().__init__(str(k), objective, groups)
         self.piece, self.before, self.tokens = piece, before, tokens
         self._model = [model]  # not a submodule: what the stage owns is its part of it
+        self.rest: tuple[str, ...] = ()
         self._alone: StagePass | None = None
 
     @property
@@ -132,15 +136,15 @@ class ModelStage(Stage):
         own = {f"model.{name}": self.model.get_parameter(name) for name in self.piece.parameters}
         return own | {f"objective.{name}": p for name, p in self.objective.named_parameters()}
 
-    def own_state(self) -> dict[str, Tensor]:
+    def weights(self) -> dict[str, Tensor]:
         """:meth:`own_parameters`, and buffers."""
         state = self.model.state_dict()
-        own = {f"model.{name}": state[name] for name in (*self.piece.parameters, *self.piece.buffers)}
+        own = {f"model.{name}": state[name] for name in (*self.piece.parameters, *self.piece.buffers, *self.rest)}
         return own | {f"objective.{name}": value for name, value in self.objective.state_dict().items()}
 
-    def load_own_state(self, values: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`own_state` gave."""
-        own = self.own_state()
+    def load_weights(self, values: Mapping[str, Tensor]) -> None:
+        """Put back what :meth:`weights` gave."""
+        own = self.weights()
         with torch.no_grad():
             for name, value in values.items():
                 own[name].copy_(value)
@@ -179,6 +183,10 @@ class SplitNetwork(LocalNetwork):
             ]
         )
         self.model = model
+        owned = {name for piece in found for name in (*piece.parameters, *piece.buffers)}
+        named = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+        kept = model.state_dict()
+        self.model_stages[0].rest = tuple(name for name in named if name in kept and name not in owned)
         self.clip_norm = clip_norm
         self._grouped = tuple(grouped)
         self.set_optimizers(optimizer)
@@ -249,6 +257,32 @@ class SplitNetwork(LocalNetwork):
             for hook in hooks:
                 hook.remove()
         return [losses[k] for k in range(len(steps))]
+
+    def look(self, batch: Batch) -> Iterator[tuple[str, Tensor | None, Tensor]]:
+        """What evaluation needs of every stage: its name, scores [G, B, classes] or None, and losses [G]."""
+        losses: dict[int, LocalLoss] = {}
+
+        def ended(k: int, _module: nn.Module, _args: Any, output: Any) -> None:
+            losses[k] = self.model_stages[k].loss(output, batch)
+
+        hooks = [
+            self.model.get_submodule(piece.path).register_forward_hook(partial(ended, k))
+            for k, piece in enumerate(self.pieces[:-1])
+        ]
+        try:
+            output = self.output(batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        losses[self.depth - 1] = self.model_stages[-1].loss(output, batch)
+        for k, stage in enumerate(self.model_stages):
+            yield stage.name, losses[k].logits, losses[k].total
+
+    def output(self, batch: Batch) -> Any:
+        """What the user's model gives for a batch."""
+        assert isinstance(batch, CalledBatch)
+        assert batch.call is not None
+        return self.model(*batch.call.args, **batch.call.kwargs)
 
     def run_apart(self) -> None:
         """Let every stage compute without the others; :meth:`walk` needs no such thing."""

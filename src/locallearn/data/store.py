@@ -47,6 +47,11 @@ class Batch:
     scores: Tensor | None = field(default_factory=lambda: None)
     visible: Tensor | None = field(default_factory=lambda: None)
 
+    @property
+    def examples(self) -> int:
+        """B."""
+        return len(self.labels)
+
     def with_scores(self, scores: Tensor) -> Batch:
         """The same with these similarities."""
         return Batch(self.images, self.labels, self.pixels, self.step, self.boxes, scores)

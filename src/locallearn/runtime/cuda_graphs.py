@@ -116,7 +116,7 @@ class CudaGraphsRuntime(InlineRuntime):
             parameter.grad = gradient  # steps that are not replayed leave others
         for step in self.steps:
             step.update(rate)
-        return [Trained(batch.labels, list(shape.losses))]
+        return [Trained(batch.labels, list(shape.losses), batch.examples)]
 
     def _record(self, shape: _Shape, batch: Batch) -> None:
         copies = {name: tensor.clone() for name, tensor in _tensors(batch).items()}

@@ -130,7 +130,7 @@ class DistributedRuntime(Runtime):
         """
         parts = split(len(batch.labels) // self.views, self.placement.mesh.data)
         own = parts[self.world.place.data]
-        labels, batch = batch.labels, _rows(batch, own, self.views)
+        labels, examples, batch = batch.labels, batch.examples, _rows(batch, own, self.views)
         features, losses = torch.empty(0), []
         if self.world.place.depth == 0:
             self.stopping = self.world.agree(stop)
@@ -147,7 +147,7 @@ class DistributedRuntime(Runtime):
                 losses.append(loss)
             else:
                 self._senders[-1].put(features, index, self.stopping)
-        return [Trained(labels, losses)]
+        return [Trained(labels, losses, examples)]
 
     def _train(
         self, module: int, features: Tensor, batch: Batch, index: int, rate: float | None, parts: Sequence[range]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor
 
-from locallearn.core.module import LocalStep
+from locallearn.core.module import LocalStep, walk
 from locallearn.costs.memory import ActivationMeter
 from locallearn.data.store import Batch
 from locallearn.losses.objectives import LocalLoss
+
+Walk = Callable[[Sequence[LocalStep], Batch, int | None, float | None], list[LocalLoss]]
+"""Trains stages one after the other on one batch, as :func:`locallearn.core.module.walk` does."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +24,12 @@ class Trained:
     Attributes:
         labels: its labels.
         losses: of the modules that were trained here, in order.
+        examples: B, with both views of every image where there are two.
     """
 
-    labels: Tensor
+    labels: Any
     losses: list[LocalLoss]
+    examples: int
 
 
 class Runtime:
@@ -90,15 +95,12 @@ class InlineRuntime(Runtime):
 
     Args:
         steps: the local steps of the modules, in order.
+        walk: trains them on a batch one after the other; a network's own way (``network.walk``), where it has one.
     """
 
-    def __init__(self, steps: Sequence[LocalStep]) -> None:
-        self.steps = steps
+    def __init__(self, steps: Sequence[LocalStep], walk: Walk = walk) -> None:
+        self.steps, self._walk = steps, walk
 
     def step(self, batch: Batch, index: int, rate: float | None = None, stop: bool = False) -> list[Trained]:
         """Train every module on one batch (Algorithms 1 and 2)."""
-        features, losses = batch.images, []
-        for step in self.steps:
-            features, loss = step(features, batch, index, rate)
-            losses.append(loss)
-        return [Trained(batch.labels, losses)]
+        return [Trained(batch.labels, self._walk(self.steps, batch, index, rate), batch.examples)]

@@ -46,7 +46,7 @@ class SequentialRuntime(Runtime):
     def step(self, batch: Batch, index: int, rate: float | None = None, stop: bool = False) -> list[Trained]:
         """Train the module on one batch; ``index`` counts its own steps from 0."""
         _, loss = self.local(self.features(batch, index), batch, index, rate)
-        return [Trained(batch.labels, [loss])]
+        return [Trained(batch.labels, [loss], batch.examples)]
 
     @torch.no_grad()
     def features(self, batch: Batch, index: int) -> Tensor:

@@ -117,7 +117,9 @@ class ThreadsRuntime(Runtime):
         done = []
         while self._jobs and len(self._jobs[0].losses) == len(self.steps):
             job = self._jobs.popleft()
-            done.append(Trained(job.batch.labels, [job.losses[module] for module in range(len(self.steps))]))
+            done.append(
+                Trained(job.batch.labels, [job.losses[m] for m in range(len(self.steps))], job.batch.examples)
+            )
         return done
 
     def _next(self) -> int | None:

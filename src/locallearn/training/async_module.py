@@ -222,7 +222,7 @@ class ModuleTraining:
             with ActivationMeter(self.module.parameters()) as meter:
                 out, loss = self.local(features, batch, self.step, rate)
             self.progress["activation_bytes"] = meter.peak_bytes
-        self.sums.add([loss], batch.labels)
+        self.sums.add([loss], batch.labels, batch.examples)
         self.step += 1
         before = self.step if self.receiver is None else self.receiver.clock
         self.progress["clock"] = max(self.clock, min(self.step, before, self._end))

@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from locallearn.core.module import Stage
+from locallearn.core.network import LocalNetwork
 from locallearn.core.shard import join
 from locallearn.errors import CheckpointError, UsageError
 from locallearn.files import make_folder, replacing, sweep, write_atomically
@@ -233,21 +235,19 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def optimizer_tensors(name: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of a module's optimizer as tensors named after its parameters."""
+def optimizer_tensors(name: str, module: Stage, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of a stage's optimizer as tensors named after its parameters."""
     return {
         f"optimizer/{name}/{parameter_name}/{key}": value
-        for parameter_name, parameter in module.named_parameters()
+        for parameter_name, parameter in module.own_parameters().items()
         for key, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, Tensor)
     }
 
 
-def load_optimizer(
-    name: str, module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
-) -> None:
+def load_optimizer(name: str, module: Stage, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Put back what :func:`optimizer_tensors` took."""
-    for parameter_name, parameter in module.named_parameters():
+    for parameter_name, parameter in module.own_parameters().items():
         prefix = f"optimizer/{name}/{parameter_name}/"
         state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         for key, value in state.items():
@@ -257,17 +257,17 @@ def load_optimizer(
             optimizer.state[parameter] = state
 
 
-def load_network(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Put a checkpoint's weights into a network.
+def load_network(network: LocalNetwork | Stage, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Put a checkpoint's weights into a network, or those of one stage into it.
 
     Raises:
         CheckpointError: they are another network's; the message names the first difference.
     """
     weights = {key.removeprefix("network/"): value for key, value in tensors.items() if key.startswith("network/")}
-    own = network.state_dict()
+    own = network.weights()
     different = sorted(set(own) ^ set(weights)) + [
         key for key in own if key in weights and own[key].shape != weights[key].shape
     ]
     if different:
         raise CheckpointError(f"checkpoint {path} belongs to another network: {different[0]} does not fit")
-    network.load_state_dict(weights)
+    network.load_weights(weights)

@@ -6,7 +6,7 @@ A network that ends without a classifier, as self-supervised ones do, is evaluat
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from locallearn.config import RunConfig
+from locallearn.core.batches import are_classes
 from locallearn.core.module import autocast
 from locallearn.core.network import LocalNetwork
 from locallearn.data.store import Batch, Store
-from locallearn.losses.functional import cross_entropy, layerwise_ensemble
+from locallearn.errors import UsageError
+from locallearn.losses.functional import layerwise_ensemble
 from locallearn.training.features import Reader, frozen, places
 from locallearn.training.neighbours import knn_votes
 
@@ -41,11 +43,18 @@ class Evaluation:
         protocol: what the accuracies are of: the classifiers, or neighbours with k, T and the size of the bank.
     """
 
-    last_layer: float
+    last_layer: float | None
     ensemble: float | None
     nodes: list[dict[str, Any]]
     images: int
     protocol: str = CLASSIFIER
+
+    @property
+    def score(self) -> float:
+        """What the best checkpoint is chosen by: the last layer's accuracy, or its loss where it has none."""
+        if self.last_layer is not None and not math.isnan(self.last_layer):
+            return self.last_layer
+        return -self.nodes[-1]["loss"]
 
 
 def evaluate_run(network: LocalNetwork, config: RunConfig, train_store: Store, test_store: Store) -> Evaluation:
@@ -83,15 +92,17 @@ def evaluate(network: LocalNetwork, batches: Iterable[Batch], precision: str) ->
     images = 0
     for batch in batches:
         with autocast(batch.images.device, precision):
-            found = list(_modules(network, batch))
-        images += len(batch.labels)
-        scores = {name: logits for name, logits, _ in found if logits is not None}
+            found = list(network.look(batch))
+        images += batch.examples
+        scores = {name: logits for name, logits, _ in found if logits is not None and are_classes(batch.labels)}
         hits = {name: _hits(logits, batch.labels) for name, logits in scores.items()}
         if scores:
             hits["ensemble"] = _hits(layerwise_ensemble(list(scores.values())), batch.labels)
         correct = {name: correct.get(name, 0) + hit for name, hit in hits.items()}
-        losses.append(torch.cat([loss for *_, loss in found]) * len(batch.labels))
+        losses.append(torch.cat([loss for *_, loss in found]) * batch.examples)
     network.train(was_training)
+    if not losses:
+        raise UsageError("loader: it gave no batch to evaluate on")
     accuracies: dict[str, Any] = {name: (hit.double() / images).tolist() for name, hit in correct.items()}
     loss_means = (torch.stack(losses).sum(0) / images).tolist()
     nodes = [
@@ -100,19 +111,6 @@ def evaluate(network: LocalNetwork, batches: Iterable[Batch], precision: str) ->
     ]
     last_layer = nodes[-1].get("accuracy", math.nan)
     return Evaluation(last_layer, accuracies.get("ensemble", math.nan), nodes, images)
-
-
-def _modules(network: LocalNetwork, batch: Batch) -> Iterator[tuple[str, Tensor | None, Tensor]]:
-    """Name, scores and losses [G] of every module: the cross entropy, or the local loss where there are no scores."""
-    features = batch.images
-    for module in network:
-        out = module(features, batch)
-        features = module.handed_on(out)
-        logits = module.logits(features)
-        if logits is None:
-            yield module.name, None, module.loss(out, batch).total
-        else:
-            yield module.name, logits, cross_entropy(logits, batch.labels)
 
 
 def evaluate_by_neighbours(

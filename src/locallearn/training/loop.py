@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,37 +10,35 @@ from typing import Any
 
 import torch
 
-from locallearn.config import AugmentConfig, RunConfig, digest
-from locallearn.core.network import LocalNetwork, build_network
-from locallearn.data.datasets import Dataset, ImageSet, ImagesOnDisk
-from locallearn.data.store import Batch, Store
-from locallearn.data.streaming import open_store
-from locallearn.errors import CheckpointError, ConfigError, DivergedError, InterruptedRunError
+from locallearn.config import RunConfig, digest
+from locallearn.core.module import LocalStep, WeightAverage
+from locallearn.data.store import Batch
+from locallearn.errors import CheckpointError, ConfigError, DivergedError, InterruptedRunError, UsageError
 from locallearn.runtime.inline import Runtime, Trained
 from locallearn.runtime.world import Alone, ProcessWorld
 from locallearn.training import checkpoint as checkpoints
 from locallearn.training import record
-from locallearn.training.allocator import keep_freed_memory
-from locallearn.training.evaluate import Evaluation, evaluate_run, module_label
+from locallearn.training.evaluate import Evaluation, module_label
 from locallearn.training.guard import FiniteGuard
 from locallearn.training.nodes import Nodes
 from locallearn.training.observer import Observer
 from locallearn.training.optim import rates
 from locallearn.training.record import RunFolder
-from locallearn.training.scorers import build_scorer, chooses_pairs
-from locallearn.training.setup import image_shape
+from locallearn.training.scorers import chooses_pairs
+from locallearn.training.step_state import load_step_state, step_state
 from locallearn.training.stop import StopRequest
 from locallearn.training.summary import summarise
 from locallearn.training.sums import Sums
+from locallearn.training.work import Work
 
 
-class Training:
-    """One training: everything that a run needs in memory, and the loop.
+class Loop:
+    """One training: epochs, validation, checkpoints, exact resume and the record, around a runtime's step.
 
     Args:
         config: a resolved configuration.
-        dataset: its data.
-        folder: the run's folder.
+        work: what is trained, and on what.
+        folder: the run's folder; None keeps nothing.
         observer: is told how it goes.
         world: the processes; by default this one alone. All run the same loop, each on its own nodes; the leader
             also evaluates, on the whole network, and writes the record.
@@ -48,71 +47,78 @@ class Training:
     def __init__(
         self,
         config: RunConfig,
-        dataset: Dataset,
-        folder: RunFolder,
+        work: Work,
+        folder: RunFolder | None,
         observer: Observer,
         world: Alone | ProcessWorld | None = None,
     ) -> None:
-        self.config, self.dataset, self.folder, self.observer = config, dataset, folder, observer
+        self.config, self.work, self.folder, self.observer = config, work, folder, observer
         self.world = world or Alone()
         train = config.train
         assert train.device is not None
         assert train.precision is not None
         self.precision = train.precision
         self.device = self.world.device if isinstance(self.world, ProcessWorld) else torch.device(train.device)
-        if train.threads:
-            torch.set_num_threads(train.threads)
-        if self.device.type == "cpu":
-            keep_freed_memory()
-        image = image_shape(dataset)
-        network = build_network(config, image).to(self.device)
-        if train.channels_last:
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.nodes = Nodes(config, network, image, self.world)
-        self.network = network if self.world.leader else self.nodes.network
+        self.nodes = Nodes(config, work.network, work.image, self.world, work.optimizer, work.accumulate)
+        self.network = work.network if self.world.leader else self.nodes.network
         self.runtime: Runtime = self.nodes.runtime
-        self.scorer = build_scorer(config, network, dataset)
+        self.schedules: dict[int, Any] = {}
+        for i, step in self.nodes.steps.items():
+            self._equip(i, step)
+        self.scorer = work.scorer
         self._asks_scorer = chooses_pairs(self.nodes.network)
-        self.train_store = self._store(dataset.train, config.augment, network)
-        self.test_store = self._store(dataset.test, None)
-        self.steps_per_epoch = self.train_store.steps(train.batch_size)
-        self.rates = rates(config, self.steps_per_epoch)
-        smallest = self.train_store.smallest(train.batch_size)
+        self.steps_per_epoch = work.train.steps(train.batch_size)
+        self.rates = None if work.optimizer else rates(config, self.known_steps)
+        smallest = work.train.smallest(train.batch_size)
         if config.mesh.data > smallest:
             raise ConfigError("mesh.data", config.mesh.data, f"at most {smallest}, the images of the last batch")
         keep = config.checkpoint
-        keep_steps = keep.keep_epochs * self.steps_per_epoch
-        self.kept = checkpoints.CheckpointFolder(folder.checkpoints, keep.keep_last, keep_steps)
+        self.kept: checkpoints.CheckpointFolder | None = None
+        if folder is not None:
+            keep_steps = keep.keep_epochs * (self.steps_per_epoch or 0)
+            self.kept = checkpoints.CheckpointFolder(folder.checkpoints, keep.keep_last, keep_steps)
         self.sums = Sums(self.nodes.network, self.device)
         self.stop = StopRequest(patient=isinstance(self.world, ProcessWorld))
         self.step = 0
+        self.epochs_done = 0
+        """Whole epochs so far, of all phases."""
+        self.within = 0
+        """Steps so far in the epoch that goes on."""
         self.accounted = 0
         """Steps whose losses are in the sums: all of them, once the runtime has settled."""
         self.phases = 1
         """How often training goes through all its epochs: once, or once for every module (sequential)."""
-        self.recorded = network
+        self.recorded = work.network
         """The modules whose sums are recorded."""
         self.guard = FiniteGuard(self.nodes.network, self.device)
         self.progress: dict[str, Any] = {"images": 0.0, "train_seconds": 0.0, "best": None, "last": None}
         if self.scorer.identity is not None:
             self.progress["scorer"] = self.scorer.identity
 
-    def _store(
-        self, images: ImageSet | ImagesOnDisk, augment: AugmentConfig | None, network: LocalNetwork | None = None
-    ) -> Store:
-        """Images as the losses of a network want them in training, or as they are."""
-        last, seed = bool(self.config.train.channels_last), self.config.seed
-        views, masking = (1, None) if network is None else (network.views, network.masking)
-        return open_store(images, self.dataset, augment, self.device, seed, last, views, masking, self.config.data)
+    def _equip(self, i: int, step: LocalStep) -> None:
+        """Give a local step what the work asks for beside its optimizer."""
+        if self.work.schedule is not None:
+            self.schedules[i] = self.work.schedule(step.optimizer)
+        if not self.work.every_epoch:
+            step.schedule = self.schedules.get(i)
+        if self.precision == "fp16":
+            step.scaler = torch.amp.GradScaler(self.device.type)
+        if self.work.average:
+            step.average = WeightAverage(step.module, self.work.average)
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 
-    def write_checkpoint(self) -> Path:
-        """Write where training stands now; of several processes each writes its part."""
+    def write_checkpoint(self) -> Path | None:
+        """Write where training stands now; of several processes each writes its part. None where nothing is kept."""
         self._settle()
         self._check(self.guard.bad_loss() or self.guard.bad_weight(self.step))
+        if self.kept is None:
+            return None
         tensors = self.nodes.tensors() | self.sums.saved() | self.scorer.tensors()
-        progress = {**self.progress, "step": self.step, "digest": digest(self.config)}
+        for i, step in self.nodes.steps.items() if self.work.optimizer else ():
+            tensors |= step_state(step, self.schedules.get(i))
+        position = {"step": self.step, "epochs_done": self.epochs_done, "within": self.within}
+        progress = {**self.progress, **position, "digest": self._identity}
         found = checkpoints.Checkpoint(tensors, progress)
         if isinstance(self.world, Alone):
             return self.kept.write(found, self.step)
@@ -124,6 +130,8 @@ class Training:
 
     def restore(self) -> None:
         """Go back to the newest whole checkpoint, or to the beginning where none was written."""
+        assert self.folder is not None
+        assert self.kept is not None
         path, found = None, None
         if self.world.leader:
             path, found, problems = self.kept.newest()
@@ -138,7 +146,7 @@ class Training:
                 self.observer.on_warning(problem)
 
     def _put_back(self, path: Path, found: checkpoints.Checkpoint) -> None:
-        if found.progress["digest"] != digest(self.config):
+        if found.progress["digest"] != self._identity:
             raise CheckpointError(f"checkpoint {path} belongs to another configuration than config.toml beside it")
         if found.progress.get("scorer") != self.scorer.identity:
             raise CheckpointError(
@@ -148,14 +156,26 @@ class Training:
             checkpoints.load_network(self.network, found.tensors, path)
         self.scorer.load(found.tensors)
         self.nodes.load(found.tensors)
+        for i, step in self.nodes.steps.items() if self.work.optimizer else ():
+            load_step_state(step, self.schedules.get(i), found.tensors)
         own = {key: value for i in self.nodes.steps for key, value in self.nodes.own(i, found.tensors).items()}
         self.sums.load(own | {"sums/images": found.tensors["sums/images"]})
-        self.progress = {key: value for key, value in found.progress.items() if key not in ("step", "digest")}
-        self.step = self.accounted = found.progress["step"]
+        self.progress = dict(found.progress)
+        self.progress.pop("digest")
+        self.step = self.accounted = self.progress.pop("step")
+        self.epochs_done, self.within = self.progress.pop("epochs_done"), self.progress.pop("within")
         best = self.progress["best"]
-        now_best = best and best["epoch"] * self.steps_per_epoch == self.step
+        now_best = best and best["epoch"] == self.epochs_done and not self.within
         if now_best and self.config.checkpoint.keep_best and self.world.leader:
-            self.kept.mark_best(path)  # a kill may have come between the checkpoint and its copy
+            self._mark_best(path)  # a kill may have come between the checkpoint and its copy
+
+    @property
+    def _identity(self) -> str:
+        return self.work.identity or digest(self.config)
+
+    def _mark_best(self, path: Path | None) -> None:
+        if self.kept is not None and path is not None:
+            self.kept.mark_best(path)
 
     # --- the loop ----------------------------------------------------------------------------------------------
 
@@ -167,26 +187,32 @@ class Training:
     @property
     def phase_step(self) -> int:
         """Number of the step in its phase, from 0; it seeds dropout and sets the learning rate."""
-        return self.step % (self.steps_per_epoch * self.config.train.epochs)
+        return self.step if self.phases == 1 else self.step % (self.known_steps * self.config.train.epochs)
+
+    @property
+    def known_steps(self) -> int:
+        """Steps of an epoch, where that is known before it has ended."""
+        assert self.steps_per_epoch is not None
+        return self.steps_per_epoch
 
     def run(self) -> dict[str, Any]:
         """Train to the end and return the summary; on other processes than the leader nothing."""
-        self.observer.on_start(self.config, self.steps_per_epoch, self.epochs, self.step)
+        self.observer.on_start(self.config, self.steps_per_epoch or 0, self.epochs, self.step)
         self._note_commit()
         if self.step == 0:
             nodes = [{"module": module_label(name), "group": group} for name, group in self.network.nodes]
             self._record({"event": "start", "time": record.now(), "nodes": nodes})
         else:
             self._record({"event": "resume", "time": record.now()})
-        total = self.steps_per_epoch * self.epochs
-        self.runtime.open(self.step, total)
+        self.runtime.open(self.step, (self.steps_per_epoch or 0) * self.epochs)
         with self.stop, self.runtime:
-            while self.step < total:
-                self._epoch(self.step // self.steps_per_epoch, self.step % self.steps_per_epoch)
+            while self.epochs_done < self.epochs:
+                self._epoch(self.epochs_done, self.within)
         if not self.world.leader:
             return {}
-        summary = summarise(self.config, self.dataset, self.network, self.progress, self.step)
-        self.folder.write_summary(summary)
+        summary = summarise(self.config, self.work.source, self.network, self.progress, self.step)
+        if self.folder is not None:
+            self.folder.write_summary(summary)
         return summary
 
     def _note_commit(self) -> None:
@@ -213,19 +239,27 @@ class Training:
         begin = time.perf_counter()
         for batch in self._batches(epoch % self.config.train.epochs, start):
             self._step(batch)
-            within = self.step % self.steps_per_epoch != 0  # the end of an epoch is saved with its evaluation
-            if within and (self._checkpoint_is_due() or self._stopping):
+            self.within += 1
+            inside = self.within != self.steps_per_epoch  # the end of an epoch is saved with its evaluation
+            if inside and not self._gathering and (self._checkpoint_is_due() or self._stopping):
                 self._settle()
                 self._clock(begin)
                 self.write_checkpoint()
                 self._stop_if_requested()
                 begin = time.perf_counter()
         self._settle()
+        for step in self.nodes.steps.values():
+            step.flush()
         self._clock(begin)
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Batches of what is left of an epoch of a phase."""
-        return self.train_store.epoch(epoch, self.config.train.batch_size, start)
+        return self.work.train.epoch(epoch, self.config.train.batch_size, start)
+
+    @property
+    def _gathering(self) -> bool:
+        """Whether gradients of some batches wait for the update that follows more of them."""
+        return any(step.gathering for step in self.nodes.steps.values())
 
     @property
     def _stopping(self) -> bool:
@@ -234,9 +268,7 @@ class Training:
 
     def _stop_if_requested(self) -> None:
         if self._stopping:
-            raise InterruptedRunError(
-                f"interrupted at step {self.step}; continue with: locallearn train --resume {self.folder.path}"
-            )
+            raise InterruptedRunError(f"interrupted at step {self.step}; {self.work.resume}")
 
     def _checkpoint_is_due(self) -> bool:
         every = self.config.checkpoint.every_steps
@@ -252,7 +284,7 @@ class Training:
     def _step(self, batch: Batch) -> None:
         if self._asks_scorer:
             batch = self.scorer.scored(batch)
-        rate = self.rates(self.phase_step)
+        rate = None if self.rates is None else self.rates(self.phase_step)
         if self.phase_step:
             trained = self.runtime.step(batch, self.phase_step, rate, self.stop.requested)
         else:  # the first step of a phase is also weighed
@@ -273,7 +305,7 @@ class Training:
     def _account(self, trained: list[Trained]) -> None:
         """Add batches to the epoch's sums, and look whether their losses are finite."""
         for each in trained:
-            self.sums.add(each.losses, each.labels)
+            self.sums.add(each.losses, each.labels, each.examples)
             self.accounted += 1
             self.guard.note(each.losses, self.accounted)
             if self.guard.is_due(self.accounted):
@@ -281,15 +313,18 @@ class Training:
 
     def _check(self, problem: str | None) -> None:
         if problem is not None:
-            paths = self.kept.paths()
+            paths = self.kept.paths() if self.kept is not None else []
             kept = f"the last good checkpoint is {paths[-1]}" if paths else "there is no checkpoint yet"
-            raise DivergedError(f"{problem} (epoch {1 + (self.step - 1) // self.steps_per_epoch}); {kept}")
+            raise DivergedError(f"{problem} (epoch {self.epochs_done + 1}); {kept}")
 
     def _finish_epoch(self, epoch: int) -> None:
+        if "images" not in self.sums.tensors:
+            raise UsageError(f"loader: no batch in epoch {epoch}; a list or a DataLoader gives some in every epoch")
         seconds = self.progress["epoch_seconds"]
         images = self.sums.tensors["images"].item()
         self.progress["images"] += images / self.phases
-        self._check(self.guard.bad_loss())
+        self._check(self.guard.bad_loss())  # in the epoch that it came in
+        self.epochs_done, self.within = epoch, 0
         whole = Sums(self.recorded, self.device)
         whole.tensors = self.world.whole(self.sums.tensors)
         self.progress["activation_bytes"] = self.world.largest(self.progress["activation_bytes"])
@@ -306,11 +341,36 @@ class Training:
             )
         every, last = self.config.train.evaluate_every, epoch % self.config.train.epochs == 0
         better = False
-        if last or (every and epoch % every == 0):
-            better = self._evaluate(epoch)
+        if self.work.evaluate is not None and (last or (every and epoch % every == 0)):
+            with self.averaged():
+                better = self._evaluate(epoch)
+        if self.work.every_epoch:
+            self._step_schedules()
         path = self.write_checkpoint()
         if better and self.config.checkpoint.keep_best:
-            self.kept.mark_best(path)
+            self._mark_best(path)
+
+    def _step_schedules(self) -> None:
+        """After an epoch; a schedule that follows a measure is given the last stage's validation loss."""
+        for schedule in self.schedules.values():
+            if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+                if self.progress["last"] is None:
+                    raise UsageError("schedule: ReduceLROnPlateau needs validation batches: fit(..., validation=...)")
+                schedule.step(self.progress["last"]["nodes"][-1]["loss"])
+            else:
+                schedule.step()
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """While it lasts the weights are their moving averages, where these are kept."""
+        averages = [step.average for step in self.nodes.steps.values() if step.average is not None]
+        for average in averages:
+            average.swap()
+        try:
+            yield
+        finally:
+            for average in averages:
+                average.swap()
 
     def _evaluate(self, epoch: int) -> bool:
         """Evaluate, and tell whether the last layer was never better."""
@@ -318,24 +378,26 @@ class Training:
             weights = self.world.whole(self.nodes.weights())
             if not self.world.leader:
                 return False
-            checkpoints.load_network(self.network, weights, self.folder.path)
+            checkpoints.load_network(self.network, weights, Path("of all processes"))
         found = self.evaluation()
         accuracy = {"last_layer": found.last_layer, "ensemble": found.ensemble, "protocol": found.protocol}
         self._record({"event": "evaluate", "epoch": epoch, **accuracy, "nodes": found.nodes})
         self.progress["last"] = {"epoch": epoch, **accuracy, "nodes": found.nodes}
         best = self.progress["best"]
-        if best is None or found.last_layer > best["last_layer"]:
-            self.progress["best"] = {"epoch": epoch, **accuracy}
+        if best is None or found.score > best["score"]:
+            self.progress["best"] = {"epoch": epoch, "score": found.score, **accuracy}
             return True
         return False
 
     def evaluation(self) -> Evaluation:
-        """Evaluate the network on the test images."""
-        return evaluate_run(self.network, self.config, self.train_store, self.test_store)
+        """Evaluate the network on what it is evaluated on."""
+        assert self.work.evaluate is not None
+        return self.work.evaluate(self.network)
 
     def _record(self, event: dict[str, Any]) -> None:
         if not self.world.leader:
             return
         event = {**event, "step": self.step}
-        self.folder.append(event)
+        if self.folder is not None:
+            self.folder.append(event)
         self.observer.on_event(event)

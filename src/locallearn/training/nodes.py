@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from locallearn.config import RunConfig
-from locallearn.core.module import LocalModule, LocalStep, autocast
-from locallearn.core.network import ImageShape, LocalNetwork
+from locallearn.core.module import LocalModule, LocalStep, Stage, autocast
+from locallearn.core.network import ImageShape, LocalNetwork, OptimizerFactory, network_name
 from locallearn.core.shard import rows, shard
 from locallearn.costs.steps import dry_steps
 from locallearn.errors import ConfigError
@@ -35,8 +35,10 @@ class Nodes:
     Args:
         config: a resolved configuration.
         network: the whole network with its initial weights.
-        image: what it is built for.
+        image: what it is built for; None for a user's own model.
         world: the processes.
+        optimizer: makes a stage's optimizer from its parameters; by default the configuration's.
+        accumulate: batches that an update follows.
 
     Attributes:
         network: the modules of this process, with the groups that it has of them.
@@ -45,9 +47,17 @@ class Nodes:
     """
 
     def __init__(
-        self, config: RunConfig, network: LocalNetwork, image: ImageShape, world: Alone | ProcessWorld
+        self,
+        config: RunConfig,
+        network: LocalNetwork,
+        image: ImageShape | None,
+        world: Alone | ProcessWorld,
+        optimizer: OptimizerFactory | None = None,
+        accumulate: int = 1,
     ) -> None:
         self.config = config
+        self._optimizer = optimizer
+        self._accumulate = accumulate
         self._groups = [module.groups for module in network]
         self.network = network
         self.runtime: Runtime
@@ -56,12 +66,15 @@ class Nodes:
             steps = list(self.steps.values())
             if config.runtime == "threads":
                 threads = torch.get_num_threads()
+                network.run_apart()
                 self.runtime = ThreadsRuntime(steps, config.threads.at_once or threads, threads)
             elif config.runtime == "cuda-graphs":
                 self.runtime = CudaGraphsRuntime(steps, torch.device(str(config.train.device)))
             else:
-                self.runtime = InlineRuntime(steps)
+                self.runtime = InlineRuntime(steps, network.walk)
             return
+        if image is None:
+            raise ConfigError("runtime", config.runtime, "inline or threads with a network from ll.split")
         placement = placement_of(config, network, image, world)
         modules, rank = list(network), world.rank
         held = {i: shard(modules[i], placement.held(i, rank), world.mesh.data) for i in placement.modules(rank)}
@@ -76,11 +89,15 @@ class Nodes:
     def _peers(self, world: ProcessWorld, i: int, module: LocalModule) -> Peers:
         return ProcessPeers(world, f"module {module.name}", shared=module.groups < self._groups[i])
 
-    def _step(self, module: LocalModule, peers: Peers | None) -> LocalStep:
+    def _step(self, module: Stage, peers: Peers | None) -> LocalStep:
         config, precision = self.config, self.config.train.precision
         assert precision is not None
-        optimizer = build_optimizer(config.optimizer, module.parameters(), module.groups)
-        return LocalStep(module, optimizer, precision, config.optimizer.clip_norm, config.seed, peers)
+        parameters, settings = module.own_parameters().values(), config.optimizer
+        if self._optimizer is None:
+            optimizer = build_optimizer(settings, parameters, module.groups)
+        else:
+            optimizer = self._optimizer(parameters)
+        return LocalStep(module, optimizer, precision, settings.clip_norm, config.seed, peers, self._accumulate)
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights and optimizer state, named as in the whole network; the rows of this process's groups."""
@@ -92,25 +109,27 @@ class Nodes:
     def weights(self) -> dict[str, Tensor]:
         """Parameters and buffers, likewise."""
         return {
-            f"network/stages.{i}.{key}": value
+            f"network/{network_name(i, key)}": value
             for i, step in self.steps.items()
-            for key, value in step.module.state_dict().items()
+            for key, value in step.module.weights().items()
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what all processes' :meth:`tensors` are together."""
         for i, step in self.steps.items():
-            prefix = f"network/stages.{i}."
             own = self.own(i, tensors)
-            step.module.load_state_dict({k.removeprefix(prefix): v for k, v in own.items() if k.startswith(prefix)})
+            keys = {key: f"network/{network_name(i, key)}" for key in step.module.weights()}
+            step.module.load_weights({key: own[name] for key, name in keys.items()})
             checkpoints.load_optimizer(step.module.name, step.module, step.optimizer, own)
 
     def own(self, i: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The rows that this process has of the tensors that belong to module ``i``."""
         module = self.steps[i].module
         groups = range(module.first, module.first + module.groups)
-        prefixes = (f"network/stages.{i}.", f"optimizer/{module.name}/", f"sums/{module.name}/")
-        return {k: rows(v, groups, self._groups[i]) for k, v in tensors.items() if k.startswith(prefixes)}
+        weights = {f"network/{network_name(i, key)}" for key in module.weights()}
+        prefixes = (f"optimizer/{module.name}/", f"sums/{module.name}/")
+        own = {k: v for k, v in tensors.items() if k in weights or k.startswith(prefixes)}
+        return {k: rows(v, groups, self._groups[i]) for k, v in own.items()}
 
 
 def placement_of(config: RunConfig, network: LocalNetwork, image: ImageShape, world: ProcessWorld) -> Placement:

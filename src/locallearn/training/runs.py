@@ -13,9 +13,9 @@ from locallearn.data.datasets import Dataset, load
 from locallearn.errors import DiskError
 from locallearn.runtime.world import Alone, ProcessWorld, local_device, process_world
 from locallearn.training.asynchronous import AsynchronousTraining
+from locallearn.training.configured import Training
 from locallearn.training.events import DamagedRecordError
 from locallearn.training.loggers import Loggers
-from locallearn.training.loop import Training
 from locallearn.training.observer import Observer, Quiet
 from locallearn.training.record import RunFolder
 from locallearn.training.sequential import SequentialTraining

@@ -13,9 +13,9 @@ from locallearn.data.store import Batch
 from locallearn.runtime.cache import FeatureCache
 from locallearn.runtime.sequential import SequentialRuntime
 from locallearn.training.checkpoint import Checkpoint
+from locallearn.training.configured import Training
 from locallearn.training.evaluate import evaluate, module_label
 from locallearn.training.guard import FiniteGuard
-from locallearn.training.loop import Training
 from locallearn.training.observer import Observer
 from locallearn.training.record import RunFolder
 from locallearn.training.sums import Sums
@@ -59,11 +59,11 @@ class SequentialTraining(Training):
         self.sums, self.guard = Sums(self.recorded, self.device), FiniteGuard(self.recorded, self.device)
         frozen = self.modules[:index]
         self.runtime = SequentialRuntime(
-            self.nodes.steps[index], frozen, self.config.sequential, self.steps_per_epoch, self.cache
+            self.nodes.steps[index], frozen, self.config.sequential, self.known_steps, self.cache
         )
 
     def _put_back(self, path: Path, found: Checkpoint) -> None:
-        phase = found.progress["step"] // (self.steps_per_epoch * self.config.train.epochs)
+        phase = found.progress["step"] // (self.known_steps * self.config.train.epochs)
         self._enter(min(phase, self.phases - 1))
         super()._put_back(path, found)
 

@@ -8,23 +8,25 @@ import torch
 
 from locallearn.config import RunConfig, digest
 from locallearn.core.network import LocalNetwork
-from locallearn.data.datasets import Dataset
 from locallearn.training import record
 from locallearn.training.evaluate import CLASSIFIER
 
+_NOT_EVALUATED = {"epoch": None, "last_layer": None, "ensemble": None, "nodes": []}
+"""Where there was nothing to evaluate on."""
+
 
 def summarise(
-    config: RunConfig, dataset: Dataset, network: LocalNetwork, progress: dict[str, Any], step: int
+    config: RunConfig, source: str, network: LocalNetwork, progress: dict[str, Any], step: int
 ) -> dict[str, Any]:
     """What summary.json holds: accuracy as fractions, time in seconds, memory in bytes."""
-    last, best, commits = progress["last"], progress["best"], progress["commits"]
+    last, best, commits = progress["last"] or _NOT_EVALUATED, progress["best"] or _NOT_EVALUATED, progress["commits"]
     seconds = progress["train_seconds"]
     return {
         "status": "finished",
         "method": config.method,
         "model": config.model,
         "data": config.data.name,
-        "data_source": dataset.source,
+        "data_source": source,
         "depth": config.depth,
         "width": list(config.groups),
         "seed": config.seed,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from locallearn.core.batches import are_classes
 from locallearn.core.network import LocalNetwork
 from locallearn.losses.objectives import LocalLoss
 from locallearn.training.evaluate import module_label
@@ -30,13 +31,13 @@ class Sums:
         """Start a new epoch."""
         self.tensors = {}
 
-    def add(self, losses: list[LocalLoss], labels_B: Tensor) -> None:
-        """Add one batch."""
-        size = len(labels_B) // self.network.views  # images
+    def add(self, losses: list[LocalLoss], labels: Any, examples: int) -> None:
+        """Add one batch of so many examples; hits are counted where labels are classes, int64 [B]."""
+        size = examples // self.network.views  # images
         for module, loss in zip(self.network, losses, strict=True):
             values = {"loss": loss.total, **{f"terms/{name}": term for name, term in loss.terms.items()}}
-            if loss.logits is not None:
-                self._add(f"{module.name}/accuracy", (loss.logits.argmax(-1) == labels_B).sum(1).double())
+            if loss.logits is not None and are_classes(labels):
+                self._add(f"{module.name}/accuracy", (loss.logits.argmax(-1) == labels).sum(1).double())
             for name, value in values.items():
                 self._add(f"{module.name}/{name}", value.double() * size)
         self._add("images", torch.tensor(float(size), dtype=torch.float64))

@@ -20,7 +20,7 @@ from locallearn.errors import DataError
 from locallearn.runtime.cuda_graphs import WARM_UP, CudaGraphsRuntime
 from locallearn.runtime.threads import ThreadsRuntime
 from locallearn.training.checkpoint import CheckpointFolder
-from locallearn.training.loop import Training
+from locallearn.training.configured import Training
 from locallearn.training.observer import Quiet
 from locallearn.training.record import RunFolder
 from locallearn.training.runs import build

@@ -10,7 +10,7 @@ from locallearn.bench.step import Setting, step_config
 from locallearn.cli.bench_epoch import EpochOptions, table
 from locallearn.config import TrainConfig
 from locallearn.core.network import ImageShape
-from locallearn.training.loop import Training
+from locallearn.training.configured import Training
 from locallearn.training.observer import Quiet
 from locallearn.training.record import RunFolder
 

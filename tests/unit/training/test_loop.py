@@ -17,8 +17,8 @@ from locallearn.data.datasets import load as load_data
 from locallearn.errors import ConfigError, DivergedError, InterruptedRunError, UsageError
 from locallearn.training import runs, setup
 from locallearn.training.checkpoint import BEST, load
+from locallearn.training.configured import Training
 from locallearn.training.finished import open_run
-from locallearn.training.loop import Training
 from locallearn.training.observer import Quiet
 from locallearn.training.record import RunFolder
 from locallearn.training.setup import resolve

@@ -179,17 +179,17 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, monkeypatch, scorer):
     runs.train(given, tmp_path / "whole")
     from locallearn.training import loop
 
-    step = loop.Training._step
+    step = loop.Loop._step
 
     def dying(self, batch):
         if self.step == 7:
             raise Killed
         step(self, batch)
 
-    monkeypatch.setattr(loop.Training, "_step", dying)
+    monkeypatch.setattr(loop.Loop, "_step", dying)
     with pytest.raises(Killed):
         runs.train(given, tmp_path / "killed")
-    monkeypatch.setattr(loop.Training, "_step", step)
+    monkeypatch.setattr(loop.Loop, "_step", step)
     runs.resume(tmp_path / "killed")
     a, b = (load(sorted((tmp_path / run / "checkpoints").glob("step-*"))[-1]).tensors for run in ("whole", "killed"))
     assert a.keys() == b.keys()

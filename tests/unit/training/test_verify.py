@@ -19,6 +19,7 @@ from locallearn.runtime.inline import InlineRuntime
 from locallearn.runtime.threads import ThreadsRuntime
 from locallearn.training import loop, runs
 from locallearn.training import verify as verify_module
+from locallearn.training.configured import Training
 from locallearn.training.observer import Quiet
 from locallearn.training.setup import resolve
 from locallearn.training.verify import BATCH, gradients_stay, images_of, shortened, synthetic, verify
@@ -43,7 +44,7 @@ def checks_of(config=None):
 def gradient_check(tmp_path, config=None):
     config = config or small.config()
     short, dataset = shortened(config, load(config.data))
-    return gradients_stay(loop.Training(short, dataset, runs.RunFolder(tmp_path / "run"), Quiet()))
+    return gradients_stay(Training(short, dataset, runs.RunFolder(tmp_path / "run"), Quiet()))
 
 
 @pytest.mark.parametrize(
@@ -172,13 +173,13 @@ def test_a_resume_that_forgets_fails(monkeypatch, lost, runtime):
         monkeypatch.setattr(loop.checkpoints, "load_network", lambda *_: None)
         monkeypatch.setattr(nn.Module, "load_state_dict", lambda *_: None)
     else:
-        put_back = loop.Training._put_back
+        put_back = loop.Loop._put_back
 
         def forget(self, path, found):
             put_back(self, path, found)
             self.step -= 1
 
-        monkeypatch.setattr(loop.Training, "_put_back", forget)
+        monkeypatch.setattr(loop.Loop, "_put_back", forget)
     checks = checks_of(small.config(runtime=runtime))
     assert [check.passed for check in checks] == [True, True, False]
     assert checks[RESUME].difference is None or checks[RESUME].difference > 0

@@ -1,0 +1,83 @@
+"""A training that a configuration describes completely: the network and the images are built from it."""
+
+from __future__ import annotations
+
+import torch
+
+from locallearn.config import AugmentConfig, RunConfig
+from locallearn.core.network import LocalNetwork, build_network
+from locallearn.data.datasets import Dataset, ImageSet, ImagesOnDisk
+from locallearn.data.store import Store
+from locallearn.data.streaming import open_store
+from locallearn.runtime.world import Alone, ProcessWorld
+from locallearn.training.allocator import keep_freed_memory
+from locallearn.training.evaluate import Evaluation, evaluate_run
+from locallearn.training.loop import Loop
+from locallearn.training.observer import Observer
+from locallearn.training.record import RunFolder
+from locallearn.training.scorers import build_scorer
+from locallearn.training.setup import image_shape
+from locallearn.training.work import Work
+
+
+class Training(Loop):
+    """Trains the network that a configuration describes, on the images that it names.
+
+    Args:
+        config: a resolved configuration.
+        dataset: its data.
+        folder: the run's folder.
+        observer: is told how it goes.
+        world: the processes; by default this one alone.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        folder: RunFolder,
+        observer: Observer,
+        world: Alone | ProcessWorld | None = None,
+    ) -> None:
+        train = config.train
+        assert train.device is not None
+        device = world.device if isinstance(world, ProcessWorld) else torch.device(train.device)
+        if train.threads:
+            torch.set_num_threads(train.threads)
+        if device.type == "cpu":
+            keep_freed_memory()
+        image = image_shape(dataset)
+        network = build_network(config, image).to(device)
+        if train.channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.dataset = dataset
+        self.train_store = _store(config, dataset, dataset.train, device, config.augment, network)
+        self.test_store = _store(config, dataset, dataset.test, device, None)
+        work = Work(
+            network,
+            self.train_store,
+            self._evaluation,
+            dataset.source,
+            build_scorer(config, network, dataset),
+            image,
+            resume=f"continue with: locallearn train --resume {folder.path}",
+        )
+        super().__init__(config, work, folder, observer, world)
+
+    def _evaluation(self, network: LocalNetwork) -> Evaluation:
+        """Of a network, on the test images."""
+        return evaluate_run(network, self.config, self.train_store, self.test_store)
+
+
+def _store(
+    config: RunConfig,
+    dataset: Dataset,
+    images: ImageSet | ImagesOnDisk,
+    device: torch.device,
+    augment: AugmentConfig | None,
+    network: LocalNetwork | None = None,
+) -> Store:
+    """Images as the losses of a network want them in training, or as they are."""
+    views, masking = (1, None) if network is None else (network.views, network.masking)
+    last = bool(config.train.channels_last)
+    return open_store(images, dataset, augment, device, config.seed, last, views, masking, config.data)

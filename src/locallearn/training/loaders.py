@@ -1,0 +1,121 @@
+"""Any iterable of batches of the user's own as a source of training examples, resumable where it can be."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from locallearn import seeding
+from locallearn.data.store import Batch
+from locallearn.errors import UsageError
+
+
+class LoaderSource:
+    """Batches of a ``DataLoader``, a list or any other iterable, on the device of the network.
+
+    Every epoch begins with generators that are seeded by (seed, epoch): torch's, NumPy's and Python's, which are the
+    loader's own while it makes a batch and are put back after it. So a shuffled ``DataLoader`` gives the same batches
+    when an epoch is begun again, and a training that stopped in the middle of one leaves out those that it has seen.
+
+    Args:
+        loader: gives batches; again in every epoch.
+        given: makes of a batch what stages take.
+        device: where batches go.
+        seed: of the run.
+
+    Raises:
+        UsageError: it is no iterable, or can be read only once.
+    """
+
+    def __init__(self, loader: Iterable[Any], given: Callable[[Any], Batch], device: torch.device, seed: int) -> None:
+        if not isinstance(loader, Iterable):
+            raise UsageError(f"loader: {type(loader).__name__} is not valid; expected an iterable of batches")
+        if isinstance(loader, Iterator):
+            raise UsageError(
+                f"loader: {type(loader).__name__} can be read only once; expected a list or a DataLoader, which "
+                "gives its batches again in every epoch"
+            )
+        self.loader, self.given, self.device, self.seed = loader, given, device, seed
+        self._size = 0
+
+    def steps(self, batch_size: int) -> int | None:
+        """Batches of an epoch; None where the loader does not say."""
+        try:
+            return len(self.loader)  # type: ignore[arg-type]
+        except (TypeError, NotImplementedError):
+            return None
+
+    def smallest(self, batch_size: int) -> int:
+        """Examples of the smallest batch: not known."""
+        return 1
+
+    def epoch(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
+        """Batches of an epoch from ``start`` on; those before it are made and left out."""
+        for step, batch in enumerate(self._seeded(epoch)):
+            if step >= start:
+                yield self.given(moved(batch, self.device))
+
+    def _seeded(self, epoch: int) -> Iterator[Any]:
+        draws = _Draws(seeding.derive(self.seed, "loader", epoch))
+        sampler = getattr(self.loader, "sampler", None)
+        for part in (self.loader, sampler):
+            if callable(getattr(part, "set_epoch", None)):
+                part.set_epoch(epoch)  # type: ignore[union-attr]
+            own = getattr(part, "generator", None)
+            if isinstance(own, torch.Generator):
+                own.manual_seed(seeding.derive(self.seed, "loader", epoch))
+        with draws:
+            batches = iter(self.loader)
+        while True:
+            with draws:
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+            yield batch
+
+
+class _Draws:
+    """Generators of a loader's own, which are torch's, NumPy's and Python's while it is entered."""
+
+    def __init__(self, seed: int) -> None:
+        self._own: tuple[Any, ...] = ()
+        self._seed = seed
+        self._others: tuple[Any, ...] = ()
+
+    def __enter__(self) -> None:
+        self._others = _states()
+        if self._own:
+            _put(self._own)
+        else:
+            torch.default_generator.manual_seed(self._seed)
+            np.random.seed(self._seed % 2**32)
+            random.seed(self._seed)
+
+    def __exit__(self, *exception: object) -> None:
+        self._own = _states()
+        _put(self._others)
+
+
+def _states() -> tuple[Any, ...]:
+    return torch.get_rng_state(), np.random.get_state(), random.getstate()
+
+
+def _put(states: tuple[Any, ...]) -> None:
+    torch.set_rng_state(states[0])
+    np.random.set_state(states[1])
+    random.setstate(states[2])
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """A batch with its tensors on a device; NumPy's arrays become tensors."""
+    batch = tree_map_only(np.ndarray, torch.from_numpy, batch)
+    if device.type == "cpu":
+        return batch
+    return tree_map_only(Tensor, lambda x: x.to(device, non_blocking=True), batch)

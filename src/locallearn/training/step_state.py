@@ -1,0 +1,57 @@
+"""What a local step holds beside weights and the tensors of its optimizer, as tensors of a checkpoint."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from locallearn.core.module import LocalStep
+
+
+def step_state(step: LocalStep, schedule: Any) -> dict[str, Tensor]:
+    """Settings of the optimizer's groups, the schedule, the scaler and the moving average of a stage.
+
+    Args:
+        step: of the stage.
+        schedule: a scheduler of torch on its optimizer, or None.
+    """
+    name = step.module.name
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in step.optimizer.param_groups]
+    rest = {
+        "groups": groups,
+        "numbers": [
+            {k: v for k, v in step.optimizer.state.get(p, {}).items() if not isinstance(v, Tensor)}
+            for p in step.module.own_parameters().values()
+        ],
+        "schedule": None if schedule is None else schedule.state_dict(),
+        "scaler": None if step.scaler is None else step.scaler.state_dict(),
+    }
+    buffer = io.BytesIO()
+    torch.save(rest, buffer)
+    found = {f"settings/{name}": torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)}
+    if step.average is not None:
+        found |= {f"average/{name}/{key}": value for key, value in step.average.values.items()}
+    return found
+
+
+def load_step_state(step: LocalStep, schedule: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what :func:`step_state` gave."""
+    name = step.module.name
+    data = io.BytesIO(tensors[f"settings/{name}"].numpy().tobytes())
+    rest = torch.load(data, weights_only=True)
+    for group, values in zip(step.optimizer.param_groups, rest["groups"], strict=True):
+        group.update(values)
+    for parameter, numbers in zip(step.module.own_parameters().values(), rest["numbers"], strict=True):
+        if numbers:
+            step.optimizer.state[parameter].update(numbers)
+    if schedule is not None:
+        schedule.load_state_dict(rest["schedule"])
+    if step.scaler is not None:
+        step.scaler.load_state_dict(rest["scaler"])
+    if step.average is not None:
+        for key, value in step.average.values.items():
+            value.copy_(tensors[f"average/{name}/{key}"])

@@ -1,0 +1,300 @@
+"""``Trainer``: any local network on any loader, with everything that a run has."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from locallearn.config import (
+    CheckpointConfig,
+    DataConfig,
+    OptimizerConfig,
+    RunConfig,
+    ThreadsConfig,
+    TrainConfig,
+    digest,
+    to_toml,
+)
+from locallearn.config.checks import check, choice, is_real, non_negative, positive_int
+from locallearn.core.module import autocast
+from locallearn.core.network import LocalNetwork, OptimizerFactory
+from locallearn.core.split_network import SplitNetwork
+from locallearn.errors import ConfigError, UsageError
+from locallearn.files import write_atomically
+from locallearn.nn.features import prediction
+from locallearn.training.evaluate import Evaluation, evaluate
+from locallearn.training.loaders import LoaderSource, moved
+from locallearn.training.loop import Loop
+from locallearn.training.observer import Observer, Quiet
+from locallearn.training.record import RunFolder
+from locallearn.training.work import ScheduleFactory, Work
+
+RUNTIMES = ("inline", "threads")
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+class Trainer:
+    """Trains a local network, from :func:`locallearn.split` or :func:`locallearn.build_network`, on any loader.
+
+    >>> trainer = ll.Trainer(network, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3), run="runs/mine")
+    ... # doctest: +SKIP
+    >>> summary = trainer.fit(loader, epochs=3, validation=validation_loader)  # doctest: +SKIP
+
+    A run folder holds the configuration, a record of every epoch, checkpoints and a summary, as a run of the command
+    line does: ``locallearn report`` reads it. Calling :meth:`fit` again with the same run continues it where it
+    stopped, in the middle of an epoch too, and gives what the uninterrupted training gives, bit for bit on the same
+    machine. What is drawn in a step (dropout, stochastic depth) is seeded by (seed, stage, step); what the loader
+    draws by (seed, epoch).
+
+    Args:
+        network: the network; it is trained in place.
+        optimizer: makes the optimizer of one stage from the parameters that it trains: any of torch's, with parameter
+            groups if you like. By default AdamW with a rate of 1e-3.
+        schedule: makes a scheduler of torch for the optimizer of one stage. None leaves rates alone.
+        schedule_unit: when schedulers step: after every update (``"step"``) or every epoch (``"epoch"``, which
+            ``ReduceLROnPlateau`` needs; it follows the validation loss of the last stage).
+        runtime: ``"inline"`` (stages one after the other) or ``"threads"`` (several at once on the threads of a CPU,
+            with the same weights bit for bit).
+        run: folder of the run; None keeps nothing.
+        precision: ``"fp32"``, or autocast to ``"bf16"`` or ``"fp16"``, the latter with a loss scaler a stage.
+        clip_norm: largest gradient norm of a node; 0 means no clipping.
+        accumulate: batches whose mean gradient an update follows.
+        average: decay of an exponential moving average of the weights, which then is what is evaluated and predicted
+            with; 0 keeps none.
+        seed: of what is drawn.
+        device: where to train; by default where the network is.
+        threads: CPU threads, for runtime ``threads`` shared among stages; by default torch's.
+        checkpoint_every: steps between checkpoints inside an epoch; 0 writes one an epoch.
+        keep_last: newest checkpoints to keep.
+        observer: is told how it goes.
+
+    Raises:
+        ConfigError: a wrong argument; the message names it.
+    """
+
+    def __init__(
+        self,
+        network: LocalNetwork,
+        *,
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
+        schedule_unit: Literal["step", "epoch"] = "step",
+        runtime: str = "inline",
+        run: str | Path | None = None,
+        precision: str = "fp32",
+        clip_norm: float | None = None,
+        accumulate: int = 1,
+        average: float = 0.0,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+        threads: int | None = None,
+        checkpoint_every: int = 0,
+        keep_last: int = 2,
+        observer: Observer | None = None,
+    ) -> None:
+        if not isinstance(network, LocalNetwork):
+            raise ConfigError("network", type(network).__name__, "a network from ll.split or ll.build_network")
+        for name, value in (("optimizer", optimizer), ("schedule", schedule)):
+            check(name, value, callable, f"a function that makes one stage's {name}")
+        choice("schedule_unit", schedule_unit, "step", "epoch")
+        choice("runtime", runtime, *RUNTIMES)
+        choice("precision", precision, *PRECISIONS)
+        positive_int("accumulate", accumulate)
+        positive_int("threads", threads)
+        non_negative("clip_norm", clip_norm)
+        check("average", average, lambda v: is_real(v) and 0 <= v < 1, "a number in [0, 1)")
+        check("run", run, lambda v: isinstance(v, (str, Path)), "a folder, or None to keep nothing")
+        self.network = network
+        self.optimizer: OptimizerFactory = optimizer or _adamw
+        self.schedule, self.schedule_unit = schedule, schedule_unit
+        self.accumulate, self.average = accumulate, average
+        self.folder = None if run is None else RunFolder(Path(run))
+        self.observer = observer or Quiet()
+        parameter = next(network.parameters())
+        self.device = torch.device(device) if device is not None else parameter.device
+        if runtime == "threads" and self.device.type != "cpu":
+            raise ConfigError("runtime", runtime, f"inline on {self.device}; threads share the cores of a CPU")
+        clip = network.clip_norm if clip_norm is None else clip_norm
+        self.config = RunConfig(
+            method="split",
+            **_described(network),
+            seed=seed,
+            runtime=runtime,  # type: ignore[arg-type]
+            data=DataConfig(name="loader"),
+            optimizer=OptimizerConfig(clip_norm=clip),
+            train=TrainConfig(
+                precision=precision,  # type: ignore[arg-type]
+                device=str(self.device),
+                channels_last=False,
+                threads=threads,
+            ),
+            threads=ThreadsConfig(),
+            checkpoint=CheckpointConfig(every_steps=checkpoint_every, keep_last=keep_last),
+        )
+        self.precision = precision
+        self._loop: Loop | None = None
+
+    def fit(
+        self, loader: Iterable[Any], epochs: int = 1, validation: Iterable[Any] | None = None, evaluate_every: int = 1
+    ) -> dict[str, Any]:
+        """Train for so many epochs, or what is left of them where the run has begun.
+
+        Args:
+            loader: batches as :meth:`LocalNetwork.step` takes them, with examples on the first dimension, in every
+                epoch again: a ``DataLoader``, a list, or any other iterable.
+            epochs: of the whole run; a larger number than before continues a finished run.
+            validation: batches to evaluate on; the best checkpoint is chosen by them.
+            evaluate_every: epochs between evaluations; the last one is always evaluated.
+
+        Returns:
+            The summary, as in the run's ``summary.json``.
+
+        Raises:
+            UsageError: the loader or a batch does not fit, or the folder holds something else.
+            DivergedError: a loss became NaN or infinite; the last good checkpoint is kept.
+            InterruptedRunError: Ctrl-C or SIGTERM; a checkpoint is written.
+        """
+        positive_int("epochs", epochs)
+        positive_int("evaluate_every", evaluate_every)
+        train = dataclasses.replace(self.config.train, epochs=epochs, evaluate_every=evaluate_every)
+        config = dataclasses.replace(self.config, train=train)
+        self.network.to(self.device)
+        self.network.train()
+        source = self._source(loader)
+        again = None if validation is None else self._source(validation)
+        where = "this Trainer again" if self.folder is None else f"a Trainer with run={str(self.folder.path)!r}"
+        work = Work(
+            self.network,
+            source,
+            None if again is None else lambda network: self._evaluate(network, again),
+            source=type(loader).__name__,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            every_epoch=self.schedule_unit == "epoch",
+            accumulate=self.accumulate,
+            average=self.average,
+            identity=_identity(config),
+            resume=f"continue with fit of {where}",
+        )
+        before = torch.get_num_threads()
+        if config.train.threads:
+            torch.set_num_threads(config.train.threads)
+        try:
+            return self._fit(config, work)
+        finally:
+            torch.set_num_threads(before)
+
+    def _fit(self, config: RunConfig, work: Work) -> dict[str, Any]:
+        if self.folder is None:
+            self._loop = Loop(config, work, None, self.observer)
+            return self._loop.run()
+        begun = (self.folder.path / "config.toml").is_file()
+        if begun:
+            self._check_same(self.folder.config(), config)
+        else:
+            self.folder.check_free(overwrite=False)
+        self._loop = Loop(config, work, self.folder, self.observer)
+        self.folder.claim()
+        try:
+            if not begun:
+                self.folder.create(config)
+                return self._loop.run()
+            self._loop.restore()
+            summary = self.folder.summary()
+            if summary is not None and self._loop.epochs_done >= self._loop.epochs:
+                return summary
+            write_atomically(self.folder.path / "config.toml", to_toml(config))
+            return self._loop.run()
+        finally:
+            self.folder.release()
+
+    def _check_same(self, before: RunConfig, now: RunConfig) -> None:
+        """Refuse to continue another training: all but the number of epochs must be as it was."""
+        assert self.folder is not None
+        if (_identity(before), before.seed) != (_identity(now), now.seed):
+            raise UsageError(
+                f"run: {self.folder.path} holds another training ({before.model}, K = {before.depth}, seed "
+                f"{before.seed}); use another folder, or the same network and settings"
+            )
+
+    def evaluate(self, loader: Iterable[Any]) -> dict[str, Any]:
+        """Evaluate the network as it is now, in eval mode.
+
+        Args:
+            loader: batches as :meth:`fit` takes them.
+
+        Returns:
+            ``last_layer`` and ``ensemble`` (accuracies as fractions, None where there are no classes), ``nodes`` with
+            ``loss`` and ``accuracy`` of every node, and ``examples``.
+        """
+        found = self._averaged(lambda: self._evaluate(self.network, self._source(loader)))
+        return {
+            "last_layer": found.last_layer,
+            "ensemble": found.ensemble,
+            "nodes": found.nodes,
+            "examples": found.images,
+        }
+
+    @torch.no_grad()
+    def predict(self, loader: Iterable[Any]) -> Tensor:
+        """Scores of all examples of a loader, in eval mode: the network's output, or its ``logits``, put together.
+
+        Args:
+            loader: batches as :meth:`fit` takes them; labels are not looked at.
+        """
+
+        def scores() -> list[Tensor]:
+            found = []
+            for batch in loader:
+                given = self.network.given_batch(moved(batch, self.device))
+                with autocast(self.device, self.precision):
+                    output = prediction(self.network.output(given))
+                assert output is not None
+                found.append(output.float())
+            return found
+
+        was_training = self.network.training
+        self.network.to(self.device).eval()
+        found = self._averaged(scores)
+        self.network.train(was_training)
+        if not found:
+            raise UsageError("loader: it gave no batch")
+        return torch.cat(found)
+
+    def _averaged(self, compute: Any) -> Any:
+        """Compute with averaged weights, where these are kept."""
+        if self._loop is None:
+            return compute()
+        with self._loop.averaged():
+            return compute()
+
+    def _source(self, loader: Iterable[Any]) -> LoaderSource:
+        return LoaderSource(loader, self.network.given_batch, self.device, self.config.seed)
+
+    def _evaluate(self, network: LocalNetwork, source: LoaderSource) -> Evaluation:
+        return evaluate(network, source.epoch(0, 0), self.precision)
+
+
+def _described(network: LocalNetwork) -> dict[str, Any]:
+    """The network as a configuration names it."""
+    stages = [stage for stage in network if stage.name.isdigit()]
+    found: dict[str, Any] = {"depth": len(stages), "width": tuple(stage.groups for stage in stages)}
+    if isinstance(network, SplitNetwork):
+        cuts = tuple(piece.path for piece in network.pieces[:-1])
+        return {**found, "model": type(network.model).__name__, "cuts": cuts or ("auto",)}
+    return {**found, "model": type(network).__name__}
+
+
+def _identity(config: RunConfig) -> str:
+    """Names what is trained, whatever the number of epochs."""
+    train = dataclasses.replace(config.train, epochs=1, evaluate_every=1)
+    return digest(dataclasses.replace(config, train=train))
+
+
+def _adamw(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-3)

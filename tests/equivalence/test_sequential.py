@@ -134,7 +134,7 @@ def test_kept_features_spare_the_frozen_modules(tmp_path, monkeypatch):
     """The first module is called for its own training and evaluation, and once more for each kept batch."""
     calls = {}
 
-    def counted(self, features):
+    def counted(self, features, batch=None):
         if torch.is_grad_enabled() is False and features.shape[0] == 32:  # evaluation has batches of 60
             calls[self.name] = calls.get(self.name, 0) + 1
         return self.blocks(features)

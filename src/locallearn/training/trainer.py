@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from locallearn.config import (
     ThreadsConfig,
     TrainConfig,
     digest,
+    to_dict,
     to_toml,
 )
 from locallearn.config.checks import check, choice, is_real, non_negative, positive_int
@@ -29,6 +30,7 @@ from locallearn.files import write_atomically
 from locallearn.nn.features import prediction
 from locallearn.training.evaluate import Evaluation, evaluate
 from locallearn.training.loaders import LoaderSource, moved
+from locallearn.training.loggers import Loggers
 from locallearn.training.loop import Loop
 from locallearn.training.observer import Observer, Quiet
 from locallearn.training.record import RunFolder
@@ -71,6 +73,8 @@ class Trainer:
         threads: CPU threads, for runtime ``threads`` shared among stages; by default torch's.
         checkpoint_every: steps between checkpoints inside an epoch; 0 writes one an epoch.
         keep_last: newest checkpoints to keep.
+        loggers: names of registered loggers that are told what is recorded (``"tensorboard"``, ``"wandb"``...), beside
+            the run's own ``metrics.jsonl``; they need a run.
         observer: is told how it goes.
 
     Raises:
@@ -95,6 +99,7 @@ class Trainer:
         threads: int | None = None,
         checkpoint_every: int = 0,
         keep_last: int = 2,
+        loggers: Sequence[str] = (),
         observer: Observer | None = None,
     ) -> None:
         if not isinstance(network, LocalNetwork):
@@ -109,6 +114,9 @@ class Trainer:
         non_negative("clip_norm", clip_norm)
         check("average", average, lambda v: is_real(v) and 0 <= v < 1, "a number in [0, 1)")
         check("run", run, lambda v: isinstance(v, (str, Path)), "a folder, or None to keep nothing")
+        if isinstance(loggers, str) or (loggers and run is None):
+            raise ConfigError("loggers", loggers, "a sequence of names, with a run")
+        self.loggers = tuple(loggers)
         self.network = network
         self.optimizer: OptimizerFactory = optimizer or _adamw
         self.schedule, self.schedule_unit = schedule, schedule_unit
@@ -199,17 +207,19 @@ class Trainer:
         else:
             self.folder.check_free(overwrite=False)
         self._loop = Loop(config, work, self.folder, self.observer)
+        logged = Loggers(self.loggers, self.folder.path, to_dict(config), warn=self.observer.on_warning)
         self.folder.claim()
         try:
             if not begun:
                 self.folder.create(config)
+            else:
+                self._loop.restore()
+                summary = self.folder.summary()
+                if summary is not None and self._loop.epochs_done >= self._loop.epochs:
+                    return summary
+                write_atomically(self.folder.path / "config.toml", to_toml(config))
+            with self.folder.logging_to(logged):
                 return self._loop.run()
-            self._loop.restore()
-            summary = self.folder.summary()
-            if summary is not None and self._loop.epochs_done >= self._loop.epochs:
-                return summary
-            write_atomically(self.folder.path / "config.toml", to_toml(config))
-            return self._loop.run()
         finally:
             self.folder.release()
 

@@ -10,17 +10,15 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from locallearn.losses.functional import _exact
-from locallearn.nn.precision import precise
+from locallearn.losses.functional import _exact, unit
 
 
 def cosine_similarities(x_GBP: Tensor) -> Tensor:
     """Cosine similarities of all pairs of rows, [G, B, P] -> [G, B, B], in fp32; 0 with a row of zeros."""
     with _exact(x_GBP.device):
-        unit_GBP = F.normalize(precise(x_GBP), dim=-1)
+        unit_GBP = unit(x_GBP)
         return unit_GBP @ unit_GBP.mT
 
 

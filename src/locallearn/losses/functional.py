@@ -114,12 +114,24 @@ def supervised_contrastive(projections_GBP: Tensor, labels_B: Tensor, temperatur
     itself_BB = torch.eye(len(labels_B), dtype=torch.bool, device=labels_B.device)
     positive_BB = (labels_B[:, None] == labels_B) & ~itself_BB
     with _exact(projections_GBP.device):
-        unit_GBP = F.normalize(precise(projections_GBP), dim=-1)
+        unit_GBP = unit(projections_GBP)
         scores_GBB = unit_GBP @ unit_GBP.mT / temperature
     log_p_GBB = scores_GBB.masked_fill(itself_BB, float("-inf")).log_softmax(-1)
     n_positive_B = positive_BB.sum(1)
     mean_GB = log_p_GBB.masked_fill(~positive_BB, 0.0).sum(-1) / n_positive_B.clamp(min=1)
     return -mean_GB.sum(-1) / (n_positive_B > 0).sum().clamp(min=1)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors [..., P] divided by their lengths, in at least fp32; a vector of zeros stays one and has no gradient.
+
+    The slope of x / |x| is 1 / |x|, which half precision cannot hold where x is as small as its smallest numbers, so
+    such vectors count as zeros too.
+    """
+    least = max(1e-8, torch.finfo(x.dtype).tiny)
+    x = precise(x)
+    length = x.norm(dim=-1, keepdim=True)
+    return x / length.clamp(min=least) * (length > least)
 
 
 def similarity_matrix(features_GBF: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from locallearn.losses.contrastive import (
     select_positives,
     share_thresholds,
 )
+from locallearn.losses.functional import supervised_contrastive
 
 
 def projections(groups=3, images=5, features=4, seed=0):
@@ -141,3 +142,18 @@ def test_a_share_of_whole_pairs_is_not_rounded_up_by_arithmetic():
     s = cosine_similarities(projections(1, 20, 8))
     alpha, _ = share_thresholds(s, 0.95**1, 1.0)
     assert select_positives(s, alpha).sum() == 19
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("size", [0.0, 1e-7, 1e-5])
+@pytest.mark.parametrize("loss", [nt_xent, lambda x: supervised_contrastive(x, torch.arange(4) % 2)])
+def test_projections_of_zeros_have_a_finite_gradient(dtype, size, loss):
+    x = torch.randn(1, 4, 8).to(dtype)
+    x[0, 1] = size
+    x.requires_grad_()
+    loss(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+    assert x.grad[0, 0].abs().max() > 0
+    if size == 0:
+        assert x.grad[0, 1].abs().max() == 0

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.core.module import LocalModule
+from locallearn.errors import ConfigError
 from locallearn.nn.blocks import Residual
-from locallearn.nn.groups import GroupLinear
+from locallearn.nn.groups import GroupLinear, OwnChannels
 from locallearn.nn.narrow import narrowed
 from locallearn.nn.replicas import replicate
 
@@ -50,7 +51,7 @@ def shard(module: LocalModule, groups: range, replicas: int = 1) -> LocalModule:
     part = copy.deepcopy(module)
     if len(groups) < module.groups:
         for layer in part.modules():
-            _narrow(layer, module.groups, len(groups))
+            _narrow(layer, groups, module.groups)
             for held in (layer._parameters, layer._buffers):
                 for name, tensor in held.items():
                     if tensor is not None:
@@ -76,15 +77,30 @@ _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
 """Attributes that count rows."""
 
 
-def _narrow(layer: Any, total: int, n: int) -> None:
-    """Set the sizes of one layer to ``n`` of ``total`` groups."""
+def _narrow(layer: Any, groups: range, total: int) -> None:
+    """Set the sizes of one layer to those of some groups."""
+    n = len(groups)
     for kind, names in _SIZES.items():
         for name in names if isinstance(layer, kind) else ():
             setattr(layer, name, getattr(layer, name) // total * n)
-    split = getattr(layer, "groups", None) == total
-    if split:
+    if isinstance(layer, nn.Conv2d):
+        _narrow_conv(layer, groups, total)
+    elif getattr(layer, "groups", None) == total:
         setattr(layer, "groups", n)  # noqa: B010 (of any layer)
-    if isinstance(layer, nn.Conv2d) and split:  # a dense one sees all channels
-        layer.in_channels = layer.in_channels // total * n
-    if not split and isinstance(layer, GroupLinear):
+    elif isinstance(layer, GroupLinear):
         layer.outputs = layer.outputs // total * n
+
+
+def _narrow_conv(layer: nn.Conv2d, groups: range, total: int) -> None:
+    """A convolution's own groups, of which a depthwise one has as many as channels, are shared out like its rows."""
+    if layer.groups == 1:  # it sees all channels
+        return
+    if layer.groups % total:
+        expected = f"1 with a convolution of {layer.groups} groups, which cannot be shared out by {total}"
+        raise ConfigError("mesh.width", total // len(groups), expected)
+    layer.groups = layer.groups // total * len(groups)
+    own, layer.in_channels = OwnChannels(groups, total), layer.in_channels // total * len(groups)
+    # the first layer after a cut is given the channels of all groups
+    layer.register_forward_pre_hook(
+        lambda conv, given: (own(given[0]), *given[1:]) if given[0].shape[1] > conv.in_channels else None
+    )

@@ -41,6 +41,7 @@ class Stage(nn.Module):
         groups: the number of nodes here; all, or those of one rank.
         first: how many nodes of the stage come before those here.
         random: whether a step draws anything, as dropout does.
+        reads: parameters that another stage, counted from 0, trains and this one reads: theirs, and this one's copy.
     """
 
     def __init__(self, name: str, objective: Objective, groups: int) -> None:
@@ -50,6 +51,7 @@ class Stage(nn.Module):
         self.groups = groups
         self.first = 0
         self.random = True
+        self.reads: dict[int, list[tuple[nn.Parameter, nn.Parameter]]] = {}
 
     def forward(self, features: Features, batch: Batch | None = None) -> Any:
         """What the stage computes of the features that the stage before it handed on, and of the batch."""

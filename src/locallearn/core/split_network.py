@@ -16,7 +16,7 @@ from locallearn.core.module import Features, LocalStep, Stage, autocast
 from locallearn.core.network import LocalNetwork, OptimizerFactory, network_name
 from locallearn.core.stage_pass import Recorder, StagePass, share
 from locallearn.data.store import Batch
-from locallearn.errors import UsageError
+from locallearn.errors import ConfigError, UsageError
 from locallearn.losses.objectives import LocalLoss, Objective
 from locallearn.nn.features import features_of, own_loss, prediction, seen_by_objective, with_features
 from locallearn.nn.split import Piece
@@ -94,11 +94,21 @@ class ModelStage(Stage):
         """Whether the stage ends with the model's own output."""
         return not self.piece.path
 
-    def run_alone(self, recorder: Recorder) -> None:
-        """Let the stage compute without the others, on copies of the model's modules that share its tensors."""
+    def run_alone(self, recorder: Recorder, owners: Mapping[str, int]) -> None:
+        """Let the stage compute without the others, on copies of the model's modules that share its tensors.
+
+        Args:
+            recorder: knows which submodules run.
+            owners: which stage, counted from 0, trains a parameter.
+        """
         before = self.before
         start, received = ("", ()) if before is None else (before.path, before.crossing)
-        self._alone = StagePass(share(self.model), recorder, start, self.piece.path, received, self.piece.crossing)
+        view = share(self.model, apart=self.piece.reads)
+        self._alone = StagePass(view, recorder, start, self.piece.path, received, self.piece.crossing)
+        self.reads.clear()
+        for name in self.piece.reads:
+            pair = self.model.get_parameter(name), view.get_parameter(name)
+            self.reads.setdefault(owners[name], []).append(pair)
 
     def forward(self, features: Features, batch: Batch | None = None) -> Any:
         """What the submodule at the stage's end gives, and the model itself for the last stage.
@@ -285,10 +295,18 @@ class SplitNetwork(LocalNetwork):
         return self.model(*batch.call.args, **batch.call.kwargs)
 
     def run_apart(self) -> None:
-        """Let every stage compute without the others; :meth:`walk` needs no such thing."""
+        """Let every stage compute without the others; :meth:`walk` needs no such thing.
+
+        Raises:
+            ConfigError: a head reads weights that another stage trains.
+        """
         recorder = Recorder(self.model)
+        owners = {name: k for k, piece in enumerate(self.pieces) for name in piece.parameters}
         for stage in self.model_stages:
-            stage.run_alone(recorder)
+            if any(getattr(part, "reads_scorer", False) for part in stage.objective.modules()):
+                expected = f"inline with the head of module {stage.name}, which reads the model's own unembedding"
+                raise ConfigError("runtime", "threads", expected)
+            stage.run_alone(recorder, owners)
 
     def merge(self) -> nn.Module:
         """A copy of the trained model: the user's own class, names and shapes, without heads.

@@ -85,9 +85,17 @@ class Recorder:
                 return _recorded(share(self._real, buffers=False), call.args, call.kwargs)
 
 
-def share(model: nn.Module, buffers: bool = True) -> nn.Module:
-    """A copy of a model with modules of its own and the same parameters, and the same buffers or copies of them."""
-    shared = (*model.parameters(), *(model.buffers() if buffers else ()))
+def share(model: nn.Module, buffers: bool = True, apart: Sequence[str] = ()) -> nn.Module:
+    """A copy of a model with modules of its own and the same parameters.
+
+    Args:
+        model: the model.
+        buffers: whether buffers are the same too, or copies.
+        apart: names of parameters that are copies.
+    """
+    shared: list[Tensor] = [tensor for name, tensor in model.named_parameters() if name not in apart]
+    if buffers:
+        shared += model.buffers()
     return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 

@@ -61,6 +61,9 @@ class TerminalHead(nn.Module):
     read: Tensor
     steps: Tensor
 
+    reads_scorer = True
+    """Weights of another stage are read in the forward pass."""
+
     def __init__(self, channels: int, scorer: nn.Linear, blocks: int, causal: bool, stale: int = 0) -> None:
         super().__init__()
         self.stale = stale

@@ -49,6 +49,9 @@ class SharedHead(nn.Module):
     Shapes: input [B, T, C], output [B, T, V].
     """
 
+    reads_scorer = True
+    """Weights of another stage are read in the forward pass."""
+
     def __init__(self, channels: int, scorer: nn.Linear) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)

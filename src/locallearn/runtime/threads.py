@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
@@ -28,6 +28,8 @@ class _Job:
     rate: float | None
     losses: dict[int, LocalLoss]
     """Of the modules that have trained on it; they need not end in order."""
+    read: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict)
+    """What a module reads of another one's weights, as they were after their update on this batch."""
 
 
 class ThreadsRuntime(Runtime):
@@ -124,7 +126,11 @@ class ThreadsRuntime(Runtime):
 
     def _next(self) -> int | None:
         """The module that is free and whose next batch has waited longest; of several the last."""
-        ready = [k for k, waiting in enumerate(self._waiting) if waiting and not self._busy[k]]
+        ready = [
+            k
+            for k, waiting in enumerate(self._waiting)
+            if waiting and not self._busy[k] and waiting[0][0].losses.keys() >= self.steps[k].module.reads.keys()
+        ]
         return min(ready, key=lambda k: (self._waiting[k][0][0].number, -k), default=None)
 
     # --- the workers -------------------------------------------------------------------------------------------
@@ -146,10 +152,24 @@ class ThreadsRuntime(Runtime):
                     self._error, self._open = error, False
                     self._changed.notify_all()
                 return
+            self._publish(module, job)
             with self._changed:
                 self._busy[module] = False
                 job.losses[module] = loss
                 self._changed.notify_all()
+
+    def _publish(self, module: int, job: _Job) -> None:
+        """Keep what later modules read of this one's weights, before its next update."""
+        for k, step in enumerate(self.steps):
+            for source, _ in step.module.reads.get(module, ()):
+                job.read.setdefault((k, module), []).append(source.detach().clone())
+
+    def _take(self, module: int, job: _Job) -> None:
+        """Put what the module reads of others into its own copies."""
+        with torch.no_grad():
+            for owner, pairs in self.steps[module].module.reads.items():
+                for (_, copy), value in zip(pairs, job.read.pop((module, owner)), strict=True):
+                    copy.copy_(value)
 
     def _train(self, module: int, job: _Job, features: Tensor) -> LocalLoss:
         def hand_on(out: Tensor) -> None:
@@ -159,6 +179,7 @@ class ThreadsRuntime(Runtime):
                     self._changed.notify_all()
 
         step = self.steps[module]
+        self._take(module, job)
         if self._meters is None:
             return step(features, job.batch, job.index, job.rate, hand_on)[1]
         with self._meters[module]:

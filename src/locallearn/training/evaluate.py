@@ -50,6 +50,12 @@ class Evaluation:
     protocol: str = CLASSIFIER
 
     @property
+    def accuracies(self) -> dict[str, float | None]:
+        """``last_layer`` and ``ensemble``, None where there is no such thing."""
+        found = {"last_layer": self.last_layer, "ensemble": self.ensemble}
+        return {name: None if value is None or math.isnan(value) else value for name, value in found.items()}
+
+    @property
     def score(self) -> float:
         """What the best checkpoint is chosen by: the last layer's accuracy, or its loss where it has none."""
         if self.last_layer is not None and not math.isnan(self.last_layer):

@@ -103,7 +103,7 @@ def open_run(
         CheckpointError: it has no such checkpoint, or only damaged ones.
     """
     folder = RunFolder(Path(run))
-    config = with_changes(folder.config(), device=device, root=root)
+    config = with_changes(folder.built_config(), device=device, root=root)
     kept = CheckpointFolder(folder.checkpoints, 1)
     if checkpoint == "last":
         path, found, _ = kept.newest()

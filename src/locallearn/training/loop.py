@@ -380,7 +380,7 @@ class Loop:
                 return False
             checkpoints.load_network(self.network, weights, Path("of all processes"))
         found = self.evaluation()
-        accuracy = {"last_layer": found.last_layer, "ensemble": found.ensemble, "protocol": found.protocol}
+        accuracy = {**found.accuracies, "protocol": found.protocol}
         self._record({"event": "evaluate", "epoch": epoch, **accuracy, "nodes": found.nodes})
         self.progress["last"] = {"epoch": epoch, **accuracy, "nodes": found.nodes}
         best = self.progress["best"]

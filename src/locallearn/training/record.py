@@ -33,6 +33,10 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
+SPLIT = "split"
+"""The method of runs whose network is a user's own."""
+
+
 class RunFolder:
     """The files of one run.
 
@@ -146,6 +150,20 @@ class RunFolder:
         except ConfigError as error:
             raise UsageError(f"{path}: {error}") from None
         plugins.load_of(config.plugins, str(self.path))
+        return config
+
+    def built_config(self) -> RunConfig:
+        """The configuration of a run whose network and images it describes completely.
+
+        Raises:
+            UsageError: as :meth:`config`; or the run is a Trainer's, whose network and loader are the user's own.
+        """
+        config = self.config()
+        if config.method == SPLIT:
+            raise UsageError(
+                f"{self.path} is the run of an ll.Trainer in Python: its model and loader are not in the folder; "
+                f"continue or evaluate it with a Trainer of run={str(self.path)!r}"
+            )
         return config
 
     def append(self, event: dict[str, Any]) -> None:

@@ -68,7 +68,7 @@ def resume(run: str | Path, observer: Observer | None = None, **changes: Any) ->
             ``runtime`` and ``mesh``.
     """
     folder = RunFolder(Path(run))
-    config = with_changes(folder.config(), **changes)
+    config = with_changes(folder.built_config(), **changes)
     try:
         summary = folder.summary()
     except DamagedRecordError as error:

@@ -33,7 +33,7 @@ from locallearn.training.loaders import LoaderSource, moved
 from locallearn.training.loggers import Loggers
 from locallearn.training.loop import Loop
 from locallearn.training.observer import Observer, Quiet
-from locallearn.training.record import RunFolder
+from locallearn.training.record import SPLIT, RunFolder
 from locallearn.training.work import ScheduleFactory, Work
 
 RUNTIMES = ("inline", "threads")
@@ -73,8 +73,8 @@ class Trainer:
         threads: CPU threads, for runtime ``threads`` shared among stages; by default torch's.
         checkpoint_every: steps between checkpoints inside an epoch; 0 writes one an epoch.
         keep_last: newest checkpoints to keep.
-        loggers: names of registered loggers that are told what is recorded (``"tensorboard"``, ``"wandb"``...), beside
-            the run's own ``metrics.jsonl``; they need a run.
+        loggers: names of registered loggers (``"tensorboard"``, ``"wandb"``...) that are told what is recorded, as
+            the run's own ``metrics.jsonl`` is; they need a run.
         observer: is told how it goes.
 
     Raises:
@@ -129,7 +129,7 @@ class Trainer:
             raise ConfigError("runtime", runtime, f"inline on {self.device}; threads share the cores of a CPU")
         clip = network.clip_norm if clip_norm is None else clip_norm
         self.config = RunConfig(
-            method="split",
+            method=SPLIT,
             **_described(network),
             seed=seed,
             runtime=runtime,  # type: ignore[arg-type]
@@ -232,6 +232,12 @@ class Trainer:
                 f"{before.seed}); use another folder, or the same network and settings"
             )
 
+    @property
+    def rates(self) -> list[float]:
+        """The present learning rate of every stage, of its optimizer's first group."""
+        steps = [] if self._loop is None else self._loop.nodes.steps.values()
+        return [float(step.optimizer.param_groups[0]["lr"]) for step in steps]
+
     def evaluate(self, loader: Iterable[Any]) -> dict[str, Any]:
         """Evaluate the network as it is now, in eval mode.
 
@@ -244,8 +250,7 @@ class Trainer:
         """
         found = self._averaged(lambda: self._evaluate(self.network, self._source(loader)))
         return {
-            "last_layer": found.last_layer,
-            "ensemble": found.ensemble,
+            **found.accuracies,
             "nodes": found.nodes,
             "examples": found.images,
         }

@@ -1,0 +1,160 @@
+"""A stage of a user's model that runs alone computes what it does in the model's own forward pass, bit for bit."""
+
+import contextlib
+import copy
+
+import pytest
+import torch
+import transformers as tf
+
+import locallearn as ll
+from locallearn.core.module import walk
+from locallearn.runtime.threads import ThreadsRuntime
+from user_models import ResNet, Transformer, images, sequences
+
+IDS = torch.randint(5, 64, (4, 12), generator=torch.Generator().manual_seed(0))
+MASK = torch.ones(4, 12, dtype=torch.long)
+MASK[1, 7:] = 0
+PIXELS = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+CLASSES = torch.arange(4)
+TEXT = {"input_ids": IDS, "attention_mask": MASK, "labels": IDS}
+SMALL = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+def gpt2():
+    config = tf.GPT2Config(
+        vocab_size=64, n_positions=32, n_embd=32, n_layer=4, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    return tf.GPT2LMHeadModel(config)
+
+
+def llama():
+    config = tf.LlamaConfig(vocab_size=64, num_key_value_heads=2, attention_dropout=0.1, **SMALL)
+    return tf.LlamaForCausalLM(config)
+
+
+def bert():
+    return tf.BertForSequenceClassification(tf.BertConfig(vocab_size=64, num_labels=4, **SMALL))
+
+
+def vit():
+    config = tf.ViTConfig(image_size=32, patch_size=8, num_labels=4, hidden_dropout_prob=0.1, **SMALL)
+    return tf.ViTForImageClassification(config)
+
+
+def swin():
+    shape = {"depths": [2, 2], "num_heads": [2, 2], "embed_dim": 12, "window_size": 4}
+    return tf.SwinForImageClassification(tf.SwinConfig(image_size=32, patch_size=2, num_labels=4, **shape))
+
+
+CASES = {
+    "resnet": (ResNet, images(), {}),
+    "transformer": (Transformer, sequences(), {}),
+    "gpt2": (gpt2, TEXT, {"objective": "next-token"}),
+    "llama": (llama, TEXT, {"objective": "next-token"}),
+    "bert": (bert, TEXT | {"labels": CLASSES}, {}),
+    "vit": (vit, {"pixel_values": PIXELS, "labels": CLASSES}, {}),
+    "swin": (swin, {"pixel_values": PIXELS, "labels": CLASSES}, {}),
+}
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+
+
+def both(name):
+    """The same network twice; the second one's stages run alone."""
+    make, batch, settings = CASES[name]
+    torch.manual_seed(0)
+    model = make().train()
+    whole = ll.split(model, example=batch, depth=3, optimizer=sgd, **settings)
+    apart = copy.deepcopy(whole)
+    apart.set_optimizers(sgd)
+    apart.run_apart()
+    return whole, apart, batch
+
+
+def differing(whole, apart):
+    other = apart.state_dict()
+    return [name for name, value in whole.state_dict().items() if not torch.equal(value, other[name])]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_stages_alone_train_what_one_pass_does(name):
+    whole, apart, batch = both(name)
+    runtime = ThreadsRuntime(apart.steps, 2, 2)
+    with one_thread():
+        losses = [whole.walk(whole.steps, whole.given_batch(batch), index) for index in range(4)]
+        with runtime:
+            alone = [done for index in range(4) for done in runtime.step(apart.given_batch(batch), index)]
+            alone += runtime.settle()
+    assert [[a.total.tolist() for a in each] for each in losses] == [
+        [b.total.tolist() for b in each.losses] for each in alone
+    ]
+    assert differing(whole, apart) == []
+
+
+def test_a_head_that_reads_the_unembedding_trains_inline_only():
+    network = ll.split(gpt2(), example=TEXT, depth=3, objective="next-token", head="shared")
+    with pytest.raises(ll.LocalLearnError, match="module 1, which reads the model's own unembedding"):
+        network.run_apart()
+
+
+@contextlib.contextmanager
+def one_thread():
+    """Operators use one thread, as each of two stages on two threads does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", ["llama", "vit"])
+def test_another_seed_of_a_stage_is_noticed(name):
+    """The comparison sees what a stage draws: dropout of the second stage alone."""
+    whole, apart, batch = both(name)
+    apart.steps[1].seed += 1
+    whole.walk(whole.steps, whole.given_batch(batch), 0)
+    walk(apart.steps, apart.given_batch(batch), 0)
+    assert differing(whole, apart) != []
+
+
+def test_shapes_may_change_from_batch_to_batch():
+    whole, apart, batch = both("gpt2")
+    parts = [{k: value[:rows, :tokens] for k, value in batch.items()} for rows, tokens in ((4, 12), (2, 12), (3, 7))]
+    runtime = ThreadsRuntime(apart.steps, 2, 2)
+    with one_thread():
+        for index, part in enumerate(parts):
+            whole.walk(whole.steps, whole.given_batch(part), index)
+        with runtime:
+            for index, part in enumerate(parts):
+                runtime.step(apart.given_batch(part), index)
+            runtime.settle()
+    assert differing(whole, apart) == []
+
+
+def test_a_stage_alone_needs_no_other_stage_s_weights():
+    """Weights of the other stages are not a number; what the stage gives is as before."""
+    whole, apart, batch = both("vit")
+    features, out = batch["pixel_values"], []
+    for step in whole.steps[:2]:
+        given = whole.given_batch(batch)
+        features = step.module.handed_on(alone_output(whole, step, features, given))
+        out.append(features)
+    second = apart.model_stages[1]
+    own = set(second.piece.parameters)
+    with torch.no_grad():
+        for name, parameter in apart.model.named_parameters():
+            if name not in own:
+                parameter.fill_(torch.nan)
+    found = alone_output(apart, apart.steps[1], out[0], apart.given_batch(batch))
+    assert torch.equal(second.handed_on(found), out[1])
+
+
+def alone_output(network, step, features, batch):
+    network.run_apart()
+    with torch.random.fork_rng():
+        step.seed_draws(0)
+        return step.module(features, batch)

@@ -114,7 +114,8 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     """fp32, or bf16 autocast; by default bf16 where the device computes it faster."""
     channels_last: bool | None = None
-    """Keep images channels-last in memory; by default on."""
+    """Keep images channels-last in memory; by default on, but for large batches where torch's batch norm is then
+    inaccurate (on CPUs without our kernels)."""
     threads: int | None = None
     """CPU threads; by default as many as torch chooses."""
 

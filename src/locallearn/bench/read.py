@@ -15,7 +15,7 @@ from torch.nn import functional
 from locallearn.bench.timing import interleaved
 from locallearn.config import AugmentConfig, DataConfig
 from locallearn.core.module import autocast
-from locallearn.data.datasets import load
+from locallearn.data.datasets import ImageSet, load
 from locallearn.data.streaming import StreamedStore, default_workers
 from locallearn.errors import ConfigError, UsageError
 
@@ -48,7 +48,7 @@ def bench_read(
         UsageError: transformers is not there, or the set has too few images.
     """
     dataset = load(data)
-    if not hasattr(dataset.train, "read"):
+    if isinstance(dataset.train, ImageSet):
         raise UsageError(f"bench read: {data.name} is held in memory; expected a packed set (locallearn pack)")
     workers = default_workers() if data.workers is None else data.workers
     store = StreamedStore(dataset.train, dataset, AUGMENT, device, 0, workers=workers)
@@ -103,7 +103,8 @@ def resnet50_step(classes: int, device: torch.device, precision: str) -> Step:
         raise UsageError("bench read needs transformers for its ResNet-50; install locallearn[transformers]")
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    network: Any = ResNetForImageClassification(ResNetConfig(num_labels=classes))
+    settings: Any = {"num_labels": classes}  # of its base class, which type checkers do not see
+    network: Any = ResNetForImageClassification(ResNetConfig(**settings))
     network = network.to(device=device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
 

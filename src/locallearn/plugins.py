@@ -82,6 +82,8 @@ def allow_import(path: str) -> None:
 
     For names that the user wrote on the command line; one that only a file holds must not bring code along.
     """
+    if "." not in path:
+        return
     os.environ[IMPORTS] = os.pathsep.join(dict.fromkeys([*_allowed(), path]))
 
 

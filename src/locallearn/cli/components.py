@@ -52,7 +52,7 @@ def _component(
     asked = [argument.split("=")[0] for argument in arguments if _hyphens(argument).startswith(flag)]
     named = _value("--" + prefix + by, arguments)
     name = named or getattr(part, by)
-    if kind == "optimizer.name" and named and "." in named:
+    if kind == "optimizer.name" and named:
         plugins.allow_import(named)
     if not asked and not (named and {"-h", "--help"} & set(arguments)):
         return {}, arguments  # what registers the component is not imported where nobody wants to know

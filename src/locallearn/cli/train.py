@@ -13,12 +13,13 @@ from typing import Annotated, Any
 
 import tyro
 
+from locallearn import plugins
 from locallearn.cli.configured import SHORT, SHOWN, start
 from locallearn.cli.console import Terminal, warn
 from locallearn.cli.early import check_names, working
 from locallearn.cli.options import parse, value_of
 from locallearn.config import MeshConfig, RunConfig, RuntimeName
-from locallearn.errors import LocalLearnError, UsageError, one_line
+from locallearn.errors import ConfigError, LocalLearnError, UsageError, one_line
 from locallearn.experiments.recipes import recipe
 from locallearn.training.record import RunFolder
 
@@ -58,6 +59,8 @@ class ResumeOptions:
     """Continue with another number of CPU threads."""
     data_root: str | None = None
     """Folder that holds the data, where it has moved."""
+    optimizer_name: Annotated[str | None, tyro.conf.arg(name="optimizer.name")] = None
+    """The run's optimizer once more, where it is of another package: what only a file names is not imported."""
     json: bool = False
     """Print the summary as JSON and no progress."""
     processes: int = 1
@@ -105,6 +108,11 @@ def _resume(arguments: Sequence[str]) -> int:
     config = RunFolder(Path(folder)).config() if folder is not None else recipe("gn-dgl")
     default = ResumeOptions(folder or "", config.runtime, config.mesh)
     options = parse(ResumeOptions, arguments, "train", "Continue a run.", default)
+    if options.optimizer_name not in (None, config.optimizer.name):
+        expected = f"{config.optimizer.name}, with which the run began"
+        raise ConfigError("optimizer.name", options.optimizer_name, expected)
+    if options.optimizer_name is not None:
+        plugins.allow_import(options.optimizer_name)
     if _launches(options.processes):
         _check_runtime(options.runtime)
         return _launch(arguments, options.processes, options.restarts)

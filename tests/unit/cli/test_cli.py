@@ -46,7 +46,7 @@ def one_line(capsys):
         (["train", "gn-dgl", "--depth", "9"], "depth: 9 is not valid; expected at most 4"),
         (["train", "gn-dgl", "--width", "3"], "width: 3 is not valid; expected a divisor"),
         (["train", "e2e", "--depth", "2"], "depth: 2 is not valid; expected 1 with method e2e"),
-        (["train", "gn-dgl", "--optimizer.name", "lion"], "--optimizer.name"),
+        (["train", "gn-dgl", "--optimizer.name", "lion"], "optimizer.name: 'lion' is not valid"),
         (["train", "gn-dgl", "--train.device", "tpu"], "train.device: 'tpu' is not valid; expected cpu or cuda"),
         (["train", "resnet32-dgl", "--data.root", "/nowhere"], "/nowhere"),
         (["train", "gn-dgl", "--data.name", "mnist"], "data.name: 'mnist' is not valid; expected one of"),

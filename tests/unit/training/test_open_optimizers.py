@@ -213,6 +213,12 @@ def test_a_class_that_only_a_file_names_is_not_imported(tmp_path):
         in done.stderr
     )
     assert not (tmp_path / "ran").exists()
+    named = [*command, "--optimizer.name"]
+    done = subprocess.run([*named, "adam"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert "optimizer.name: 'adam' is not valid; expected stranger.Opt, with which the run began" in done.stderr
+    done = subprocess.run([*named, "stranger.Opt", "--json"], cwd=tmp_path, env=env, capture_output=True, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "ran").exists()
 
 
 QUICK = ("--train.epochs", "1", "--data.train-limit", "64", "--data.test-limit", "16", "--json")

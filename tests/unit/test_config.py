@@ -74,7 +74,7 @@ def test_wrong_toml_is_one_line_that_names_field_and_value(text, message):
         (lambda: RunConfig(seed=-1), "seed: -1"),
         (lambda: RunConfig(dropout=1.0), "dropout: 1.0"),
         (lambda: TrainConfig(batch_size=1), "batch norm needs two"),
-        (lambda: TrainConfig(precision="fp16"), "one of fp32, bf16"),  # type: ignore[arg-type]
+        (lambda: TrainConfig(precision="fp8"), "one of fp32, bf16, fp16"),  # type: ignore[arg-type]
         (lambda: OptimizerConfig(momentum=0.0), "optimizer.nesterov"),
         (lambda: ScheduleConfig(milestones=(5, 3), factors=(1.0, 1.0)), "rising epochs"),
         (lambda: ScheduleConfig(milestones=(5,)), "one factor for each"),

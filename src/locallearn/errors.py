@@ -4,10 +4,12 @@
 class LocalLearnError(Exception):
     """Base of every error that the package raises on purpose.
 
-    The command line prints ``str(error)`` as one line and exits with ``exit_code``.
+    The command line prints ``str(error)`` as one line and exits with ``exit_code``. Where processes are started again
+    after one has died, they are not after an error that would come again; ``passing`` says that it need not.
     """
 
     exit_code = 1
+    passing = False
 
 
 class UsageError(LocalLearnError):

@@ -8,11 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 
 import small
 from distributed.processes import HERE, finish, free_port, start
+from locallearn.cli.main import main
 from locallearn.config import CheckpointConfig, MeshConfig, to_toml
 from locallearn.runtime import launch
 from locallearn.training import runs
@@ -227,3 +229,48 @@ def test_the_number_of_processes_must_fit(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     assert main(["train", "dgl", "--processes", "2", "--run", str(tmp_path / "run")]) == 2
     assert "--processes: only with --runtime distributed" in capsys.readouterr().err
+
+
+def test_a_killed_launcher_takes_its_processes_along_and_the_run_goes_on(tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "locallearn", "train", *OPTIONS, "--processes", "2", "--run", str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: steps(run) > 0, process)
+    started = list(workers(process).values())
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in started):
+        assert time.monotonic() < end, started
+        time.sleep(0.05)
+    assert runs.resume(run, runtime="inline", mesh=MeshConfig())["steps"] == STEPS
+
+
+def test_a_run_that_diverges_is_not_started_again(tmp_path):
+    options = ["--optimizer.learning-rate", "1e30", "--processes", "2", "--restarts", "3"]
+    command = [sys.executable, "-m", "locallearn", "train", *OPTIONS, *options, "--run", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("locallearn:")]
+    assert done.returncode == 1
+    assert len(lines) == 1, done.stderr
+    assert "became NaN or infinite at step" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--processes", "3"], "--processes: 3 is not valid; expected 2 for a mesh of depth 2 x width 1 x data 1"),
+        (["--processes", "0"], "--processes: 0 is not valid; expected a whole number of at least 1"),
+        (
+            ["--processes", "2", "--restarts", "-1"],
+            "--restarts: -1 is not valid; expected a whole number of at least 0",
+        ),
+        (["--processes", "4", "--mesh.depth", "4"], "mesh.depth: 4 is not valid; expected at most 2"),
+        (["--processes", "6", "--mesh.width", "3"], "mesh.width: 3 is not valid; expected a divisor"),
+    ],
+)
+def test_a_wrong_mesh_starts_no_process(tmp_path, capfd, monkeypatch, options, told):
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: pytest.fail("a process was started"))
+    assert main(["train", *OPTIONS, *options, "--run", str(tmp_path / "run")]) == 2
+    assert told in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()

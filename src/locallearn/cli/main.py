@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from locallearn import plugins
 from locallearn.errors import LocalLearnError, UsageError, one_line
 from locallearn.files import cannot_use
+from locallearn.runtime.parent import end_with_launcher
 
 COMMANDS = {
     "demo": "train e2e, DGL and GN-DGL on the embedded digits and compare them",
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: object, code: int) -> int:
-    if _is_first_to_fail():
+    if _is_first_to_fail(isinstance(error, LocalLearnError) and not error.passing):
         print(f"locallearn: {one_line(error)}", file=sys.stderr)
     return code
 
@@ -79,13 +80,13 @@ def _is_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(words in text for words in known) or "Storage size calc" in text
 
 
-def _is_first_to_fail() -> bool:
+def _is_first_to_fail(for_good: bool) -> bool:
     """Whether this process reports an error: of the processes of a run only one does."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return True
     from locallearn.runtime.world import first_to_fail
 
-    return first_to_fail()
+    return first_to_fail(for_good)
 
 
 def _run(arguments: list[str]) -> int:
@@ -144,6 +145,7 @@ def program() -> None:
             stream.reconfigure(errors="surrogateescape" if utf8 and not stream.isatty() else "backslashreplace")
     if os.environ.get("WORLD_SIZE", "1") == "1":
         sys.exit(main())
+    end_with_launcher()
     try:
         code = main()
     except BaseException:

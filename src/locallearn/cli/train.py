@@ -17,10 +17,11 @@ from locallearn import plugins
 from locallearn.cli.configured import SHORT, SHOWN, start
 from locallearn.cli.console import Terminal, warn
 from locallearn.cli.early import check_names, working
-from locallearn.cli.options import parse, value_of
+from locallearn.cli.options import check_at_least, parse, value_of
 from locallearn.config import MeshConfig, RunConfig, RuntimeName
 from locallearn.errors import ConfigError, LocalLearnError, UsageError, one_line
 from locallearn.experiments.recipes import recipe
+from locallearn.plan.mesh import Mesh, place_nodes
 from locallearn.training.record import RunFolder
 
 
@@ -41,6 +42,9 @@ class TrainOptions:
     """Start so many processes on this machine for the distributed runtime; without a mesh they share the depth."""
     restarts: int = 0
     """How often these processes are started again, from the last checkpoint, after one of them died."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, processes=1, restarts=0)
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,9 @@ class ResumeOptions:
     restarts: int = 0
     """How often these processes are started again, from the last checkpoint, after one of them died."""
 
+    def __post_init__(self) -> None:
+        check_at_least(self, processes=1, restarts=0, threads=1)
+
 
 USAGE = """Train a recipe as K x G nodes: locallearn train RECIPE [--option value ...] --run DIR.
 
@@ -89,14 +96,19 @@ def run(arguments: Sequence[str]) -> int:
     folder = Path(options.run or f"runs/{name}-seed{options.config.seed}")
     if _launches(options.processes):
         _check_runtime(options.config.runtime)
+        _check_mesh(options.config, options.processes)
         RunFolder(folder).check_free(options.overwrite)
         return _launch(arguments, options.processes, options.restarts)
     config = _on_processes(options.config, options.processes)
     with working("importing torch", options.json):
         from locallearn.cli.progress import LiveProgress
+        from locallearn.runtime.world import check_not_in_vain
         from locallearn.training import runs
     with LiveProgress(quiet=options.json) as progress:
-        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and (folder / "config.toml").is_file():
+        again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        if again:
+            check_not_in_vain()
+        if again and (folder / "config.toml").is_file():
             summary = runs.resume(folder, progress)  # started again after a process died
         else:
             summary = runs.train(config, folder, progress, options.overwrite)
@@ -115,6 +127,8 @@ def _resume(arguments: Sequence[str]) -> int:
         plugins.allow_import(options.optimizer_name)
     if _launches(options.processes):
         _check_runtime(options.runtime)
+        _check_mesh(dataclasses.replace(config, runtime=options.runtime, mesh=options.mesh), options.processes)
+        RunFolder(Path(options.resume)).check_idle()
         return _launch(arguments, options.processes, options.restarts)
     changed = dataclasses.replace(config, runtime=options.runtime, mesh=_mesh_of(config, options))
     changed = _on_processes(changed, options.processes)
@@ -149,6 +163,18 @@ def _launches(processes: int) -> bool:
 def _check_runtime(runtime: str) -> None:
     if runtime != "distributed":
         raise UsageError("--processes: only with --runtime distributed")
+
+
+def _check_mesh(config: RunConfig, processes: int) -> None:
+    """Refuse a mesh that does not fit the network or the number of processes, before any of them starts."""
+    from locallearn.core.methods import methods
+
+    chosen = _on_processes(config, processes).mesh
+    if chosen.size != processes:
+        sizes = f"mesh of depth {chosen.depth} x width {chosen.width} x data {chosen.data}"
+        raise ConfigError("--processes", processes, f"{chosen.size} for a {sizes}")
+    groups = [module.groups for module in methods.build(config.method, config).modules]
+    place_nodes(Mesh(chosen.depth, chosen.width, chosen.data), groups, [1.0] * len(groups), decoupled=False)
 
 
 def _launch(arguments: Sequence[str], processes: int, restarts: int) -> int:

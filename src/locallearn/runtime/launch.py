@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from locallearn.runtime.parent import LAUNCHER
+
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
@@ -22,23 +24,26 @@ _GRACE_SECONDS = 30.0
 def launch(command: Sequence[str], processes: int, restarts: int, say: Callable[[str], None]) -> int:
     """Run ``command`` in several processes until all have ended; they find each other as under torchrun.
 
-    Ctrl-C asks all of them to stop; a second one kills them.
+    Ctrl-C asks all of them to stop; a second one kills them. They also end when this process is killed.
 
     Args:
         command: what follows ``python -m locallearn``.
         processes: how many.
-        restarts: how often all are started again after one has died.
+        restarts: how often all are started again after one has died; not where it would fail again, as where a loss
+            became infinite.
         say: is told about restarts.
 
     Returns:
         The exit code: 0, or the first one that was not.
     """
+    from locallearn.runtime.world import failed_for_good  # imports torch, which a refused call does without
+
     code = 0
     for attempt in range(restarts + 1):
         store = open_store()  # a new one, since the old one's entries are stale
         crew = _Crew([_start(command, rank, processes, attempt, store.port) for rank in range(processes)])
         code = crew.wait()
-        if code in (0, 2) or crew.interrupted or attempt == restarts:
+        if code == 0 or crew.interrupted or attempt == restarts or failed_for_good(store, attempt):
             break
         say(f"{crew.first_failure}; starting all again ({attempt + 1} of {restarts})")
     return code if code >= 0 else 1
@@ -76,6 +81,7 @@ def rank_environment(rank: int, processes: int, port: int, attempt: int = 0) -> 
 def _start(command: Sequence[str], rank: int, processes: int, attempt: int, port: int) -> subprocess.Popen[bytes]:
     threads = str(max(1, (os.cpu_count() or 1) // processes))
     environment = {"OMP_NUM_THREADS": threads, **os.environ, **rank_environment(rank, processes, port, attempt)}
+    environment[LAUNCHER] = str(os.getpid())
     # a session of its own: Ctrl-C reaches this process alone, which passes it on
     return subprocess.Popen([sys.executable, "-m", "locallearn", *command], env=environment, start_new_session=True)
 

@@ -20,9 +20,13 @@ from locallearn.core.shard import join
 from locallearn.errors import ConfigError, LocalLearnError
 from locallearn.plan.mesh import Mesh
 
+_FOR_GOOD = "locallearn/for-good"
+
 
 class PeerLostError(LocalLearnError):
     """A process that this one works with died, or said nothing for ``mesh.timeout``."""
+
+    passing = True
 
 
 class Alone:
@@ -238,15 +242,46 @@ def names_of(nodes: Sequence[tuple[str, int]], rank: int) -> str:
     return f"module{'s' if len(modules) > 1 else ''} {', '.join(modules)}, {span} (rank {rank})"
 
 
-def first_to_fail() -> bool:
-    """Whether no other process of this run has reported a failure; one that loses a peer is rarely the cause."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_PORT" not in os.environ:
+def first_to_fail(for_good: bool) -> bool:
+    """Whether no other process of this run has reported a failure; one that loses a peer is rarely the cause.
+
+    Args:
+        for_good: the failure would come again, so that nobody need start the processes anew.
+    """
+    store = _launchers_store()
+    if store is None:
         return True
     try:
-        limit = datetime.timedelta(seconds=2)
-        store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=limit
-        )
+        if for_good:
+            store.set(f"{_FOR_GOOD}/{_attempt()}", "1")
         return store.add(f"locallearn/failures/{_attempt()}", 1) == 1
     except RuntimeError:  # the process that has the store is gone
         return True
+
+
+def check_not_in_vain() -> None:
+    """Refuse to start again what failed for a reason that is still there; torchrun starts processes whatever it was.
+
+    Raises:
+        LocalLearnError: the attempt before this one failed for good.
+    """
+    store, before = _launchers_store(), int(_attempt()) - 1
+    if before >= 0 and store is not None and failed_for_good(store, before):
+        raise LocalLearnError("not started again: what failed would fail again")
+
+
+def failed_for_good(store: dist.Store, attempt: int) -> bool:
+    """Whether a process of this attempt told that its failure would come again."""
+    return store.check([f"{_FOR_GOOD}/{attempt}"])
+
+
+def _launchers_store() -> dist.Store | None:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_PORT" not in os.environ:
+        return None
+    try:
+        limit = datetime.timedelta(seconds=2)
+        return dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=limit
+        )
+    except (RuntimeError, ValueError):  # the process that has the store is gone
+        return None

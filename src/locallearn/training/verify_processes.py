@@ -15,6 +15,7 @@ from locallearn.core.methods import methods
 from locallearn.data.datasets import Dataset
 from locallearn.errors import ConfigError, LocalLearnError
 from locallearn.runtime.launch import open_store, rank_environment
+from locallearn.runtime.parent import end_with
 from locallearn.runtime.world import local_device, process_world
 from locallearn.training.record import RunFolder
 from locallearn.training.runs import build
@@ -53,6 +54,7 @@ def train_on_processes(config: RunConfig, dataset: Dataset, path: Path) -> None:
 
 
 def _rank(rank: int, port: int, config: RunConfig, dataset: Dataset, path: Path) -> None:
+    end_with(os.getppid())
     os.environ |= rank_environment(rank, config.mesh.size, port)
     torch.set_num_threads(config.train.threads or 1)
     plugins.load_of(config.plugins, "the configuration")

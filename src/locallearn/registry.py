@@ -10,7 +10,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
-from locallearn import plugins
+from locallearn import arguments, plugins
+from locallearn.arguments import checked
 from locallearn.errors import ConfigError, UsageError
 from locallearn.validation import Defaults, validated
 
@@ -69,6 +70,7 @@ class Registry(Generic[T]):
         if kind in _HOMES:
             _registries[kind] = self
 
+    @checked
     def add(self, name: str, entry: T, options: type | None = None) -> T:
         """Register ``entry`` under ``name``.
 
@@ -94,6 +96,7 @@ class Registry(Generic[T]):
         self._places[name] = place
         return entry
 
+    @checked
     def register(self, name: str, *, options: type | None = None) -> Callable[[T], T]:
         """The same as :meth:`add`, as a decorator."""
         return lambda entry: self.add(name, entry, options)
@@ -122,6 +125,7 @@ class Registry(Generic[T]):
             raise ConfigError(where, given, f"nothing: {self.kind} {name} has no options")
         return None
 
+    @checked
     def get(self, name: str) -> T:
         """What is registered under ``name``.
 
@@ -134,6 +138,7 @@ class Registry(Generic[T]):
         names = ", ".join(near or [*sorted(self._entries), *([self.also] if self.also else [])])
         raise ConfigError(self.kind, name, f"{'did you mean ' if near else 'one of '}{names}")
 
+    @checked
     def build(self, name: str, given: Any) -> Any:
         """Call what is registered under ``name`` and check what it gives back.
 
@@ -192,6 +197,6 @@ class Registry(Generic[T]):
 def _caller() -> str:
     """File and line that call a registry's method."""
     frame: Any = sys._getframe(1)
-    while frame.f_code.co_filename == __file__:
+    while frame.f_code.co_filename in (__file__, arguments.__file__):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -16,6 +16,7 @@ import tyro
 
 from locallearn.cli import help as helping
 from locallearn.cli.components import with_components
+from locallearn.config.checks import LARGEST, MOST_PIXELS, MOST_THREADS
 from locallearn.errors import ConfigError, UsageError
 
 T = TypeVar("T")
@@ -86,15 +87,19 @@ def _required(kind: type) -> list[str]:
 
 
 def check_at_least(options: object, **least: int) -> None:
-    """Refuse whole numbers that are too small; None is decided later.
+    """Refuse whole numbers that are too small, or larger than any count is; None is decided later.
 
     Raises:
-        ConfigError: the message names the flag, the value and the least one.
+        ConfigError: the message names the flag, the value and the least or largest one.
     """
+    most = {"threads": MOST_THREADS, "image_size": MOST_PIXELS}
     for name, bound in least.items():
-        value = getattr(options, name)
-        if value is not None and min(value if isinstance(value, tuple) else (value,)) < bound:
+        value, largest = getattr(options, name), most.get(name, LARGEST)
+        given = value if isinstance(value, tuple) else () if value is None else (value,)
+        if any(number < bound for number in given):
             raise ConfigError(f"--{name.replace('_', '-')}", value, f"a whole number of at least {bound}")
+        if any(number > largest for number in given):
+            raise ConfigError(f"--{name.replace('_', '-')}", value, f"a whole number of at most {largest:,}")
 
 
 def check_links(device_flops: float | None, **links: float | None) -> None:

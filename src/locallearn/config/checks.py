@@ -19,14 +19,28 @@ def check(name: str, value: Any, ok: Callable[[Any], bool], expected: str) -> No
         raise ConfigError(name, value, expected)
 
 
-def positive_int(name: str, value: Any) -> None:
+LARGEST = 2**31 - 1
+"""What no count of anything reaches; libraries below count no further."""
+
+
+MOST_THREADS = 1024
+"""A process that starts more is ended by the system rather than by an error."""
+MOST_PIXELS = 8192
+"""Of one side of an image."""
+MOST_UNITS = 65_536
+"""Of one layer."""
+
+
+def positive_int(name: str, value: Any, most: int = LARGEST) -> None:
     """A whole number of at least 1."""
     check(name, value, lambda v: is_int(v) and v >= 1, "a whole number of at least 1")
+    check(name, value, lambda v: v <= most, f"a whole number of at most {most:,}")
 
 
-def count(name: str, value: Any) -> None:
+def count(name: str, value: Any, most: int = LARGEST) -> None:
     """A whole number of at least 0."""
     check(name, value, lambda v: is_int(v) and v >= 0, "a whole number of at least 0")
+    check(name, value, lambda v: v <= most, f"a whole number of at most {most:,}")
 
 
 def non_negative(name: str, value: Any) -> None:
@@ -56,4 +70,6 @@ def is_int(value: Any) -> bool:
 
 def is_real(value: Any) -> bool:
     """Whether it is a finite number; a truth value is none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < 2**1023
+    return isinstance(value, float) and math.isfinite(value)

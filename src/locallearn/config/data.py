@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from locallearn.arguments import checked_fields
 from locallearn.config.checks import (
+    MOST_PIXELS,
     STRICT,
     check,
     choice,
@@ -36,6 +38,7 @@ def size_of(height: int, width: int) -> ImageSize:
     return height if height == width else (height, width)
 
 
+@checked_fields
 @dataclass(frozen=True)
 class DataConfig:
     """Which images to train on and where they are."""
@@ -79,12 +82,15 @@ class DataConfig:
             lambda v: is_size(v) and min(sides(v)) >= 4,
             "a whole number of at least 4, or two (height and width)",
         )
+        most = f"sides of at most {MOST_PIXELS:,}"
+        check("data.image_size", self.image_size, lambda v: max(sides(v)) <= MOST_PIXELS, most)
         if self.image_size is not None:  # a square is one number in TOML and in digests, however it was given
             object.__setattr__(self, "image_size", size_of(*sides(self.image_size)))
         check("data.mean", self.mean, lambda v: all(map(is_real, v)), "finite numbers")
         check("data.std", self.std, lambda v: all(is_real(x) and x > 0 for x in v), "finite numbers above 0")
 
 
+@checked_fields
 @dataclass(frozen=True)
 class AugmentConfig:
     """Random changes of training images, drawn per image; ``None`` means the data set's own custom."""

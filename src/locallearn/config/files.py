@@ -11,6 +11,7 @@ from typing import Any
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
+from locallearn.arguments import checked
 from locallearn.config.run import EVERY_BATCH, RunConfig
 from locallearn.errors import ConfigError
 from locallearn.validation import explained
@@ -42,11 +43,13 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
         raise explained(error) from None
 
 
+@checked
 def to_toml(config: RunConfig) -> str:
     """The configuration as TOML text; :func:`from_toml` gives back an equal configuration."""
     return tomli_w.dumps(to_dict(config))
 
 
+@checked
 def from_toml(text: str) -> RunConfig:
     """Read TOML text that :func:`to_toml` wrote, or that a user did.
 

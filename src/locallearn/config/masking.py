@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from locallearn.config.checks import STRICT, check, is_real, positive_int
+from locallearn.arguments import checked_fields
+from locallearn.config.checks import MOST_UNITS, STRICT, check, is_real, positive_int
 
 
+@checked_fields
 @dataclass(frozen=True)
 class MaskingConfig:
     """What method mae hides of every image, and the decoder of every module that rebuilds it."""
@@ -24,5 +26,5 @@ class MaskingConfig:
 
     def __post_init__(self) -> None:
         check("objective.masking.ratio", self.ratio, lambda v: is_real(v) and 0 < v < 1, "a number between 0 and 1")
-        for name in ("decoder_width", "decoder_depth"):
-            positive_int(f"objective.masking.{name}", getattr(self, name))
+        for name, most in {"decoder_width": MOST_UNITS, "decoder_depth": 1000}.items():
+            positive_int(f"objective.masking.{name}", getattr(self, name), most)

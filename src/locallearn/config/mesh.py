@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from locallearn.arguments import checked_fields
 from locallearn.config.checks import STRICT, check, choice, is_real, positive_int
 
 
+@checked_fields
 @dataclass(frozen=True)
 class MeshConfig:
     """The processes of the distributed runtime: depth x width x data of them."""
@@ -30,9 +32,10 @@ class MeshConfig:
 
     def __post_init__(self) -> None:
         for name in ("depth", "width", "data", "in_flight"):
-            positive_int(f"mesh.{name}", getattr(self, name))
+            positive_int(f"mesh.{name}", getattr(self, name), most=1_000_000)
         choice("mesh.wire", self.wire, "fp32", "bf16")
         check("mesh.timeout", self.timeout, lambda v: is_real(v) and v > 0, "a finite number above 0")
+        check("mesh.timeout", self.timeout, lambda v: v <= 10**7, "at most 10,000,000 (four months)")
 
     @property
     def size(self) -> int:

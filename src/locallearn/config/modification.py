@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from locallearn.arguments import checked_fields
 from locallearn.config.checks import STRICT, check, choice, fraction, is_real
 from locallearn.errors import ConfigError
 
 
+@checked_fields
 @dataclass(frozen=True)
 class ModificationConfig:
     """Which pairs of views each module is trained on with dgssl-llm (Algorithms 5 to 7). The last one sees all."""

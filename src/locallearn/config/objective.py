@@ -6,7 +6,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from locallearn.arguments import checked_fields
 from locallearn.config.checks import (
+    MOST_UNITS,
     STRICT,
     check,
     choice,
@@ -22,6 +24,7 @@ from locallearn.config.modification import ModificationConfig
 from locallearn.errors import ConfigError
 
 
+@checked_fields
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """The local loss of every node, and the auxiliary head that it looks through."""
@@ -83,7 +86,7 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         settle_options(self, "objective")
         for name in ("head_width", "predsim_inputs", "projection", "pool_others"):
-            positive_int(f"objective.{name}", getattr(self, name))
+            positive_int(f"objective.{name}", getattr(self, name), most=MOST_UNITS)
         for name in ("diversity_temperature", "temperature"):
             check(
                 f"objective.{name}",

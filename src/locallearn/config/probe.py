@@ -5,9 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from locallearn.config.checks import STRICT, check, choice, count, is_int, is_real, non_negative, positive_int
+from locallearn.arguments import checked_fields
+from locallearn.config.checks import (
+    MOST_UNITS,
+    STRICT,
+    check,
+    choice,
+    count,
+    is_int,
+    is_real,
+    non_negative,
+    positive_int,
+)
 
 
+@checked_fields
 @dataclass(frozen=True)
 class ProbeConfig:
     """Classifiers on the features of a frozen network (Algorithm 4); all depths are trained together.
@@ -53,8 +65,9 @@ class ProbeConfig:
     """How features are held."""
 
     def __post_init__(self) -> None:
-        for name in ("hidden", "pool", "epochs", "batch_size"):
+        for name in ("pool", "epochs", "batch_size"):
             positive_int(name, getattr(self, name))
+        positive_int("hidden", self.hidden, most=MOST_UNITS)
         check("batch_size", self.batch_size, lambda v: v >= 2, "at least 2 (batch norm needs two images)")
         for name, choices in (
             ("depth", ("all", "modules", "last")),

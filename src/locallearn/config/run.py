@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from tyro.conf import Suppress
 
+from locallearn.arguments import checked_fields
 from locallearn.config.checks import (
     STRICT,
     check,
@@ -30,6 +31,7 @@ EVERY_BATCH: tuple[RuntimeName, ...] = (*get_args(OneProcess), "distributed")
 """Those, and the one that does so in several: they train the same thing."""
 
 
+@checked_fields
 @dataclass(frozen=True)
 class RunConfig:
     """Everything about one training.

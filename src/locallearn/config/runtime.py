@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from locallearn.config.checks import STRICT, check, choice, count, is_real, positive_int
+from locallearn.arguments import checked_fields
+from locallearn.config.checks import MOST_THREADS, STRICT, check, choice, count, is_real, positive_int
 
 
+@checked_fields
 @dataclass(frozen=True)
 class SequentialConfig:
     """Settings of ``runtime = "sequential"``: one module after the other, each for all its epochs."""
@@ -31,6 +33,7 @@ class SequentialConfig:
         check("sequential.cache_gib", self.cache_gib, lambda v: is_real(v) and v > 0, "a finite number above 0")
 
 
+@checked_fields
 @dataclass(frozen=True)
 class ThreadsConfig:
     """Settings of ``runtime = "threads"``: modules that train at the same time on the CPU threads of one process."""
@@ -42,9 +45,10 @@ class ThreadsConfig:
     default as many as there are threads [modules]."""
 
     def __post_init__(self) -> None:
-        positive_int("threads.at_once", self.at_once)
+        positive_int("threads.at_once", self.at_once, most=MOST_THREADS)
 
 
+@checked_fields
 @dataclass(frozen=True)
 class AsynchronousConfig:
     """Settings of ``runtime = "asynchronous"``: each module in a process of its own, at its own pace."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from locallearn.arguments import checked_fields
 from locallearn.config.checks import (
+    MOST_THREADS,
     STRICT,
     check,
     choice,
@@ -19,6 +21,7 @@ from locallearn.config.components import Defaults, of, settle_named
 from locallearn.errors import ConfigError
 
 
+@checked_fields
 @dataclass(frozen=True)
 class OptimizerConfig:
     """Every node's own optimizer."""
@@ -51,6 +54,7 @@ class OptimizerConfig:
             raise ConfigError("optimizer.nesterov", True, "false where optimizer.momentum is 0")
 
 
+@checked_fields
 @dataclass(frozen=True)
 class ScheduleConfig:
     """How the learning rate changes over a run."""
@@ -88,6 +92,7 @@ class ScheduleConfig:
             raise ConfigError("schedule.factors", self.factors, f"one factor for each of {self.milestones}")
 
 
+@checked_fields
 @dataclass(frozen=True)
 class TrainConfig:
     """The training loop."""
@@ -120,8 +125,9 @@ class TrainConfig:
     """CPU threads; by default as many as torch chooses."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "evaluate_batch_size", "knn_neighbours", "threads"):
+        for name in ("epochs", "batch_size", "evaluate_batch_size", "knn_neighbours"):
             positive_int(f"train.{name}", getattr(self, name))
+        positive_int("train.threads", self.threads, most=MOST_THREADS)
         check("train.batch_size", self.batch_size, lambda v: v >= 2, "at least 2 (batch norm needs two images)")
         count("train.evaluate_every", self.evaluate_every)
         count("train.knn_bank", self.knn_bank)
@@ -130,6 +136,7 @@ class TrainConfig:
         choice("train.precision", self.precision, "fp32", "bf16", "fp16")
 
 
+@checked_fields
 @dataclass(frozen=True)
 class CheckpointConfig:
     """What is kept of a run while it trains. There is always a checkpoint at the end of every epoch."""

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from locallearn.arguments import checked_fields
 from locallearn.config import EVERY_BATCH, ObjectiveConfig, RunConfig
 from locallearn.errors import ConfigError
 from locallearn.registry import Registry
@@ -24,6 +25,7 @@ MODIFIED_NT_XENT = "nt-xent-llm"
 MASKED_PIXELS = "masked-pixels"
 
 
+@checked_fields
 @dataclass(frozen=True)
 class ModuleLayout:
     """How one module is built.
@@ -41,6 +43,7 @@ class ModuleLayout:
     noise: float = 0.0
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Layout:
     """How the K modules are built, and whether a decoupled classifier follows them (Fig. 3.4).

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from locallearn.arguments import checked, checked_fields
 from locallearn.config import ImageSize, RunConfig, sides, size_of
 from locallearn.core.batches import are_classes, as_batch
 from locallearn.core.methods import ModuleLayout, classifier_layout, methods
@@ -30,6 +31,7 @@ from locallearn.plan import cuts
 from locallearn.seeding import seeded
 
 
+@checked_fields
 @dataclass(frozen=True)
 class ImageShape:
     """What the network is built for: channels and size of the images, and the number of classes.
@@ -66,6 +68,7 @@ class LocalNetwork(nn.Module):
         clip_norm: largest gradient norm of a node; 0 means no clipping.
     """
 
+    @checked
     def __init__(self, stages: Sequence[Stage]) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
@@ -240,6 +243,7 @@ def network_name(i: int, name: str) -> str:
     return name if name.startswith("model.") else f"stages.{i}.{name}"
 
 
+@checked
 def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:
     """Build the network that a configuration describes, with initial weights drawn from its seed.
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from locallearn.arguments import checked
 from locallearn.config import ObjectiveConfig
 from locallearn.config.checks import non_negative, positive_int
 from locallearn.core.batches import model_call
@@ -34,6 +35,7 @@ def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-3)
 
 
+@checked
 def split(
     model: nn.Module,
     *,

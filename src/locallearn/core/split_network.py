@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from locallearn.arguments import checked
 from locallearn.core.batches import CalledBatch, model_call
 from locallearn.core.module import Features, LocalStep, Stage, autocast
 from locallearn.core.network import LocalNetwork, OptimizerFactory, network_name
@@ -173,6 +174,7 @@ class SplitNetwork(LocalNetwork):
         pieces: the K stages: where each ends, its features' shape, what it trains and reads, what it costs.
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,

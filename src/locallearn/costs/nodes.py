@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from locallearn.arguments import checked
 from locallearn.config import MeshConfig, ObjectiveConfig, RunConfig, TrainConfig
 from locallearn.core.network import ImageShape, LocalNetwork, build_network
 from locallearn.costs.forward import Stage, forward_pass
@@ -110,6 +111,7 @@ class Cost:
         return values | ({"followed_bytes": followed} if any(followed) else {})
 
 
+@checked
 def cost(
     of: RunConfig | LocalNetwork,
     image: ImageShape = CIFAR10,

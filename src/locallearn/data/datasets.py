@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
+from locallearn.arguments import checked_fields
 from locallearn.config import AugmentConfig, DataConfig, ImageSize, sides, size_of
 from locallearn.data.inspection import inspected
 from locallearn.errors import ConfigError, DataError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # names of data sets are looked up before torch is imported
     from torch import Tensor
 
 
+@checked_fields
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Images and their labels, in the order of the files.
@@ -74,6 +76,7 @@ class ImagesOnDisk(Protocol):
         ...
 
 
+@checked_fields
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A training set and a test set, and what training needs to know about them.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from locallearn import seeding
+from locallearn.arguments import checked_fields
 from locallearn.config import AugmentConfig
 from locallearn.data.augment import augment as change
 from locallearn.data.augment import crop_boxes
@@ -21,6 +22,7 @@ from locallearn.data.patches import Masking, draw_visible, shown
 from locallearn.errors import UsageError
 
 
+@checked_fields
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Images of one step.

@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import re
 
+from locallearn.arguments import checked
 from locallearn.config import (
     AugmentConfig,
     DataConfig,
@@ -209,6 +210,7 @@ def vit(model: str, method: str) -> RunConfig:
     return dataclasses.replace(config, optimizer=_adam(1e-3), schedule=schedule)
 
 
+@checked
 def recipe(name: str) -> RunConfig:
     """The configuration of a recipe: a method, or a model and a method (``resnet32-gn-dgl``).
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from locallearn.arguments import checked_fields
 from locallearn.config import ObjectiveConfig
 from locallearn.data.patches import Masking
 from locallearn.data.store import Batch
@@ -19,6 +20,7 @@ from locallearn.nn.heads import build_head
 from locallearn.registry import Registry
 
 
+@checked_fields
 @dataclass(frozen=True)
 class LocalLoss:
     """The losses of one module's G nodes on one batch.
@@ -91,6 +93,7 @@ class Objective(nn.Module):
         """Set the weights that do not start random; called once, after the others are drawn."""
 
 
+@checked_fields
 @dataclass(frozen=True)
 class ObjectiveInput:
     """What an objective is built for.

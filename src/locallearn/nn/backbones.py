@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from locallearn.arguments import checked_fields
 from locallearn.config import ImageSize, sides
 from locallearn.errors import ConfigError
 from locallearn.registry import Registry
@@ -33,6 +34,7 @@ MakeLike = Callable[[int, int, bool], MakeBlock]
 """From channels in, channels out and whether to halve the map's sides, how to build a block of those sizes."""
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Block:
     """One block of a backbone.
@@ -99,6 +101,7 @@ class Place:
         return sorted({*found, self.block})
 
 
+@checked_fields
 @dataclass(frozen=True)
 class BackboneInput:
     """What a backbone is built for: its name, channels and size of the image, width factor, dropout.

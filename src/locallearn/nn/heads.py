@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from locallearn.arguments import checked_fields
 from locallearn.errors import ConfigError
 from locallearn.nn.backbones import Place
 from locallearn.nn.group_conv import conv
@@ -19,6 +20,7 @@ from locallearn.nn.pool import GlobalAveragePool
 from locallearn.registry import Registry
 
 
+@checked_fields
 @dataclass(frozen=True)
 class HeadInput:
     """What the heads of one module are built for.

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +22,8 @@ from locallearn.config import RunConfig
 from locallearn.core.shard import join
 from locallearn.errors import ConfigError, LocalLearnError
 from locallearn.plan.mesh import Mesh
+
+T = TypeVar("T")
 
 _FOR_GOOD = "locallearn/for-good"
 
@@ -223,10 +228,35 @@ def _join(device: torch.device, timeout: float) -> None:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     limit = datetime.timedelta(seconds=timeout)
     with naming("a process of the mesh"):
-        store, rank, size = next(rendezvous("env://", timeout=limit))
+        store, rank, size = _within(timeout, lambda: next(rendezvous("env://", timeout=limit)))
         # torchrun may keep its store when it starts processes again, and with it the addresses of dead ones
         store = dist.PrefixStore(f"attempt/{_attempt()}", store)  # pyright: ignore[reportPrivateImportUsage]
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+
+
+def _within(seconds: float, make: Callable[[], T]) -> T:
+    """What ``make`` returns; torch itself waits for ever for a server that takes a connection and says nothing.
+
+    Raises:
+        RuntimeError: it took longer, or failed.
+    """
+    found: queue.Queue[T | BaseException] = queue.Queue()
+
+    def run() -> None:
+        try:
+            found.put(make())
+        except BaseException as error:
+            found.put(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        value = found.get(timeout=seconds + 1)  # torch's own limit, and the reason that it knows, come first
+    except queue.Empty:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise RuntimeError(f"no answer from {place}, where the processes meet") from None
+    if isinstance(value, BaseException):
+        raise value
+    return value
 
 
 def _attempt() -> str:
@@ -279,9 +309,12 @@ def _launchers_store() -> dist.Store | None:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_PORT" not in os.environ:
         return None
     try:
-        limit = datetime.timedelta(seconds=2)
-        return dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=limit
+        address, port, limit = (
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            datetime.timedelta(seconds=2),
         )
+        store = dist.TCPStore  # pyright: ignore[reportPrivateImportUsage]
+        return _within(2, lambda: store(address, port, timeout=limit))
     except (RuntimeError, ValueError):  # the process that has the store is gone
         return None

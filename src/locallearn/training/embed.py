@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from locallearn.arguments import checked
 from locallearn.data.datasets import ImageSet
 from locallearn.data.folder import decode_images, find_images
 from locallearn.errors import UsageError
@@ -25,6 +26,7 @@ Write = Callable[[list[str], np.ndarray], None]
 """Takes paths and features, float32 [B, D], of some images, in order."""
 
 
+@checked
 def embed(
     run: OpenedRun, folder: Path, output: Path, module: Module = "last", pool: int = 1, overwrite: bool = False
 ) -> dict[str, Any]:

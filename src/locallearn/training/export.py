@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from locallearn.arguments import checked
 from locallearn.config import from_dict, sides, to_dict
 from locallearn.core.inference import InferenceNetwork
 from locallearn.core.network import ImageShape, build_network
@@ -29,6 +30,7 @@ FORMATS = ("safetensors", "torch-export", "onnx")
 WEIGHTS = "network.safetensors"
 
 
+@checked
 def export(run: OpenedRun, folder: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
     """Write the network of a run without its auxiliary heads.
 
@@ -120,6 +122,7 @@ def _write_onnx(network: InferenceNetwork, run: OpenedRun, path: Path) -> None:
     )
 
 
+@checked
 def load_exported(path: str | Path) -> InferenceNetwork:
     """Read ``network.safetensors`` back as a module; nothing is unpickled.
 

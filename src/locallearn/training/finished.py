@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from locallearn.arguments import checked
 from locallearn.config import RunConfig
 from locallearn.core.module import autocast
 from locallearn.core.network import LocalNetwork, build_network
@@ -87,6 +88,7 @@ class OpenedRun:
         return [(self.dataset.classes[i], p) for i, p in zip(index.tolist(), best.tolist(), strict=True)]
 
 
+@checked
 def open_run(
     run: str | Path, checkpoint: str = "last", device: str | None = None, root: str | None = None
 ) -> OpenedRun:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from locallearn.arguments import checked
 from locallearn.config import AugmentConfig, OptimizerConfig, ProbeConfig
 from locallearn.data.store import Store
 from locallearn.data.streaming import open_store
@@ -29,6 +30,7 @@ OnEpoch = Callable[[int, float], None]
 """Is told each epoch (from 1) and the mean training loss of the probes in it."""
 
 
+@checked
 def probe(run: OpenedRun, config: ProbeConfig, on_epoch: OnEpoch | None = None) -> dict[str, Any]:
     """Train probes on a run's training images and test them on its test images; the network is left as it is.
 

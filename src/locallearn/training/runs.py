@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from locallearn import plugins
+from locallearn.arguments import checked
 from locallearn.config import RunConfig, from_toml, to_dict, to_toml
 from locallearn.data.datasets import Dataset, load
 from locallearn.errors import DiskError
@@ -22,6 +23,7 @@ from locallearn.training.sequential import SequentialTraining
 from locallearn.training.setup import resolve, with_changes
 
 
+@checked
 def train(
     config: RunConfig, run: str | Path, observer: Observer | None = None, overwrite: bool = False
 ) -> dict[str, Any]:
@@ -58,6 +60,7 @@ def train(
                 return training.run()
 
 
+@checked
 def resume(run: str | Path, observer: Observer | None = None, **changes: Any) -> dict[str, Any]:
     """Continue a run from its newest whole checkpoint. A finished run returns its summary.
 

@@ -2,10 +2,10 @@
 
     python benchmarks/fuzz.py --calls 2000 --kills 200 --seed 0
 
-A call ends with exit code 0, 1 or 2; where it fails, standard error has one line and never a traceback, and no control
-character. A training that is killed (SIGKILL) at any moment and continued, as often as it takes, ends with the weights
-of one that was never killed, and leaves no temporary file. Everything happens in a temporary folder and within a limit
-of memory; a call that turns out to be right is stopped after some seconds.
+A call ends with exit code 0, 1 or 2; where it fails, standard error has one line, never a traceback, and no control
+character. A training that is killed (SIGKILL) at any moment and continued, as often as it takes, ends with the
+weights of one that was never killed, and leaves no temporary file. Everything is done in a temporary folder and
+within a limit of memory; a call that turns out to be right is stopped after some seconds.
 """
 
 from __future__ import annotations

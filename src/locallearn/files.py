@@ -88,8 +88,11 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         for folder in missing:
             _flush(folder.parent)
-    except OSError as error:
-        raise cannot_write(path, error) from None
+    except (OSError, ValueError) as error:
+        found = as_os_error(error)
+        if found is None:
+            raise
+        raise cannot_write(path, found) from None
 
 
 def cannot_write(path: Path, error: OSError) -> LocalLearnError:

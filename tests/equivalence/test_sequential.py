@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import small
-from locallearn.config import CheckpointConfig, SequentialConfig, digest
+from locallearn.config import CheckpointConfig, ScheduleConfig, SequentialConfig, digest
 from locallearn.core.module import LocalStep, autocast
 from locallearn.core.network import build_network
 from locallearn.data.datasets import load
@@ -21,6 +21,7 @@ from locallearn.training.checkpoint import load as load_checkpoint
 from locallearn.training.finished import open_run
 from locallearn.training.observer import Quiet
 from locallearn.training.optim import build_optimizer, learning_rate
+from locallearn.training.record import RunFolder
 from locallearn.training.setup import image_shape, resolve
 
 
@@ -267,3 +268,36 @@ def test_the_frozen_modules_keep_the_cache_small(tmp_path, monkeypatch):
     monkeypatch.setattr(FeatureCache, "put", noted)
     runs.train(config_of("memory", depth=3, cache_gib=1e-4), tmp_path / "run")
     assert 0 < max(largest) <= 1e-4 * 2**30
+
+
+def test_every_module_records_its_own_rate(tmp_path):
+    schedule = ScheduleConfig(name="milestones", milestones=(1,), factors=(0.1,))
+    runs.train(config_of(schedule=schedule), tmp_path / "run")
+    found = [(event["module"], event["learning_rate"]) for event in events(tmp_path / "run", "train")]
+    assert found == [(m, pytest.approx(rate)) for m in (1, 2, "classifier") for rate in (0.1, 0.01)]
+
+
+@pytest.mark.parametrize("step", [10, 13])  # at the end of the first module's training, and within the second's
+def test_a_resumed_run_remembers_momentum_of_the_module_that_trains_alone(tmp_path, step):
+    run = tmp_path / "run"
+    with pytest.raises(small.Killed):
+        runs.train(config_of(), run, small.KillAt(step + 1))
+    config = RunFolder(run).config()
+    training = runs.build(config, load(config.data), RunFolder(run))
+    training.restore()
+    remembered = [bool(each.optimizer.state) for each in training.nodes.steps.values()]
+    assert training.step in (step, step - 1)
+    assert remembered == [False, step != 10, False]
+
+
+def test_kept_features_are_gone_before_the_summary_is_there(tmp_path, monkeypatch):
+    seen = []
+    write = RunFolder.write_summary
+
+    def look(folder, summary):
+        seen.append((folder.path / "features").exists())
+        write(folder, summary)
+
+    monkeypatch.setattr(RunFolder, "write_summary", look)
+    runs.train(config_of("disk"), tmp_path / "run")
+    assert seen == [False]

@@ -131,7 +131,7 @@ def _literal(text: str) -> Any:
 def _value(flag: str, arguments: Sequence[str]) -> str | None:
     """What the arguments give an option, the last time."""
     found = None
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         name, equals, value = argument.partition("=")
         if _hyphens(name) == _hyphens(flag):
             found = value if equals else following

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from locallearn.cli.console import Terminal, say
 from locallearn.cli.early import check_names
-from locallearn.cli.options import check_at_least, check_links, parse
+from locallearn.cli.options import check_at_least, check_ending, check_links, parse
 from locallearn.config import ImageSize, ObjectiveConfig, RunConfig
 from locallearn.plan.clock import Span, picture
 from locallearn.plan.schedule import Work
@@ -70,6 +70,7 @@ class CostOptions:
 
     def __post_init__(self) -> None:
         check_at_least(self, image_size=4, channels=1, classes=2)
+        check_ending("--report", self.report, ".html", ".htm")
         check_links(self.device_flops, bandwidth=self.bandwidth, latency=self.latency)
 
 

@@ -10,7 +10,8 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import tyro
 
@@ -71,10 +72,24 @@ def parse(
         raise SystemExit(0)
     with _captured() as (_, complaint):
         try:
-            return call(arguments)
+            found = call(arguments)
+            _check_countable(found)
+            return found
         except SystemExit:
             pass
     raise UsageError(f"{_explained(complaint.getvalue(), help_text, short)}; see {prog} --help")
+
+
+def _check_countable(options: Any) -> None:
+    """Refuse whole numbers that no count of anything reaches; a seed is no count."""
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if dataclasses.is_dataclass(value):
+            _check_countable(value)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and number > LARGEST and field.name != "seed":
+                expected = f"a whole number of at most {LARGEST:,}"
+                raise ConfigError(f"--{field.name.replace('_', '-')}", number, expected)
 
 
 def _required(kind: type) -> list[str]:
@@ -100,6 +115,16 @@ def check_at_least(options: object, **least: int) -> None:
             raise ConfigError(f"--{name.replace('_', '-')}", value, f"a whole number of at least {bound}")
         if any(number > largest for number in given):
             raise ConfigError(f"--{name.replace('_', '-')}", value, f"a whole number of at most {largest:,}")
+
+
+def check_ending(option: str, file: str | None, *endings: str) -> None:
+    """Refuse the name of a file of another kind, such as a run's own record.
+
+    Raises:
+        ConfigError: the message names the option, the file and the endings that are right.
+    """
+    if file is not None and Path(file).suffix.lower() not in endings:
+        raise ConfigError(option, file, f"a file name ending in {' or '.join(endings)}")
 
 
 def check_links(device_flops: float | None, **links: float | None) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from locallearn.cli.console import say
-from locallearn.cli.options import parse
+from locallearn.cli.options import check_ending, parse
 from locallearn.errors import UsageError
 
 
@@ -30,6 +30,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     options = parse(ReportOptions, arguments, "report", "Write one HTML report of runs, or of results.")
     folders = [Path(run) for run in options.runs]
+    check_ending("--output", options.output, ".html", ".htm")
+    check_ending("--markdown", options.markdown, ".md")
     output = Path(options.output) if options.output else (folders[0] if len(folders) == 1 else Path()) / "report.html"
     if len(folders) == 1 and _is_results(folders[0]):
         _report_results(folders[0], output, options.markdown)

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 from locallearn.arguments import checked_fields
 from locallearn.config.checks import (
-    MOST_THREADS,
     STRICT,
     check,
     choice,
     count,
     fraction,
+    is_int,
     is_real,
     non_negative,
     positive_int,
@@ -127,7 +127,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "evaluate_batch_size", "knn_neighbours"):
             positive_int(f"train.{name}", getattr(self, name))
-        positive_int("train.threads", self.threads, most=MOST_THREADS)
+        check("train.threads", self.threads, lambda v: is_int(v) and v >= 1, "a whole number of at least 1")
         check("train.batch_size", self.batch_size, lambda v: v >= 2, "at least 2 (batch norm needs two images)")
         count("train.evaluate_every", self.evaluate_every)
         count("train.knn_bank", self.knn_bank)

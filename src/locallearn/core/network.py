@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from locallearn.arguments import checked, checked_fields
 from locallearn.config import ImageSize, RunConfig, sides, size_of
+from locallearn.config.checks import positive_int
+from locallearn.config.data import is_size
 from locallearn.core.batches import are_classes, as_batch
 from locallearn.core.methods import ModuleLayout, classifier_layout, methods
 from locallearn.core.module import LocalModule, LocalStep, Stage, walk
@@ -44,7 +46,11 @@ class ImageShape:
     classes: int
 
     def __post_init__(self) -> None:
+        if not is_size(self.size if isinstance(self.size, int) else tuple(self.size)):
+            raise ConfigError("ImageShape: size", self.size, "a whole number, or two (height and width)")
         object.__setattr__(self, "size", size_of(*sides(self.size)))  # as files have it: a list, or two equal sides
+        for name, value in (("channels", self.channels), ("size", min(sides(self.size))), ("classes", self.classes)):
+            positive_int(f"ImageShape: {name}", value)
 
     @property
     def sizes(self) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from locallearn import seeding
-from locallearn.arguments import checked_fields
+from locallearn.arguments import checked_names
 from locallearn.config import AugmentConfig
 from locallearn.data.augment import augment as change
 from locallearn.data.augment import crop_boxes
@@ -22,7 +22,7 @@ from locallearn.data.patches import Masking, draw_visible, shown
 from locallearn.errors import UsageError
 
 
-@checked_fields
+@checked_names
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Images of one step.

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from locallearn.arguments import checked_fields
+from locallearn.arguments import checked_fields, checked_names
 from locallearn.config import ObjectiveConfig
 from locallearn.data.patches import Masking
 from locallearn.data.store import Batch
@@ -20,7 +20,7 @@ from locallearn.nn.heads import build_head
 from locallearn.registry import Registry
 
 
-@checked_fields
+@checked_names
 @dataclass(frozen=True)
 class LocalLoss:
     """The losses of one module's G nodes on one batch.

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
@@ -300,12 +301,12 @@ def check_not_in_vain() -> None:
         raise LocalLearnError("not started again: what failed would fail again")
 
 
-def failed_for_good(store: dist.Store, attempt: int) -> bool:
+def failed_for_good(store: TCPStore, attempt: int) -> bool:
     """Whether a process of this attempt told that its failure would come again."""
     return store.check([f"{_FOR_GOOD}/{attempt}"])
 
 
-def _launchers_store() -> dist.Store | None:
+def _launchers_store() -> TCPStore | None:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_PORT" not in os.environ:
         return None
     try:
@@ -314,7 +315,6 @@ def _launchers_store() -> dist.Store | None:
             int(os.environ["MASTER_PORT"]),
             datetime.timedelta(seconds=2),
         )
-        store = dist.TCPStore  # pyright: ignore[reportPrivateImportUsage]
-        return _within(2, lambda: store(address, port, timeout=limit))
+        return _within(2, lambda: TCPStore(address, port, timeout=limit))
     except (RuntimeError, ValueError):  # the process that has the store is gone
         return None

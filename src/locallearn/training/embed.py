@@ -14,7 +14,7 @@ import torch
 from locallearn.arguments import checked
 from locallearn.data.datasets import ImageSet
 from locallearn.data.folder import decode_images, find_images
-from locallearn.errors import UsageError
+from locallearn.errors import ConfigError, UsageError
 from locallearn.files import readable, replacing
 from locallearn.training.features import Place, Reader, places
 from locallearn.training.finished import OpenedRun
@@ -28,7 +28,12 @@ Write = Callable[[list[str], np.ndarray], None]
 
 @checked
 def embed(
-    run: OpenedRun, folder: Path, output: Path, module: Module = "last", pool: int = 1, overwrite: bool = False
+    run: OpenedRun,
+    folder: str | Path,
+    output: str | Path,
+    module: Module = "last",
+    pool: int = 1,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write the features of all images in a folder and its sub-folders.
 
@@ -50,7 +55,9 @@ def embed(
         UsageError: no such module, or the file is there, of another kind or cannot be written.
         DataError: the folder holds no images, or one cannot be read.
     """
-    writers = {".parquet": _parquet, ".npz": _npz}
+    writers, folder, output = {".parquet": _parquet, ".npz": _npz}, Path(folder), Path(output)
+    if pool < 1:
+        raise ConfigError("--pool", pool, "a whole number of at least 1")
     if output.suffix not in writers:
         raise UsageError(f"--out: {str(output)!r} is not valid; expected a file name ending in .parquet or .npz")
     if output.exists() and not overwrite:

@@ -31,7 +31,7 @@ WEIGHTS = "network.safetensors"
 
 
 @checked
-def export(run: OpenedRun, folder: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+def export(run: OpenedRun, folder: str | Path, formats: Sequence[str] = FORMATS) -> list[Path]:
     """Write the network of a run without its auxiliary heads.
 
     Every file takes images [B, C, H, W] with pixels in [0, 1], for any B, and gives scores [B, classes]; that of a
@@ -51,6 +51,7 @@ def export(run: OpenedRun, folder: Path, formats: Sequence[str] = FORMATS) -> li
         UsageError: a file is there already or cannot be written, a format is not known or its package is missing.
         DiskError: the disk is full or broken; files that were finished stay.
     """
+    folder = Path(folder)
     names = {"safetensors": WEIGHTS, "torch-export": "network.pt2", "onnx": "network.onnx"}
     for name in formats:
         if name not in names:

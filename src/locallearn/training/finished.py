@@ -47,7 +47,7 @@ class OpenedRun:
         return evaluate_run(self.network, self.config, self.store(self.dataset.train), self.store(self.dataset.test))
 
     @torch.no_grad()
-    def predict(self, folder: Path) -> list[dict[str, Any]]:
+    def predict(self, folder: str | Path) -> list[dict[str, Any]]:
         """Classify the images of a folder.
 
         Returns:
@@ -58,7 +58,7 @@ class OpenedRun:
         """
         if not classifies(self.network, next(self.store(self.dataset.test).ordered(1)).images, self.precision):
             raise UsageError(f"method {self.config.method} trains no classifier; see locallearn embed and probe")
-        names, images = read_images(folder, self.dataset.image_size, self.dataset.channels)
+        names, images = read_images(Path(folder), self.dataset.image_size, self.dataset.channels)
         store = self.store(ImageSet(images, torch.zeros(len(images), dtype=torch.int64)))
         rows: list[dict[str, Any]] = []
         for batch in store.ordered(self.config.train.evaluate_batch_size):

@@ -159,6 +159,8 @@ class TensorBoard:
             self._writer.flush()
         except OSError as error:
             raise cannot_write(self._folder, error) from None
+        except UnicodeEncodeError:  # TensorBoard takes only names that UTF-8 has
+            return
 
     def close(self) -> None:
         """Close the file."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from locallearn.arguments import checked_fields
 from locallearn.config import OptimizerConfig
 from locallearn.registry import Registry
 
@@ -18,6 +19,7 @@ PATH = "package.module.Class"
 """How an optimizer that is not registered is named; a name with a dot is one."""
 
 
+@checked_fields
 @dataclass(frozen=True)
 class OptimizerInput:
     """What the optimizer of one module is built for.

@@ -9,9 +9,9 @@ from typing import Any
 
 from locallearn import plugins
 from locallearn.arguments import checked
-from locallearn.config import RunConfig, from_toml, to_dict, to_toml
+from locallearn.config import MeshConfig, RunConfig, RuntimeName, from_toml, to_dict, to_toml
 from locallearn.data.datasets import Dataset, load
-from locallearn.errors import DiskError
+from locallearn.errors import ConfigError, DiskError
 from locallearn.runtime.world import Alone, ProcessWorld, local_device, process_world
 from locallearn.training.asynchronous import AsynchronousTraining
 from locallearn.training.configured import Training
@@ -43,6 +43,8 @@ def train(
         UsageError: the configuration cannot be trained, the data are not there, or the folder is taken.
         DivergedError: a loss became NaN or infinite; the last good checkpoint is kept.
     """
+    if not str(run):
+        raise ConfigError("run", run, "the name of a folder")
     folder = RunFolder(Path(run))
     plugins.load_of(config.plugins, "the configuration")
     with _world(config) as world:
@@ -61,17 +63,29 @@ def train(
 
 
 @checked
-def resume(run: str | Path, observer: Observer | None = None, **changes: Any) -> dict[str, Any]:
+def resume(
+    run: str | Path,
+    observer: Observer | None = None,
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+    root: str | None = None,
+    runtime: RuntimeName | None = None,
+    mesh: MeshConfig | None = None,
+) -> dict[str, Any]:
     """Continue a run from its newest whole checkpoint. A finished run returns its summary.
 
     Args:
         run: the run's folder.
         observer: is told how it goes.
-        changes: what may differ on this machine: ``device`` and ``threads`` of ``train``, ``root`` of ``data``,
-            ``runtime`` and ``mesh``.
+        device: train on another device.
+        threads: train with another number of CPU threads.
+        root: folder that holds the data, where it has moved.
+        runtime: train with another one that trains the same.
+        mesh: train on other processes.
     """
     folder = RunFolder(Path(run))
-    config = with_changes(folder.built_config(), **changes)
+    config = with_changes(folder.built_config(), device, threads, root, runtime, mesh)
     try:
         summary = folder.summary()
     except DamagedRecordError as error:

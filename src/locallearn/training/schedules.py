@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from locallearn.arguments import checked_names
 from locallearn.config import RunConfig
 from locallearn.registry import Registry
 
@@ -14,6 +15,7 @@ Rates = Callable[[int], float]
 """The learning rate of a step, counted from 0."""
 
 
+@checked_names
 @dataclass(frozen=True)
 class ScheduleInput:
     """What a schedule is built for.

@@ -52,9 +52,7 @@ class SequentialTraining(Training):
     def _enter(self, index: int) -> None:
         """Train this module (counted from 0) from now on; the one before it lets go of what only training needs."""
         self.index = index
-        for step in self.nodes.steps.values():
-            step.optimizer.state.clear()
-            step.optimizer.zero_grad(set_to_none=True)
+        self._free_optimizers()
         self.recorded = LocalNetwork([self.modules[index]])
         self.sums, self.guard = Sums(self.recorded, self.device), FiniteGuard(self.recorded, self.device)
         frozen = self.modules[:index]
@@ -62,16 +60,26 @@ class SequentialTraining(Training):
             self.nodes.steps[index], frozen, self.config.sequential, self.known_steps, self.cache
         )
 
+    def _free_optimizers(self, but: int | None = None) -> None:
+        """Let go of what optimizers remember and of gradients; of one module they may stay."""
+        for index, step in self.nodes.steps.items():
+            if index != but:
+                step.optimizer.state.clear()
+                step.optimizer.zero_grad(set_to_none=True)
+
     def _put_back(self, path: Path, found: Checkpoint) -> None:
         phase = found.progress["step"] // (self.known_steps * self.config.train.epochs)
         self._enter(min(phase, self.phases - 1))
         super()._put_back(path, found)
+        self._free_optimizers(but=self.index)  # a checkpoint at the end of a phase has those of the module before
 
     def _epoch(self, epoch: int, start: int) -> None:
         index = epoch // self.config.train.epochs
         if index != self.index:
             self._enter(index)
         super()._epoch(epoch, start)
+        if epoch + 1 == self.epochs:
+            self._clear_cache()  # before the summary: who sees that has nothing to clear up
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
         if self.cache is not None and self.index:
@@ -90,4 +98,6 @@ class SequentialTraining(Training):
     def _record(self, event: dict[str, Any]) -> None:
         if event["event"] in ("train", "evaluate"):
             event = {**event, "module": module_label(self.modules[self.index].name)}
+        if event["event"] == "train":
+            event["learning_rate"] = float(self.nodes.steps[self.index].optimizer.param_groups[0]["lr"])
         super()._record(event)

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 
 from locallearn.config import EVERY_BATCH, MeshConfig, RunConfig, RuntimeName, sides
+from locallearn.config import EVERY_BATCH, MeshConfig, RunConfig, RuntimeName
+from locallearn.config.checks import MOST_THREADS, check
 from locallearn.core.network import ImageShape
 from locallearn.data.datasets import Dataset, resolve_augment
 from locallearn.data.store import steps_of_epoch
@@ -28,6 +30,7 @@ def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
         ConfigError: the device is not there, or not one for the runtime.
     """
     train = config.train
+    check("train.threads", train.threads, lambda v: v <= MOST_THREADS, f"at most {MOST_THREADS:,} on any machine")
     check_optimizer(config.optimizer, config.groups)
     steps = steps_of_epoch(len(dataset.train.labels), train.batch_size)
     rates(config, steps)(steps * train.epochs - 1)  # a schedule with an end of its own must reach so far
@@ -112,8 +115,12 @@ def with_changes(
     Raises:
         ConfigError: a runtime that does not train the same thing.
     """
+    if device is not None:
+        check_device(device)
     train = dataclasses.replace(
-        config.train, device=device or config.train.device, threads=threads or config.train.threads
+        config.train,
+        device=config.train.device if device is None else device,
+        threads=config.train.threads if threads is None else threads,
     )
     data = dataclasses.replace(config.data, root=root or config.data.root)
     runtime = runtime or config.runtime

@@ -107,12 +107,17 @@ def test_the_report_is_named_last_and_replaces_an_old_one(capsys, tmp_path):
     assert "<dt>batches</dt>" not in page
 
 
-def test_a_report_that_cannot_be_written_is_told_in_one_line(capsys, tmp_path):
-    assert main([*SMALL, "--report", str(tmp_path)]) == 2
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("folder.html", "cannot be written (it is a folder"), ("config.toml", "ending in .html or .htm")],
+)
+def test_a_report_that_cannot_be_written_is_told_in_one_line(capsys, tmp_path, name, told):
+    (tmp_path / "folder.html").mkdir()
+    assert main([*SMALL, "--report", str(tmp_path / name)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
-    assert "cannot be written (it is a folder" in captured.err
+    assert told in captured.err
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def test_a_failing_cell_is_one_line_and_exit_code_1(tmp_path, monkeypatch, capsy
         (["sweep"], "--protocol: 'quick' does not fit cifar10-resnet32-e2e-rate0.1-decay0.0001; expected sweep"),
         (["digits", "--protocol", "sweep"], "'sweep' does not fit digits-resnet8-e2e; expected one other than sweep"),
         (["sweep", "--protocol", "sweep", "--train-limit", "45000"], "45000 is not valid; expected at most 20000"),
-        (["digits", "--epoch", "1"], "did you mean --epochs?"),
+        (["digits", "--epoch", "1"], "Did you mean --epochs?"),
     ],
 )
 def test_wrong_calls(arguments, message, tmp_path, monkeypatch, capsys):

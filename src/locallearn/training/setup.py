@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 
 from locallearn.config import EVERY_BATCH, MeshConfig, RunConfig, RuntimeName, sides
-from locallearn.config import EVERY_BATCH, MeshConfig, RunConfig, RuntimeName
 from locallearn.config.checks import MOST_THREADS, check
 from locallearn.core.network import ImageShape
 from locallearn.data.datasets import Dataset, resolve_augment

@@ -20,7 +20,9 @@ def held_out(opened: OpenedRun, count: int) -> float:
     whole = load(dataclasses.replace(opened.config.data, train_limit=0)).train
     unseen = ImageSet(whole.images[-count:], whole.labels[-count:])
     batches = opened.store(unseen).ordered(opened.config.train.evaluate_batch_size)
-    return evaluate(opened.network, batches, opened.precision).last_layer
+    accuracy = evaluate(opened.network, batches, opened.precision).last_layer
+    assert accuracy is not None, "the last module has no classifier"
+    return accuracy
 
 
 @torch.no_grad()

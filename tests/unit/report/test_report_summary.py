@@ -40,6 +40,7 @@ def test_gaps_are_paired_by_seed():
     study = three(Study("quick"))
     points = {point["label"]: point for point in points_of(study)}
     found = gap(points["DGL K=4"], points["e2e"], study["measured"])
+    assert found is not None
     assert (found.mean, found.error, found.seeds) == (pytest.approx(-2.0), pytest.approx(1.0), 2)  # -1 and -3
     assert str(found) == "−2.00 ± 1.00 (2)"
     assert str(gap(points["GN-DGL G=2 K=2"], points["e2e"], study["measured"])) == "−1.50 (1)"  # its ensemble

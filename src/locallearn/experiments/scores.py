@@ -18,6 +18,7 @@ def held_out(opened: OpenedRun, count: int) -> float:
     A run is scored on images that it has not seen where its ``data.train_limit`` leaves them out.
     """
     whole = load(dataclasses.replace(opened.config.data, train_limit=0)).train
+    assert isinstance(whole, ImageSet), "the cells' data sets are held in memory"
     unseen = ImageSet(whole.images[-count:], whole.labels[-count:])
     batches = opened.store(unseen).ordered(opened.config.train.evaluate_batch_size)
     accuracy = evaluate(opened.network, batches, opened.precision).last_layer

@@ -310,6 +310,15 @@ class SplitNetwork(LocalNetwork):
                 raise ConfigError("runtime", "threads", expected)
             stage.run_alone(recorder, owners)
 
+    def release(self, held: Sequence[int]) -> None:
+        """Let go of the weights of the stages that are not ``held`` (counted from 0): they become one NaN each."""
+        own = {name for k in held for name in self.pieces[k].parameters}
+        for k, piece in enumerate(self.pieces):
+            for name in piece.parameters if k not in held else ():
+                parameter = self.model.get_parameter(name)
+                if name not in own:
+                    parameter.data = torch.full((), torch.nan, dtype=parameter.dtype).expand(parameter.shape)
+
     def merge(self) -> nn.Module:
         """A copy of the trained model: the user's own class, names and shapes, without heads.
 

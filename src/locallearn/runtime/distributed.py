@@ -17,7 +17,7 @@ from locallearn.losses.objectives import LocalLoss
 from locallearn.plan.mesh import Placement, split
 from locallearn.runtime.inline import Runtime, Trained
 from locallearn.runtime.peers import ProcessPeers
-from locallearn.runtime.transport import Link, Receiver, Sender
+from locallearn.runtime.transport import WEIGHTS, Link, Receiver, Sender
 from locallearn.runtime.world import ProcessWorld, names_of
 
 _WIRE = {None: None, "fp32": torch.float32, "bf16": torch.bfloat16}
@@ -31,11 +31,13 @@ class DistributedRuntime(Runtime):
         placement: which nodes are where.
         steps: the local steps of this rank's modules by module, counted from 0; their peers are
             :class:`~locallearn.runtime.peers.ProcessPeers`.
-        shapes: of one image's features over all groups of every module.
-        types: of every module's features.
+        shapes: of one image's features over all groups of every module; None for a user's own model.
+        types: of every module's features; None likewise.
         names: of the modules.
         config: how features travel.
         views: of every image in a batch, 1 or 2.
+        counts: tensors that every module hands on; by default one.
+        read: by (reader, owner) the weights of a module that another one reads: the owner's, and the reader's copies.
     """
 
     def __init__(
@@ -43,15 +45,20 @@ class DistributedRuntime(Runtime):
         world: ProcessWorld,
         placement: Placement,
         steps: Mapping[int, LocalStep],
-        shapes: Sequence[tuple[int, ...]],
-        types: Sequence[torch.dtype],
+        shapes: Sequence[tuple[int, ...]] | None,
+        types: Sequence[torch.dtype] | None,
         names: Sequence[str],
         config: MeshConfig,
         views: int = 1,
+        counts: Sequence[int] = (),
+        read: Mapping[tuple[int, int], Sequence[tuple[Tensor, Tensor]]] | None = None,
     ) -> None:
         self.world, self.placement, self.config = world, placement, config
         self.steps, self.shapes, self.types, self.names = steps, shapes, types, names
-        self.views = views
+        self.views, self.counts = views, counts
+        self._read = dict(read or {})
+        self._weight_senders: dict[int, list[Sender]] = {}
+        self._weight_receivers: dict[tuple[int, int], Receiver] = {}
         self.actions = placement.actions(world.rank)
         world.names = [self._name(rank) for rank in range(placement.mesh.size)]
         self._peers = {m: step.peers for m, step in steps.items() if isinstance(step.peers, ProcessPeers)}
@@ -65,7 +72,7 @@ class DistributedRuntime(Runtime):
 
     def __exit__(self, *exception: object) -> None:
         if exception[0] is None:
-            for sender in self._senders:
+            for sender in self._all_senders():
                 sender.close()
 
     def open(self, start: int, end: int) -> None:
@@ -84,12 +91,53 @@ class DistributedRuntime(Runtime):
                     Sender(action.module, links, world.features, world.device, self.config.in_flight, wire)
                 )
             elif action.kind == "receive":
-                channels, *sides = self.shapes[action.module]
-                expected = (channels // len(links), *sides)
-                dtype, ahead = self.types[action.module], self.config.in_flight
-                self._receiver = Receiver(
-                    action.module, links, here, world.features, world.device, expected, dtype, start, end, ahead, wire
+                self._receiver = self._receives(action.module, links, here, start, end, wire)
+        self._connect_weights(start, end)
+
+    def _receives(
+        self, module: int, links: Sequence[Link], here: str, start: int, end: int, wire: torch.dtype | None
+    ) -> Receiver:
+        world, ahead = self.world, self.config.in_flight
+        expected, dtype = None, None
+        if self.shapes is not None and self.types is not None:
+            channels, *sides = self.shapes[module]
+            expected, dtype = (channels // len(links), *sides), self.types[module]
+        count = self.counts[module] if self.counts else 1
+        return Receiver(
+            module, links, here, world.features, world.device, expected, dtype, start, end, ahead, wire, count=count
+        )
+
+    def _connect_weights(self, start: int, end: int) -> None:
+        """Connect modules with those whose weights they read, where another process has these."""
+        world, ahead = self.world, self.config.in_flight
+        at = {m: rank for rank in range(self.placement.mesh.size) for m in self.placement.modules(rank)}
+        here = world.names[world.rank]
+        for (reader, owner), pairs in sorted(self._read.items()):
+            if at[reader] == at[owner]:
+                continue
+            if at[owner] == world.rank:
+                to = [Link(at[reader], world.names[at[reader]])]
+                sender = Sender(owner, to, world.features, world.device, ahead, kind=WEIGHTS + 2 * reader)
+                self._weight_senders.setdefault(owner, []).append(sender)
+            elif at[reader] == world.rank:
+                source = [Link(at[owner], world.names[at[owner]])]
+                self._weight_receivers[reader, owner] = Receiver(
+                    owner,
+                    source,
+                    here,
+                    world.features,
+                    world.device,
+                    None,
+                    None,
+                    start,
+                    end,
+                    ahead,
+                    kind=WEIGHTS + 2 * reader,
+                    count=len(pairs),
                 )
+
+    def _all_senders(self) -> list[Sender]:
+        return [*self._senders, *(sender for senders in self._weight_senders.values() for sender in senders)]
 
     def _name(self, rank: int) -> str:
         nodes = [(m, g + 1) for m in self.placement.modules(rank) for g in self.placement.held(m, rank)]
@@ -98,12 +146,13 @@ class DistributedRuntime(Runtime):
     @property
     def waited(self) -> float:
         """Seconds that this rank has waited for others so far: for features, for room to send, in exchanges."""
-        found = sum(end.waited for end in (*self._senders, *self._peers.values()))
+        ends = (*self._all_senders(), *self._weight_receivers.values(), *self._peers.values())
+        found = sum(end.waited for end in ends)
         return found + (self._receiver.waited if self._receiver is not None else 0.0)
 
     def settle(self) -> list[Trained]:
         """Wait until all features that were sent have arrived."""
-        for sender in self._senders:
+        for sender in self._all_senders():
             sender.flush()
         return []
 
@@ -128,7 +177,7 @@ class DistributedRuntime(Runtime):
             PeerLostError: another process is gone.
             TransportError: a module sent something else than what this one awaits.
         """
-        parts = split(len(batch.labels) // self.views, self.placement.mesh.data)
+        parts = split(batch.examples // self.views, self.placement.mesh.data)
         own = parts[self.world.place.data]
         labels, examples, batch = batch.labels, batch.examples, _rows(batch, own, self.views)
         features, losses = torch.empty(0), []
@@ -154,12 +203,32 @@ class DistributedRuntime(Runtime):
     ) -> tuple[Tensor, LocalLoss]:
         if module in self._peers:
             self._peers[module].parts = parts
-        return self.steps[module](features, batch, index, rate)
+        self._take_weights(module)
+        found = self.steps[module](features, batch, index, rate)
+        for (_, owner), pairs in sorted(self._read.items()):
+            if owner == module and module in self._weight_senders:
+                weights = tuple(source.detach().clone() for source, _ in pairs)
+                for sender in self._weight_senders[module]:
+                    sender.put(weights, index, self.stopping)
+        return found
+
+    @torch.no_grad()
+    def _take_weights(self, module: int) -> None:
+        """Set the module's copies of what it reads to what its owner has after its update on this batch."""
+        for (reader, owner), pairs in sorted(self._read.items()):
+            if reader != module:
+                continue
+            values = [source for source, _ in pairs]
+            if (reader, owner) in self._weight_receivers:
+                found = self._weight_receivers[reader, owner].get(0).features
+                values = list(found) if isinstance(found, tuple) else [found]
+            for (_, copy), value in zip(pairs, values, strict=True):
+                copy.copy_(value)
 
 
 def _rows(batch: Batch, rows: range, views: int) -> Batch:
     """The images of one replica; labels and scores stay those of the whole batch, which losses are of."""
-    if len(rows) * views == len(batch.labels):
+    if len(rows) * views == batch.examples:
         return batch
 
     def part(x_BCHW: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from locallearn.core.module import Features
 from locallearn.errors import LocalLearnError
 from locallearn.runtime.world import naming
 
@@ -29,6 +30,8 @@ _VERSION = 1
 
 HEADER, PAYLOAD = 0, 1
 """Tags: headers and features are on their way at the same time, each in order."""
+FEATURES, WEIGHTS = 0, 2
+"""Added to tags: what one stage hands on, and weights of it that another stage reads."""
 
 
 class TransportError(LocalLearnError):
@@ -145,6 +148,7 @@ class Sender:
         device: where features are.
         in_flight: batches that may be on their way, at least 1.
         wire: how floating point values travel; None leaves them as they are.
+        kind: :data:`FEATURES` or :data:`WEIGHTS`.
     """
 
     def __init__(
@@ -155,28 +159,34 @@ class Sender:
         device: torch.device,
         in_flight: int,
         wire: torch.dtype | None = None,
+        kind: int = FEATURES,
     ) -> None:
+        self.kind = kind
         self.module, self.targets, self.in_flight, self.wire = module, targets, in_flight, wire
         self.waited = 0.0
         self._group = group
         self._waiting = 0
-        self._queue: queue.SimpleQueue[tuple[Header, Tensor, torch.Event | None] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[list[tuple[Header, Tensor]], torch.Event | None] | None]
+        self._queue = queue.SimpleQueue()
         self._sent: queue.SimpleQueue[list[_Transfer] | None] = queue.SimpleQueue()
         self._background = _Background(device, self._send_all, self._complete_all)
         self._background.start()
 
-    def put(self, features: Tensor, step: int, last: bool = False) -> None:
-        """Hand over the features of a step; waits while ``in_flight`` batches are on their way.
+    def put(self, features: Features, step: int, last: bool = False) -> None:
+        """Hand over the features of a step, one tensor or several; waits while ``in_flight`` batches are on their way.
 
         Raises:
             PeerLostError: a receiver is gone.
         """
-        x = dense(features)
-        header = Header(step, self.module, last, x.dtype, self.wire or x.dtype, tuple(x.shape), x.stride())
+        parts = [dense(x) for x in (features if isinstance(features, tuple) else (features,))]
+        items = [
+            (Header(step, self.module, last, x.dtype, self.wire or x.dtype, tuple(x.shape), x.stride()), x)
+            for x in parts
+        ]
         self.waited += self._background.wait_for(lambda: self._waiting < self.in_flight)
         with self._background.changed:
             self._waiting += 1
-        self._queue.put((header, x, _mark(x.device)))
+        self._queue.put((items, _mark(parts[0].device)))
 
     def flush(self) -> None:
         """Wait until everything is sent."""
@@ -190,11 +200,14 @@ class Sender:
 
     def _send_all(self) -> None:
         while (item := self._queue.get()) is not None:
-            header, x, computed = item
+            items, computed = item
             if computed is not None:
                 computed.wait()
-            messages = ((HEADER, header.pack().to(x.device)), (PAYLOAD, flat(x).to(header.wire)))
-            self._sent.put([self._begin(m, tag, to) for tag, m in messages for to in self.targets])
+            transfers = []
+            for header, x in items:
+                messages = ((HEADER, header.pack().to(x.device)), (PAYLOAD, flat(x).to(header.wire)))
+                transfers += [self._begin(m, self.kind + tag, to) for tag, m in messages for to in self.targets]
+            self._sent.put(transfers)
         self._sent.put(None)
 
     def _begin(self, message: Tensor, tag: int, target: Link) -> _Transfer:
@@ -211,9 +224,9 @@ class Sender:
 
 
 class Arrival(NamedTuple):
-    """Features of all groups of a module, and whether training stops after them."""
+    """Features of all groups of a module, a tensor or several, and whether training stops after them."""
 
-    features: Tensor
+    features: Features
     last: bool
 
 
@@ -226,12 +239,14 @@ class Receiver:
         here: how messages name this end.
         group: the process group of features.
         device: where features go.
-        expected: shape of one image's features from one source.
-        dtype: their type.
+        expected: shape of one image's features from one source; None for whatever a user's model gives.
+        dtype: their type; None for any.
         start: the first step that arrives.
         end: the step after the last one.
         ahead: batches that may be on their way or here before they are computed, at least 1.
         wire: how they travel; None means as they are.
+        kind: :data:`FEATURES` or :data:`WEIGHTS`.
+        count: tensors that a source sends for a batch.
     """
 
     def __init__(
@@ -241,15 +256,18 @@ class Receiver:
         here: str,
         group: dist.ProcessGroup,
         device: torch.device,
-        expected: tuple[int, ...],
-        dtype: torch.dtype,
+        expected: tuple[int, ...] | None,
+        dtype: torch.dtype | None,
         start: int,
         end: int,
         ahead: int,
         wire: torch.dtype | None = None,
+        kind: int = FEATURES,
+        count: int = 1,
     ) -> None:
+        self.kind, self.count = kind, count
         self.module, self.sources, self.here, self.expected = module, sources, here, expected
-        self.dtype, self.wire = dtype, wire or dtype
+        self.dtype, self.wire = dtype, (wire or dtype) if dtype is not None else None
         self.waited = 0.0
         self._group, self._device = group, device
         self._steps = range(start, end)
@@ -263,7 +281,7 @@ class Receiver:
         """The next batch's features.
 
         Args:
-            images: how many images they must be of.
+            images: how many images they must be of; not looked at where no shape is expected.
 
         Raises:
             TransportError: something else arrived; the message names both ends.
@@ -272,9 +290,10 @@ class Receiver:
         self.waited += self._background.wait_for(lambda: bool(self._arrived))
         arrival = self._arrived.popleft()
         self._room.release()
-        if arrival.features.is_cuda:  # memory of the thread's stream, which must not take it back too early
-            arrival.features.record_stream(torch.cuda.current_stream(self._device))
-        if len(arrival.features) != images:
+        for x in arrival.features if isinstance(arrival.features, tuple) else (arrival.features,):
+            if x.is_cuda:  # memory of the thread's stream, which must not take it back too early
+                x.record_stream(torch.cuda.current_stream(self._device))
+        if self.expected is not None and len(arrival.features) != images:
             found = f"{len(arrival.features)} images instead of {images}"
             raise TransportError(f"{self.here} got {found} from {self.sources[0].name}")
         return arrival
@@ -283,15 +302,16 @@ class Receiver:
         """Await the header of each batch, and begin to receive what it announces."""
         for step in self._steps:
             self._room.acquire()
-            headers = [self._header(source, step) for source in self.sources]
-            self._announced.put([self._begin(h, source) for h, source in zip(headers, self.sources, strict=True)])
+            sources = [source for source in self.sources for _ in range(self.count)]
+            headers = [self._header(source, step) for source in sources]
+            self._announced.put([self._begin(h, source) for h, source in zip(headers, sources, strict=True)])
             if headers[0].last:
                 return
 
     def _header(self, source: Link, step: int) -> Header:
         packed = torch.empty(_FIELDS, dtype=torch.int64, device=self._device)
         with naming(source.name):
-            dist.recv(packed, source.rank, group=self._group, tag=HEADER)
+            dist.recv(packed, source.rank, group=self._group, tag=self.kind + HEADER)
         header = Header.unpack(packed)
         for what, found, awaited in (
             ("module", header.module + 1, self.module + 1),
@@ -300,26 +320,31 @@ class Receiver:
             ("features of", header.dtype, self.dtype),
             ("a message in", header.wire, self.wire),
         ):
-            if found != awaited:
+            if awaited is not None and found != awaited:
                 raise TransportError(f"{self.here} got {what} {found} from {source.name} instead of {awaited}")
         return header
 
     def _begin(self, header: Header, source: Link) -> tuple[Header, _Transfer]:
-        payload = torch.empty(header.shape[0] * _size(self.expected), dtype=header.wire, device=self._device)
+        payload = torch.empty(_size(header.shape), dtype=header.wire, device=self._device)
         with naming(source.name):
-            work = dist.irecv(payload, source.rank, group=self._group, tag=PAYLOAD)
+            work = dist.irecv(payload, source.rank, group=self._group, tag=self.kind + PAYLOAD)
         return header, _Transfer(work, payload, source)
 
     def _receive_all(self) -> None:
         for _ in self._steps:
             parts = [self._arrival(header, transfer) for header, transfer in self._announced.get()]
-            features = parts[0].features if len(parts) == 1 else torch.cat([part.features for part in parts], 1)
-            arrival = Arrival(features, parts[0].last)
+            arrival = Arrival(self._together([part.features for part in parts]), parts[0].last)
             with self._background.changed:
                 self._arrived.append(arrival)
                 self._background.changed.notify_all()
             if arrival.last:
                 return
+
+    def _together(self, parts: list[Tensor]) -> Features:
+        """Several tensors of one source as they are, or the groups of several sources as one tensor."""
+        if self.count > 1:
+            return tuple(parts)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def _arrival(self, header: Header, transfer: _Transfer) -> Arrival:
         transfer.complete()

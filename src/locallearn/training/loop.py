@@ -288,7 +288,7 @@ class Loop:
         if self.phase_step:
             trained = self.runtime.step(batch, self.phase_step, rate, self.stop.requested)
         else:  # the first step of a phase is also weighed
-            parameters = list(self.nodes.network.parameters())
+            parameters = [p for step in self.nodes.steps.values() for p in step.module.own_parameters().values()]
             trained, peak = self.runtime.weighed_step(batch, self.phase_step, rate, self.stop.requested, parameters)
             self.progress["activation_bytes"] = max(peak, self.progress.get("activation_bytes", 0))
         self.step += 1

@@ -13,6 +13,7 @@ from locallearn.config import RunConfig
 from locallearn.core.module import LocalModule, LocalStep, Stage, autocast
 from locallearn.core.network import ImageShape, LocalNetwork, OptimizerFactory, network_name
 from locallearn.core.shard import rows, shard
+from locallearn.core.split_network import SplitNetwork
 from locallearn.costs.steps import dry_steps
 from locallearn.errors import ConfigError
 from locallearn.nn.macs import dry_run
@@ -73,8 +74,10 @@ class Nodes:
             else:
                 self.runtime = InlineRuntime(steps, network.walk)
             return
-        if image is None:
-            raise ConfigError("runtime", config.runtime, "inline or threads with a network from ll.split")
+        if isinstance(network, SplitNetwork):
+            self._split(config, network, world)
+            return
+        assert image is not None
         placement = placement_of(config, network, image, world)
         modules, rank = list(network), world.rank
         held = {i: shard(modules[i], placement.held(i, rank), world.mesh.data) for i in placement.modules(rank)}
@@ -84,6 +87,25 @@ class Nodes:
         shapes, types = feature_shapes(network, image), feature_types(network, image, config)
         self.runtime = DistributedRuntime(
             world, placement, self.steps, shapes, types, names, config.mesh, network.views
+        )
+
+    def _split(self, config: RunConfig, network: SplitNetwork, world: ProcessWorld) -> None:
+        """A user's model along the depth of the mesh: this process has some stages, and nothing of the others."""
+        for name in ("width", "data"):
+            if getattr(config.mesh, name) > 1:
+                raise ConfigError(f"mesh.{name}", getattr(config.mesh, name), "1 with a network from ll.split")
+        network.run_apart()
+        pieces = network.pieces
+        placement = place_nodes(world.mesh, [1] * len(pieces), [float(piece.macs) for piece in pieces], False)
+        held = placement.modules(world.rank)
+        read = {(k, owner): pairs for k, stage in enumerate(network) for owner, pairs in stage.reads.items()}
+        if not world.leader:  # which evaluates the whole network
+            network.release(held)
+        self.network = LocalNetwork([network.model_stages[i] for i in held])
+        self.steps = {i: self._step(network.model_stages[i], None) for i in held}
+        names, counts = [stage.name for stage in network], [1 + len(piece.crossing) for piece in pieces]
+        self.runtime = DistributedRuntime(
+            world, placement, self.steps, None, None, names, config.mesh, counts=counts, read=read
         )
 
     def _peers(self, world: ProcessWorld, i: int, module: LocalModule) -> Peers:

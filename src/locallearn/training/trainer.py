@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ from torch import Tensor
 from locallearn.config import (
     CheckpointConfig,
     DataConfig,
+    MeshConfig,
     OptimizerConfig,
     RunConfig,
     ThreadsConfig,
@@ -28,6 +31,8 @@ from locallearn.core.split_network import SplitNetwork
 from locallearn.errors import ConfigError, UsageError
 from locallearn.files import write_atomically
 from locallearn.nn.features import prediction
+from locallearn.runtime.world import Alone, ProcessWorld, process_world
+from locallearn.training.checkpoint import load_network
 from locallearn.training.evaluate import Evaluation, evaluate
 from locallearn.training.loaders import LoaderSource, moved
 from locallearn.training.loggers import Loggers
@@ -36,7 +41,7 @@ from locallearn.training.observer import Observer, Quiet
 from locallearn.training.record import SPLIT, RunFolder
 from locallearn.training.work import ScheduleFactory, Work
 
-RUNTIMES = ("inline", "threads")
+RUNTIMES = ("inline", "threads", "distributed")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
@@ -61,7 +66,9 @@ class Trainer:
         schedule_unit: when schedulers step: after every update (``"step"``) or every epoch (``"epoch"``, which
             ``ReduceLROnPlateau`` needs; it follows the validation loss of the last stage).
         runtime: ``"inline"`` (stages one after the other) or ``"threads"`` (several at once on the threads of a CPU,
-            with the same weights bit for bit).
+            with the same weights bit for bit), or ``"distributed"`` in a script that torchrun starts: the stages are
+            spread over its processes, with the same weights bit for bit in fp32 on CPUs. Every process needs the same
+            script and loader; the first one evaluates, writes the run and has the whole trained network at the end.
         run: folder of the run; None keeps nothing.
         precision: ``"fp32"``, or autocast to ``"bf16"`` or ``"fp16"``, the latter with a loss scaler a stage.
         clip_norm: largest gradient norm of a node; 0 means no clipping.
@@ -142,6 +149,7 @@ class Trainer:
                 threads=threads,
             ),
             threads=ThreadsConfig(),
+            mesh=MeshConfig(depth=int(os.environ.get("WORLD_SIZE", "1")) if runtime == "distributed" else 1),
             checkpoint=CheckpointConfig(every_steps=checkpoint_every, keep_last=keep_last),
         )
         self.precision = precision
@@ -198,28 +206,52 @@ class Trainer:
             torch.set_num_threads(before)
 
     def _fit(self, config: RunConfig, work: Work) -> dict[str, Any]:
+        distributed = config.runtime == "distributed"
+        with process_world(config, self.device) if distributed else contextlib.nullcontext(Alone()) as world:
+            summary = self._fit_in(world, config, work)
+            if isinstance(world, ProcessWorld) and self._loop is not None:
+                weights = world.whole(self._loop.nodes.weights())
+                if world.leader:
+                    load_network(self.network, weights, Path("of all processes"))
+            return summary
+
+    def _fit_in(self, world: Alone | ProcessWorld, config: RunConfig, work: Work) -> dict[str, Any]:
+        observer = self.observer if world.leader else Quiet()
         if self.folder is None:
-            self._loop = Loop(config, work, None, self.observer)
+            self._loop = Loop(config, work, None, observer, world)
             return self._loop.run()
-        begun = (self.folder.path / "config.toml").is_file()
-        if begun:
+        begun = (self.folder.path / "config.toml").is_file() if world.leader else False
+        begun = bool(world.share("begun" if begun else ""))
+        if begun and world.leader:
             self._check_same(self.folder.config(), config)
-        else:
+        elif world.leader:
             self.folder.check_free(overwrite=False)
-        self._loop = Loop(config, work, self.folder, self.observer)
+        self._loop = Loop(config, work, self.folder, observer, world)
+        with self._written(world, config, begun):
+            if begun:
+                self._loop.restore()
+                summary = self.folder.summary()
+                if summary is not None and self._loop.epochs_done >= self._loop.epochs:
+                    return summary if world.leader else {}
+                if world.leader:
+                    write_atomically(self.folder.path / "config.toml", to_toml(config))
+            world.sync()
+            return self._loop.run()
+
+    @contextlib.contextmanager
+    def _written(self, world: Alone | ProcessWorld, config: RunConfig, begun: bool) -> Iterator[None]:
+        """The run's folder is this training's alone while it lasts, and its loggers are open."""
+        assert self.folder is not None
+        if not world.leader:
+            yield
+            return
         logged = Loggers(self.loggers, self.folder.path, to_dict(config), warn=self.observer.on_warning)
         self.folder.claim()
         try:
             if not begun:
                 self.folder.create(config)
-            else:
-                self._loop.restore()
-                summary = self.folder.summary()
-                if summary is not None and self._loop.epochs_done >= self._loop.epochs:
-                    return summary
-                write_atomically(self.folder.path / "config.toml", to_toml(config))
             with self.folder.logging_to(logged):
-                return self._loop.run()
+                yield
         finally:
             self.folder.release()
 

@@ -1,0 +1,59 @@
+"""The stages of a user's model in several processes train what one process does, bit for bit in fp32."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from distributed.processes import HERE, finish, start
+
+SCRIPT = str(HERE / "train_split.py")
+
+
+def alone(name, output, epochs, *run, **environment):
+    path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, SCRIPT, name, str(output), str(epochs), *map(str, run)]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path, **environment}, capture_output=True)
+    return torch.load(output)
+
+
+def together(count, name, output, epochs, *run):
+    for code, _, errors in finish(start([SCRIPT, name, str(output), str(epochs), *map(str, run)], count)):
+        assert code == 0, errors
+    return torch.load(output)
+
+
+def differing(one, other):
+    return [name for name, value in one[0].items() if not torch.equal(value, other[0][name])]
+
+
+@pytest.mark.parametrize(("name", "count"), [("gpt2", 2), ("vit", 3), ("transformer", 2)])
+def test_processes_train_what_one_does(tmp_path, name, count):
+    """GPT-2's last stage reads the embedding, which the first process trains; the last batch is smaller."""
+    one = alone(name, tmp_path / "one.pt", 2)
+    several = together(count, name, tmp_path / "several.pt", 2)
+    assert differing(one, several) == []
+    assert one[1] == several[1]
+    assert differing(one, alone(name, tmp_path / "shorter.pt", 1)) != []
+
+
+def test_a_run_continues_with_another_number_of_processes(tmp_path):
+    whole = alone("gpt2", tmp_path / "whole.pt", 3)
+    alone("gpt2", tmp_path / "first.pt", 1, tmp_path / "run")
+    together(3, "gpt2", tmp_path / "second.pt", 2, tmp_path / "run")
+    several = together(2, "gpt2", tmp_path / "third.pt", 3, tmp_path / "run")
+    assert differing(whole, several) == []
+
+
+def test_more_processes_than_stages_are_refused(tmp_path):
+    found = finish(start([SCRIPT, "transformer", str(tmp_path / "none.pt"), "1"], 4))
+    assert all(code != 0 for code, _, _ in found)
+    assert any("mesh.depth: 4 is not valid; expected at most 3" in errors for _, _, errors in found)
+
+
+def test_bf16_trains_in_processes_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRECISION", "bf16")
+    one = alone("vit", tmp_path / "one.pt", 1)
+    assert differing(one, together(2, "vit", tmp_path / "several.pt", 1)) == []

@@ -135,18 +135,31 @@ def test_no_gradient_passes_a_cut(name, break_it, monkeypatch):
     assert own is not break_it
 
 
-def test_a_planted_leak_is_caught_where_the_model_is_split():
-    """The same model without its skip can be cut where the one with it cannot."""
-    x, y = images()
-    with pytest.raises(ll.LocalLearnError, match="is used after it too"):
-        ll.split(UNet(), example=(x, y), cuts=["up1"])
-
-    class NoSkip(UNet):
-        def forward(self, x):
-            h = self.up1(F.relu(self.down2(F.relu(self.down1(F.relu(self.stem(x)))))))
-            return self.fc(F.relu(self.merge(torch.cat([h, h], 1))).mean((2, 3)))
-
-    assert ll.split(NoSkip(), example=(x, y), cuts=["up1"]).depth == 2
+@pytest.mark.parametrize("break_it", [False, True])
+def test_a_skip_that_crosses_a_cut_leaks_no_gradient(break_it):
+    """A U-Net cut between a skip's two ends equals a loop in which the skip is detached there."""
+    torch.manual_seed(0)
+    network = ll.split(UNet(), example=images(), cuts=["down2"], optimizer=sgd)
+    model, head = copy.deepcopy(network.model), copy.deepcopy(network.objectives[0].head)
+    optimizers = [sgd([model.get_parameter(name) for name in part.parameters]) for part in network.pieces]
+    optimizers[0].add_param_group({"params": list(head.parameters())})
+    for seed in range(3):
+        x, y = images(seed=seed)
+        network.step((x, y))
+        skip = F.relu(model.down1(F.relu(model.stem(x))))
+        h = model.down2(skip)
+        optimizers[0].zero_grad()
+        F.cross_entropy(head(h)[0], y, reduction="none").mean().backward(retain_graph=break_it)
+        if not break_it:
+            optimizers[0].step()
+            skip = skip.detach()
+        up = model.up1(F.relu(h.detach()))
+        optimizers[1].zero_grad()
+        F.cross_entropy(model.fc(F.relu(model.merge(torch.cat([up, skip], 1))).mean((2, 3))), y).backward()
+        optimizers[1].step()
+        if break_it:
+            optimizers[0].step()
+    assert _same(network.merge(), model) is not break_it
 
 
 def test_graphs_are_freed_before_the_next_module_starts():

@@ -217,21 +217,23 @@ def test_bf16_autocast_trains_and_sees_new_weights():
     assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
 
 
-def test_position_biases_that_later_layers_use_are_named():
-    """T5 computes its relative position bias in the first layer and adds it in all of them."""
+@pytest.mark.parametrize("length", [12, 7])
+def test_an_encoder_is_not_trained_on_the_labels_of_the_decoder(length):
+    """T5's labels are the decoder's tokens; an encoder's tokens are others, even where there are as many."""
     config = transformers.T5Config(
-        vocab_size=16, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2, decoder_start_token_id=0
+        vocab_size=16, d_model=16, d_kv=8, d_ff=16, num_layers=3, num_heads=2, decoder_start_token_id=0
     )
-    with pytest.raises(ll.LocalLearnError) as caught:
-        ll.split(
-            transformers.T5ForConditionalGeneration(config),
-            example=_text(),
-            cuts=["encoder.block.0"],
-            objective="next-token",
-        )
-    assert "a tensor of 1 x 2 x 12 x 12 made in encoder.block.0.layer.0.SelfAttention is used after it" in str(
-        caught.value
-    )
+    model, batch = transformers.T5ForConditionalGeneration(config), _text()
+    batch["labels"] = batch["labels"][:, :length].contiguous()
+    with pytest.raises(ll.LocalLearnError, match="expected features of the tokens that have labels"):
+        ll.split(model, example=batch, cuts=["encoder.block.0"])
+    network = ll.split(model, example=batch, depth=2, objective="token", optimizer=adam)
+    part = network.pieces[0]
+    assert part.path.startswith("decoder")
+    assert {crossing.path for crossing in part.crossing} >= {"encoder"}
+    first, *_, last = [network.step(batch) for _ in range(12)]
+    assert last["loss/1"] < first["loss/1"] - 0.02
+    assert last["loss/2"] < first["loss/2"] - 0.02
 
 
 def test_transformers_are_not_split_in_width():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,12 @@ from torch import Tensor, nn
 from locallearn.data.store import Batch
 from locallearn.errors import UsageError
 
+LABELS = ("labels", "label", "targets", "target")
+"""Names under which a batch that is a mapping has its labels."""
+
+MASKS = ("attention_mask", "padding_mask", "key_padding_mask", "src_key_padding_mask")
+"""Arguments that say which tokens are padding: 0 in the first; in the others true, as torch's attention has it."""
+
 
 @dataclass(frozen=True)
 class ModelCall:
@@ -20,26 +27,37 @@ class ModelCall:
     Attributes:
         args: positional arguments.
         kwargs: named arguments.
-        labels: labels of the batch, or None.
+        labels: labels of the batch: a tensor, or whatever the user's own loss takes; None where there are none.
+        given: the batch as the loader made it.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    labels: Tensor | None
+    labels: Any
+    given: Any = None
 
     @property
     def first(self) -> Tensor:
         """The first tensor among the inputs: images [B, C, H, W], tokens [B, T] or vectors [B, C]."""
-        named = [value for name, value in self.kwargs.items() if name != "labels"]
+        named = [value for name, value in self.kwargs.items() if name not in LABELS]
         tensors = [value for value in (*self.args, *named) if isinstance(value, Tensor) and value.dim() > 0]
         if not tensors:
             raise UsageError("batch: there is no tensor among the model's inputs")
         return tensors[0]
 
+    @property
+    def kept(self) -> Tensor | None:
+        """Booleans [B, T] of the tokens that are no padding, from the model's mask; None where it has none."""
+        for name in MASKS:
+            mask = self.kwargs.get(name)
+            if isinstance(mask, Tensor) and mask.dim() == 2:
+                return mask == 0 if name.endswith("padding_mask") else mask != 0
+        return None
+
     def batch(self) -> CalledBatch:
         """The batch as stages and objectives take it; labels are empty where there are none."""
         labels = self.first.new_empty(0) if self.labels is None else self.labels
-        return CalledBatch(images=self.first, labels=labels, pixels=self.first, step=0, call=self)
+        return CalledBatch(self.first, labels, self.first, 0, call=self, given=self.given)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +66,21 @@ class CalledBatch(Batch):
 
     Attributes:
         call: how the model is called on it.
+        given: the batch as the loader made it.
     """
 
     call: ModelCall | None = None
+    given: Any = None
+
+    def without_padding(self) -> CalledBatch:
+        """The same where labels of tokens that the model's mask hides do not count."""
+        kept = None if self.call is None else self.call.kept
+        labels: Any = self.labels
+        if kept is None or not isinstance(labels, Tensor) or labels.shape != kept.shape:
+            return self
+        if labels.is_floating_point() or kept.all():
+            return self
+        return dataclasses.replace(self, labels=labels.masked_fill(~kept, -100))
 
     @property
     def examples(self) -> int:
@@ -82,20 +112,21 @@ def model_call(model: nn.Module, batch: Any) -> ModelCall:
     """
     if isinstance(batch, Mapping):
         kwargs = dict(batch)
-        labels = kwargs.get("labels")
-        if not _takes(model, "labels"):
-            kwargs.pop("labels", None)
-        return ModelCall((), kwargs, labels)
+        named = next((name for name in LABELS if name in kwargs), None)
+        labels = None if named is None else kwargs[named]
+        if named is not None and not _takes(model, named):
+            kwargs.pop(named)
+        return ModelCall((), kwargs, labels, batch)
     if isinstance(batch, Tensor):
-        return ModelCall((batch,), {}, None)
+        return ModelCall((batch,), {}, None, batch)
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
         raise UsageError(
             f"batch: {type(batch).__name__} is not valid; expected a mapping, or a pair (inputs, labels)"
         )
     inputs, labels = batch
     if isinstance(inputs, Mapping):
-        return ModelCall((), dict(inputs), labels)
-    return ModelCall(tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), {}, labels)
+        return ModelCall((), dict(inputs), labels, batch)
+    return ModelCall(tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), {}, labels, batch)
 
 
 def _takes(model: nn.Module, name: str) -> bool:

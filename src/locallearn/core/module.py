@@ -266,7 +266,7 @@ class LocalStep:
             total = total / self.accumulate
         if self.scaler is not None:
             total = self.scaler.scale(total)
-        if parameters:  # all may be frozen
+        if parameters and total.requires_grad:  # else all that the loss depends on is frozen
             total.backward(inputs=parameters)
 
     def update(self, rate: float | None = None) -> None:

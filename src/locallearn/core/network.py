@@ -158,8 +158,10 @@ class LocalNetwork(nn.Module):
         """Losses and accuracies of one batch by stage, as :meth:`step` returns them."""
         found: dict[str, Tensor] = {}
         for stage, loss in zip(self.stages, losses, strict=True):
+            if not loss.total.numel():
+                continue  # the stage did not train on this batch
             found[f"loss/{stage.name}"] = loss.total.mean()
-            if loss.logits is not None and are_classes(batch.labels):
+            if loss.logits is not None and loss.logits.shape[-1] > 1 and are_classes(batch.labels):
                 found[f"accuracy/{stage.name}"] = (loss.logits.mean(0).argmax(-1) == batch.labels).float().mean()
         found["loss"] = losses[-1].total.mean()
         return found

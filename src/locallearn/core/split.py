@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from locallearn.arguments import checked
@@ -17,17 +15,21 @@ from locallearn.config import ObjectiveConfig
 from locallearn.config.checks import non_negative, positive_int
 from locallearn.core.batches import model_call
 from locallearn.core.network import OptimizerFactory
-from locallearn.core.split_network import Loss, ModelLoss, SplitNetwork
-from locallearn.data.store import Batch
+from locallearn.core.plain import check_example, check_plain
+from locallearn.core.rehearsal import rehearse, warn
+from locallearn.core.split_network import SplitNetwork
+from locallearn.core.tasks import Task, choose, head_objective, last_objective
 from locallearn.errors import ConfigError
-from locallearn.losses.objectives import LocalLoss, Objective, ObjectiveInput, objectives
-from locallearn.losses.tokens import build_token_head, token_cross_entropy
-from locallearn.nn.features import check_tokens
-from locallearn.nn.init import initialise
+from locallearn.losses.objectives import Objective, ObjectiveInput
+from locallearn.losses.scores import ScoresLoss
+from locallearn.losses.user import Loss
+from locallearn.nn.copies import copied
+from locallearn.nn.features import Layout, check_tokens, named_layout
+from locallearn.nn.heads import HeadInput
+from locallearn.nn.recording import trace
 from locallearn.nn.split import Piece, pieces
-from locallearn.nn.trace import Trace, trace
+from locallearn.nn.trace import Call, Trace
 from locallearn.nn.width import split_channels
-from locallearn.seeding import seeded
 
 
 def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -43,10 +45,11 @@ def split(
     cuts: Sequence[str] | None = None,
     depth: int | None = None,
     width: int = 1,
-    head: str | None = None,
-    objective: str | Loss = "cross-entropy",
+    head: str | nn.Module | Callable[[HeadInput], nn.Module] | None = None,
+    objective: str | Loss | None = None,
     classes: int | None = None,
     tokens: str | None = None,
+    layout: str | None = None,
     optimizer: OptimizerFactory = adamw,
     clip_norm: float = 0.0,
     settings: ObjectiveConfig | None = None,
@@ -62,80 +65,140 @@ def split(
         width: G: width groups of every module but the last, which ends in the model's own scores. Modules of
             convolutions and batch norm only; their inner convolutions become grouped ones, so the copy has smaller
             weights than ``model``; ``merge`` makes them dense again.
-        head: auxiliary head, ``<n>c<m>f`` or another registered one; by default ``1c2f``. Where the objective sees
-            every token it is ``0c1f`` (layer norm and an unembedding of the module's own) by default, and
-            ``shared`` reads the model's own unembedding, without training it.
-        objective: a registered loss (``cross-entropy``, ``next-token``, ``token``, ``predsim``...), or a function of
-            scores and labels like ``torch.nn.functional.mse_loss``. The last module has the model's own loss where it
-            returns one, else this function or the cross entropy of its scores.
+        head: auxiliary head: ``<n>c<m>f`` or another registered one, a function of a :class:`HeadInput` that makes
+            one, or a module, of which every stage has a copy. By default ``1c2f``; where the objective sees every
+            token ``0c1f`` (layer norm and an unembedding of the stage's own), and ``shared`` reads the model's own
+            unembedding, without training it. Where the model scores every position, heads keep positions and
+            upsample.
+        objective: a registered loss (``cross-entropy``, ``next-token``, ``token``, ``predsim``...),
+            ``binary-cross-entropy`` or ``mean-squared-error`` of every score, or a function of scores and labels like
+            ``torch.nn.functional.huber_loss`` (and of the whole batch, where it has an argument ``batch``); every
+            stage has its own copy of a module. A head's scores have the form of the model's own. By default what the
+            labels ask for: integers are classes, of examples, tokens or pixels; numbers for every score are
+            probabilities that sum to 1, yes or no (all are 0 or 1), or values to come near to; a causal language
+            model, as its own loss tells, has ``next-token``. The last stage has the model's own loss where it returns
+            one and none but a loss of the package is named.
         classes: outputs of a head; by default as many as the model's scores have.
-        tokens: what a head sees of B x T x C features: ``mean``, ``class`` (the first token) or ``all``; by default
-            ``all`` where the model itself scores every token, else ``mean``.
+        tokens: what a head sees of B x T x C features: ``mean`` (over those that the model's ``attention_mask`` does
+            not hide), ``class`` (the first token) or ``all``; by default what the objective needs.
+        layout: which axis of features is which, where the model's trace does not tell: a letter an axis, B for
+            examples and C for channels (``BHWC``, ``TBC``).
         optimizer: makes the optimizer of one module from its parameters.
         clip_norm: largest gradient norm of a module; 0 means no clipping.
         settings: everything else that an objective can be told; its ``head`` and ``loss`` are not looked at.
         seed: of the heads' initial weights.
 
     Raises:
-        ConfigError: the model cannot be cut there; the message names the tensor in the way and the nearest legal
-            cuts.
-        UsageError: the model does not run on the example.
+        ConfigError: the model cannot be cut there, or no loss fits the labels; the message says why.
+        UsageError: the model cannot be copied or does not run on the example, is wrapped or sharded, or a step on the
+            example fails.
+
+    Warns:
+        SplitWarning: parameters that nothing trains, stages of very different cost, parts of the model's own loss
+            that do not reach the stage that they are about.
     """
     positive_int("width", width)
     positive_int("depth", depth)
     non_negative("clip_norm", clip_norm)
-    if (cuts is None) == (depth is None):
-        raise ConfigError("cuts", cuts, "either cuts or depth, and not both")
+    if (cuts is None) == (depth is None) or isinstance(cuts, str):
+        raise ConfigError("cuts", cuts, "either cuts or depth, and not both; cuts are a list of paths")
+    if tokens is not None:
+        check_tokens(tokens)
+    check_plain(model)
     call = model_call(model, example)
+    check_example(model, (call.args, call.kwargs))
     found = trace(model, call.args, call.kwargs)
-    parts = pieces(found, call.first.shape[0], cuts, depth)
-    tokens = tokens or ("all" if len(found.scores) == 3 else "mean")
-    check_tokens(tokens)
-    copied = copy.deepcopy(model)
+    if layout is not None:
+        _lay_out(found, layout)
+    model_copy = copied(model)
+    stages = depth or len(cuts or ()) + 1
+    task = choose(objective, found, call, model_copy, stages)
+    parts = pieces(found, cuts, depth, partial(_unusable, task=task))
     grouped: list[str] = []
     if width > 1:
-        grouped = split_channels(copied, call.args, call.kwargs, found, parts, width)
-    if objective == "cross-entropy" and tokens == "all":
-        objective = "token"
-    head = head or ("0c1f" if tokens == "all" else "1c2f")
+        grouped = split_channels(model_copy, call.args, call.kwargs, found, parts, width)
     if objective == "infopro" and (call.first.amin() < 0 or call.first.amax() > 1):
         raise ConfigError("objective", objective, "another loss for images with pixels outside [0, 1]")
-    loss = objective if isinstance(objective, str) else None
-    config = dataclasses.replace(settings or ObjectiveConfig(), head=head, loss=loss)
-    given = _given(copied, call.first, found, config, width, classes)
-    made: list[Objective] = [_objective(objective, given, k, parts, tokens, seed) for k in range(1, len(parts))]
-    made.append(ModelLoss(_scores_loss(objective) if isinstance(objective, str) else objective))
-    like = next(copied.parameters())
+    by_token = tokens == "all" or (tokens is None and len(found.scores) != 2 and stages > 1)
+    config = dataclasses.replace(
+        settings or ObjectiveConfig(), head=_head_name(head, parts, task, by_token), loss=task.name or None
+    )
+    given = _given(model_copy, call.first, found, config, width, classes or task.classes)
+    if head is not None and not isinstance(head, str):
+        given = dataclasses.replace(given, make_head=_maker(head))
+    made: list[Objective] = []
+    sees: list[str] = []
+    for k, part in enumerate(parts[:-1], 1):
+        objective_k, seen = head_objective(task, _placed(given, k, stages), part, tokens, k, seed)
+        made.append(objective_k)
+        sees.append(seen)
+    made.append(last_objective(task, given, seed, stages))
+    like = next(model_copy.parameters())
     for each in made:
         each.to(device=like.device, dtype=like.dtype)
-    return SplitNetwork(copied, parts, made, tokens, optimizer, clip_norm, width, grouped)
+
+    def build(modules: Iterable[nn.Module], factory: OptimizerFactory = _still) -> SplitNetwork:
+        whole, *local = modules
+        return SplitNetwork(whole, parts, local, [*sees, "mean"], task, factory, clip_norm, width, grouped)  # type: ignore[arg-type]
+
+    together = nn.ModuleList([model_copy, *made])
+    rehearse(together, build, example)
+    warn(parts, found, stages)
+    return build(together, optimizer)
 
 
-class UserLoss(Objective):
-    """A loss of the user's own through an auxiliary head.
+def _still(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.0)
 
-    Args:
-        head: features to scores, [G, B, outputs]; of tokens, [B, T, outputs].
-        loss: of scores and labels.
-    """
 
-    def __init__(self, head: nn.Module, loss: Loss) -> None:
-        super().__init__()
-        self.head = head
-        self.loss = loss
+def _lay_out(found: Trace, layout: str) -> None:
+    """Take the user's word for the axes of features with that many."""
+    said = named_layout(layout)
+    for call in found.calls[:-1]:
+        if len(call.shape or ()) == len(layout):
+            call.batch, call.channels = said.batch, said.channels
 
-    def forward(self, features: Tensor, batch: Batch) -> LocalLoss:
-        """Losses [G] of the nodes."""
-        scores = self.head(features)
-        if features.dim() == 3:
-            total = self.loss(scores, batch.labels)[None]
-            return LocalLoss(total, {"loss": total.detach()}, None)
-        total = torch.stack([self.loss(scores_BC, batch.labels) for scores_BC in scores])
-        return LocalLoss(total, {"loss": total.detach()}, scores.detach())
+
+def _unusable(call: Call, task: Task) -> str:
+    """Why heads cannot learn a task from a call's features, as what would be right."""
+    by_class = isinstance(task.loss, ScoresLoss) and task.loss.kind == "cross-entropy"
+    if len(task.scores) != 3 or not by_class:
+        return ""
+    shape = Layout(call.batch or 0, call.channels).shape(call.shape or ())
+    if call.other_tokens or task.form(shape) == "vector":
+        return "features of the tokens that have labels (a model with an encoder scores the decoder's)"
+    return ""
+
+
+def _head_name(head: Any, parts: Sequence[Piece], task: Task, by_token: bool) -> str:
+    if isinstance(head, str):
+        return head
+    forms = {task.form(part.shape) for part in parts[:-1]}
+    return "0c1f" if by_token and forms & {"tokens", "flat"} else "1c2f"
+
+
+def _maker(head: nn.Module | Callable[[HeadInput], nn.Module]) -> Callable[[HeadInput], nn.Module]:
+    """A function that makes a head, of what the user gave as one."""
+    if isinstance(head, nn.Module):
+        return lambda _given: copied(head)
+    if not callable(head):
+        raise ConfigError("head", head, "a name, a module, or a function of a HeadInput that makes one")
+
+    def make(given: HeadInput) -> nn.Module:
+        made = head(given)
+        if not isinstance(made, nn.Module):
+            raise ConfigError("head", type(made).__name__, "a function that gives a torch.nn.Module")
+        return made
+
+    return make
+
+
+def _placed(given: ObjectiveInput, k: int, depth: int) -> ObjectiveInput:
+    return dataclasses.replace(given, position=(k, depth))
 
 
 def _given(
-    model: nn.Module, inputs: Tensor, found: Trace, config: ObjectiveConfig, width: int, classes: int | None
+    model: nn.Module, inputs: Tensor, found: Trace, config: ObjectiveConfig, width: int, classes: int
 ) -> ObjectiveInput:
     """What all modules' objectives are built for; shape and position are each module's own."""
     scorer = model.get_submodule(found.scorer) if found.scorer else None
@@ -143,44 +206,10 @@ def _given(
         config=config,
         shape=(),
         groups=width,
-        classes=classes or found.scores[-1],
+        classes=classes,
         image=(inputs.shape[1], inputs.shape[2], inputs.shape[3]) if inputs.dim() == 4 else (0, 0, 0),
         widen=1.0,
         family=type(model).__name__,
         position=(1, 1),
         scorer=scorer if isinstance(scorer, nn.Linear) else None,
     )
-
-
-def _objective(
-    objective: str | Loss, given: ObjectiveInput, k: int, parts: Sequence[Piece], tokens: str, seed: int
-) -> Objective:
-    """The objective of module k, built for the shape of its features."""
-    shape = parts[k - 1].shape
-    pooled = len(shape) == 2 and tokens != "all"
-    given = dataclasses.replace(given, shape=shape[-1:] if pooled else shape, position=(k, len(parts)))
-    with seeded(seed, "layers", k):
-        if isinstance(objective, str):
-            made = objectives.build(objective, given)
-        else:
-            head = build_token_head(given) if len(given.shape) == 2 else given.head(given.classes)
-            made = UserLoss(head, objective)
-    if made.watches:
-        raise ConfigError("objective", objective, "another loss in a model of your own, whose blocks are not watched")
-    if made.views != 1 or made.masking is not None:
-        expected = "a loss on one view of every whole example (methods like dgssl and mae have others)"
-        raise ConfigError("objective", objective, expected)
-    initialise(made, given.groups, seed, str(k), "head")
-    made.start()
-    return made
-
-
-def _scores_loss(objective: str) -> Loss:
-    """The loss of the last module's scores."""
-    if objective in ("next-token", "token"):
-        return partial(token_cross_entropy, shift=objective == "next-token")
-    return _cross_entropy
-
-
-def _cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(scores.float(), labels)

@@ -3,54 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from locallearn.arguments import checked
 from locallearn.core.batches import CalledBatch, model_call
 from locallearn.core.module import Features, LocalStep, Stage, autocast
 from locallearn.core.network import LocalNetwork, OptimizerFactory, network_name
+from locallearn.core.plain import check_plain
 from locallearn.core.stage_pass import Recorder, StagePass, share
+from locallearn.core.tasks import Task
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError, UsageError
 from locallearn.losses.objectives import LocalLoss, Objective
-from locallearn.nn.features import features_of, own_loss, prediction, seen_by_objective, with_features
+from locallearn.nn.checkpointing import non_reentrant
+from locallearn.nn.copies import copied
+from locallearn.nn.features import features_of, fitted_mask, prediction, seen_by_objective, with_features
 from locallearn.nn.split import Piece
 from locallearn.nn.width import join_channels
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""A loss of the user's own: scores and labels in, a scalar out, like ``torch.nn.functional.cross_entropy``."""
-
-
-class ModelLoss(Objective):
-    """The objective of the last stage: the model's own loss where it computes one, else a loss of its scores.
-
-    Args:
-        of_scores: the loss of scores and labels.
-    """
-
-    needs_labels = False
-
-    def __init__(self, of_scores: Loss) -> None:
-        super().__init__()
-        self.of_scores = of_scores
-
-    def forward(self, output: Any, batch: Batch) -> LocalLoss:  # type: ignore[override]
-        """Loss [1] of what the model gave for a batch."""
-        loss, scores = own_loss(output), prediction(output)
-        if loss is None:
-            assert scores is not None  # as in the trace
-            assert isinstance(batch, CalledBatch)
-            if batch.call is None or batch.call.labels is None:
-                raise UsageError("batch: there are no labels, and the model computes no loss of its own")
-            loss = self.of_scores(scores, batch.labels)
-        logits = scores.detach()[None] if scores is not None and scores.dim() == 2 else None
-        return LocalLoss(loss[None], {"loss": loss.detach()[None]}, logits)
 
 
 class ModelStage(Stage):
@@ -103,9 +80,9 @@ class ModelStage(Stage):
             owners: which stage, counted from 0, trains a parameter.
         """
         before = self.before
-        start, received = ("", ()) if before is None else (before.path, before.crossing)
+        start, received = ("", ()) if before is None else (before.path, _places(before))
         view = share(self.model, apart=self.piece.reads)
-        self._alone = StagePass(view, recorder, start, self.piece.path, received, self.piece.crossing)
+        self._alone = StagePass(view, recorder, start, self.piece.path, received, _places(self.piece))
         self.reads.clear()
         for name in self.piece.reads:
             pair = self.model.get_parameter(name), view.get_parameter(name)
@@ -132,7 +109,7 @@ class ModelStage(Stage):
         if not self.piece.crossing:
             return features.detach()
         assert self._alone is not None
-        return (features.detach(), *(self._alone.crossed[key].detach() for key in self.piece.crossing))
+        return (features.detach(), *(self._alone.crossed[key].detach() for key in _places(self.piece)))
 
     def loss(self, output: Any, batch: Batch) -> LocalLoss:
         """Losses [G] of the nodes, from what the submodule at the stage's end gave."""
@@ -140,7 +117,10 @@ class ModelStage(Stage):
             return self.objective(output, batch)
         features = features_of(output)
         assert features is not None
-        return self.objective(seen_by_objective(features, self.tokens), batch)
+        assert isinstance(batch, CalledBatch)
+        ordered = self.piece.layout.ordered(features)
+        kept = None if batch.call is None or ordered.dim() != 3 else fitted_mask(batch.call.kept, ordered.shape[1])
+        return self.objective(seen_by_objective(ordered, self.tokens, kept), batch.without_padding())
 
     def own_parameters(self) -> dict[str, nn.Parameter]:
         """The stage's part of the model (``model.NAME``, the user's own names), and its head."""
@@ -172,6 +152,7 @@ class SplitNetwork(LocalNetwork):
     Attributes:
         model: the user's model (a copy); names in its ``state_dict`` are the user's own, after ``model.``.
         pieces: the K stages: where each ends, its features' shape, what it trains and reads, what it costs.
+        task: what the stages learn.
     """
 
     @checked
@@ -180,7 +161,8 @@ class SplitNetwork(LocalNetwork):
         model: nn.Module,
         found: Sequence[Piece],
         local: Sequence[Objective],
-        tokens: str,
+        tokens: Sequence[str],
+        task: Task,
         optimizer: OptimizerFactory,
         clip_norm: float = 0.0,
         groups: int = 1,
@@ -188,13 +170,14 @@ class SplitNetwork(LocalNetwork):
     ) -> None:
         super().__init__(
             [
-                ModelStage(k, model, piece, objective, tokens, groups if piece.path else 1, before)
-                for k, (piece, objective, before) in enumerate(
-                    zip(found, local, (None, *found[:-1]), strict=True), start=1
+                ModelStage(k, model, piece, objective, sees, groups if piece.path else 1, before)
+                for k, (piece, objective, sees, before) in enumerate(
+                    zip(found, local, tokens, (None, *found[:-1]), strict=True), start=1
                 )
             ]
         )
         self.model = model
+        self.task = task
         owned = {name for piece in found for name in (*piece.parameters, *piece.buffers)}
         named = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
         kept = model.state_dict()
@@ -202,6 +185,18 @@ class SplitNetwork(LocalNetwork):
         self.clip_norm = clip_norm
         self._grouped = tuple(grouped)
         self.set_optimizers(optimizer)
+
+    def set_optimizers(self, optimizer: OptimizerFactory) -> None:
+        """Give every stage a fresh optimizer over the parameters that it trains."""
+        super().set_optimizers(optimizer)
+        self._plain = False  # what was wrapped or sharded since is refused at the next step
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """DistributedDataParallel asks for this first."""
+        raise UsageError(
+            "network: DistributedDataParallel does not average the gradients of stages; use runtime='distributed'"
+        )
 
     @property
     def model_stages(self) -> list[ModelStage]:
@@ -237,7 +232,11 @@ class SplitNetwork(LocalNetwork):
         Args:
             batch: a mapping of named arguments with ``labels``, or a pair (inputs, labels), on the model's device.
         """
+        if not self._plain:
+            check_plain(self.model)
+            self._plain = True
         call = model_call(self.model, batch)
+        call = dataclasses.replace(call, labels=self.task.labels(call.labels))
         if call.labels is None and any(stage.objective.needs_labels for stage in self.model_stages):
             raise UsageError("batch: there are no labels, which the objective of a module needs")
         return call.batch()
@@ -248,27 +247,19 @@ class SplitNetwork(LocalNetwork):
         """Train the stages in the model's own forward pass, each where it ends."""
         assert isinstance(batch, CalledBatch)
         assert batch.call is not None
-        device, losses = batch.images.device, dict[int, LocalLoss]()
+        device, passing = batch.images.device, _Pass(self.model_stages, steps, batch, index, rate)
         hooks = [
-            self.model.get_submodule(stage.piece.path).register_forward_hook(
-                partial(_train_here, k, steps, batch, index, rate, losses)
-            )
+            self.model.get_submodule(stage.piece.path).register_forward_hook(partial(passing.train_here, k))
             for k, stage in enumerate(self.model_stages[:-1])
         ]
         try:
-            with torch.enable_grad(), _drawing(device, index), autocast(device, steps[0].precision):
+            with torch.enable_grad(), non_reentrant(), _drawing(device, index), autocast(device, steps[0].precision):
                 _seed(steps[0], index)
                 output = self.model(*batch.call.args, **batch.call.kwargs)
-                for k, stage in enumerate(self.model_stages[:-1]):
-                    if k not in losses:
-                        raise UsageError(
-                            f"cuts: {stage.piece.path} did not run on this batch, as it did on the example"
-                        )
-                losses[len(steps) - 1] = steps[-1].learn(output, batch, rate)
+                return passing.end(output)
         finally:
             for hook in hooks:
                 hook.remove()
-        return [losses[k] for k in range(len(steps))]
 
     def look(self, batch: Batch) -> Iterator[tuple[str, Tensor | None, Tensor]]:
         """What evaluation needs of every stage: its name, scores [G, B, classes] or None, and losses [G]."""
@@ -324,7 +315,7 @@ class SplitNetwork(LocalNetwork):
 
         With width groups its convolutions are dense again, with zeros between groups; ``model`` has grouped ones.
         """
-        merged = copy.deepcopy(self.model)
+        merged = copied(self.model)
         for path in self._grouped:
             layer = merged.get_submodule(path)
             assert isinstance(layer, nn.Conv2d)
@@ -332,23 +323,73 @@ class SplitNetwork(LocalNetwork):
         return merged
 
 
-def _train_here(
-    k: int,
-    steps: Sequence[LocalStep],
-    batch: Batch,
-    index: int | None,
-    rate: float | None,
-    losses: dict[int, LocalLoss],
-    _module: nn.Module,
-    _args: Any,
-    output: Any,
-) -> Any:
-    """Train stage k (from 0) on the features that it just gave, and let the pass go on with them, detached."""
-    losses[k] = steps[k].learn(output, batch, rate)
-    _seed(steps[k + 1], index)
-    features = features_of(output)
-    assert features is not None
-    return with_features(output, features.detach())
+def _places(piece: Piece) -> list[tuple[str, int]]:
+    """Where the tensors come from that cross a stage's end beside the features."""
+    for crossing in piece.crossing:
+        if crossing.path is None:
+            shape = " x ".join(map(str, crossing.shape))
+            expected = f"another one for stages in different processes: a tensor of {shape} that no submodule gives"
+            raise ConfigError("cuts", piece.path, f"{expected} crosses it")
+    return [(crossing.path or "", crossing.index) for crossing in piece.crossing]
+
+
+class _Pass:
+    """One forward pass of a whole model in which the stages train, each where it ends."""
+
+    def __init__(
+        self,
+        stages: Sequence[ModelStage],
+        steps: Sequence[LocalStep],
+        batch: CalledBatch,
+        index: int | None,
+        rate: float | None,
+    ) -> None:
+        self.stages, self.steps, self.batch, self.index, self.rate = stages, steps, batch, index, rate
+        self.losses: dict[int, LocalLoss] = {}
+        self._features: dict[int, Tensor] = {}
+        self._learning = False
+
+    def train_here(self, k: int, _module: nn.Module, _args: Any, output: Any) -> Any:
+        """Train stage k (from 0) on the features that it just gave, and let the pass go on with them, detached.
+
+        A submodule that runs again in a backward pass, for a checkpointed segment, answers with the features that it
+        gave the first time.
+        """
+        if self._learning or k in self.losses:
+            return with_features(output, self._features[k]) if k in self._features else output
+        features = features_of(output)
+        assert features is not None
+        if self.stages[k].piece.recomputed:
+            self._features[k] = features.detach()
+        self._learn(k, output)
+        _seed(self.steps[k + 1], self.index)
+        return with_features(output, features.detach())
+
+    def end(self, output: Any) -> list[LocalLoss]:
+        """Train the last stage on the model's output; all losses."""
+        for k, stage in enumerate(self.stages[:-1]):
+            if k not in self.losses:
+                if not stage.model.training or not stage.piece.parameters:
+                    raise UsageError(f"cuts: {stage.piece.path} did not run on this batch, as it did on the example")
+                warnings.warn(
+                    f"{stage.piece.path} did not run on a batch, which stage {k + 1} was not trained on", stacklevel=4
+                )
+                self.losses[k] = LocalLoss(torch.zeros(0), {}, None)
+        self._learn(len(self.steps) - 1, output)
+        return [self.losses[k] for k in range(len(self.steps))]
+
+    def _learn(self, k: int, output: Any) -> None:
+        self._learning = True
+        try:
+            # a checkpoint around this place is not to recompute what the loss saves
+            with saved_tensors_hooks(_same, _same) if self.stages[k].piece.recomputed else contextlib.nullcontext():
+                self.losses[k] = self.steps[k].learn(output, self.batch, self.rate)
+        finally:
+            self._learning = False
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _nothing() -> None:

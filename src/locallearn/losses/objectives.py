@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ from locallearn.errors import ConfigError
 from locallearn.losses.functional import cross_entropy, diversity, n_groups
 from locallearn.nn import peers
 from locallearn.nn.backbones import Place
-from locallearn.nn.heads import build_head
+from locallearn.nn.heads import HeadInput, build_head, heads
 from locallearn.registry import Registry
 
 
@@ -109,6 +110,7 @@ class ObjectiveInput:
         position: (k, K): the module, counted from 1, and the number of modules.
         scorer: the model's own last linear layer, for heads that read it; None where it has none.
         place: where the module ends in a backbone of the package's own; None in a user's own model.
+        make_head: makes the auxiliary head, instead of the one that the settings name.
     """
 
     config: ObjectiveConfig
@@ -121,6 +123,7 @@ class ObjectiveInput:
     position: tuple[int, int]
     scorer: nn.Linear | None = None
     place: Place | None = None
+    make_head: Callable[[HeadInput], nn.Module] | None = None
 
     @property
     def options(self) -> Any:
@@ -133,9 +136,24 @@ class ObjectiveInput:
         """Hidden units of the head's linear layers."""
         return max(1, round(self.config.head_width * self.widen))
 
+    def own_head(self, outputs: int) -> nn.Module | None:
+        """The user's own or registered head, for features of any shape; None where the settings name ``<n>c<m>f``."""
+        config = self.config
+        if self.make_head is None and config.head not in heads:
+            return None
+        given = HeadInput(self.shape, outputs, self.groups, self.hidden, config.stop_gradient, config.pool_others)
+        if self.make_head is not None:
+            return self.make_head(given)
+        options = heads.options(config.head, config.head_options, "objective.head_options")
+        return heads.build(config.head, dataclasses.replace(given, place=self.place, options=options))
+
     def head(self, outputs: int) -> nn.Module:
         """The auxiliary head that the settings name, with that many outputs a group."""
         config = self.config
+        if self.make_head is not None:
+            made = self.make_head(HeadInput(self.shape, outputs, self.groups, self.hidden))
+            made.register_forward_hook(_grouped)
+            return made
         if len(self.shape) == 2:
             raise ConfigError("tokens", "all", "mean or class with this objective, whose head sees one vector")
         return build_head(
@@ -149,6 +167,11 @@ class ObjectiveInput:
             place=self.place,
             options=config.head_options,
         )
+
+
+def _grouped(_module: nn.Module, _args: Any, scores: Tensor) -> Tensor:
+    """Scores [B, outputs] of a head without groups as those of one."""
+    return scores[None] if scores.dim() == 2 else scores
 
 
 objectives: Registry[Callable[[ObjectiveInput], Objective]] = Registry(

@@ -8,12 +8,10 @@ from torch import Tensor, nn
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError
 from locallearn.losses.objectives import LocalLoss, Objective, ObjectiveInput, objectives
+from locallearn.losses.scores import IGNORED
 from locallearn.nn.heads import heads
 from locallearn.nn.terminal_head import TerminalHead, TerminalOptions
 from locallearn.nn.token_heads import SharedHead, TokenHead
-
-IGNORED = -100
-"""Labels with this value do not count."""
 
 
 def token_cross_entropy(logits_BTV: Tensor, labels_BT: Tensor, shift: bool) -> Tensor:
@@ -56,6 +54,10 @@ def build_token_head(given: ObjectiveInput) -> nn.Module:
         ConfigError: the features are no tokens, or there is nothing to share.
     """
     name = given.config.head
+    if len(given.shape) == 2 and name != "terminal":
+        own = given.own_head(given.classes)
+        if own is not None:
+            return own
     if len(given.shape) != 2:
         raise ConfigError("objective.loss", "token", "another loss for features that are not B x T x C tokens")
     if name not in ("shared", "terminal"):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -93,29 +94,114 @@ def _items(output: Any) -> list[Any]:
 
 
 def prediction(output: Any) -> Tensor | None:
-    """The scores in what a whole model gave: its ``logits`` where it has them, else its first tensor."""
+    """The scores in what a whole model gave: its ``logits``, else its first tensor that is not one number."""
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    return logits if isinstance(logits, Tensor) else features_of(output)
+    if isinstance(logits, Tensor):
+        return logits
+    return next((x for x in tensors_of(output) if x.dim() and x.is_floating_point()), None)
 
 
 def own_loss(output: Any) -> Tensor | None:
-    """The loss that a model computed itself, as Hugging Face's do where they are given labels."""
-    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    return loss if isinstance(loss, Tensor) else None
+    """The loss that a model computed itself: its ``loss``, or one number that it gives first or alone."""
+    if isinstance(output, Mapping):
+        loss = output.get("loss")
+    elif isinstance(output, (tuple, list)) and output and not hasattr(output, "loss"):
+        loss = output[0]
+    else:
+        loss = output if isinstance(output, Tensor) else getattr(output, "loss", None)
+    if not isinstance(loss, Tensor) or not loss.is_floating_point():
+        return None
+    return loss if loss.dim() == 0 or not isinstance(output, (Tensor, tuple, list)) else None
 
 
-def seen_by_objective(features: Tensor, tokens: str) -> Tensor:
-    """What an objective sees of features: maps and vectors as they are, tokens as ``tokens`` says.
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where examples and channels are in features; every other axis is a position.
+
+    Attributes:
+        batch: axis of the examples.
+        channels: axis of the channels; None where only one axis is left.
+    """
+
+    batch: int = 0
+    channels: int | None = None
+
+    def ordered(self, features: Tensor) -> Tensor:
+        """The same features as objectives take them.
+
+        Shapes: B and C alone to [B, C]; channels last of three axes to [B, T, C]; everything else to maps
+        [B, C, H, W], where one axis of positions is W, and of three (D, H, W) the first two are joined.
+        """
+        order = self._order(features.dim())
+        moved = features.permute(order) if order != tuple(range(features.dim())) else features
+        if moved.dim() < 3 or self._tokens(moved.dim()):
+            return moved
+        if moved.dim() == 3:
+            return moved[:, :, None]
+        return moved.flatten(2, -2) if moved.dim() > 4 else moved
+
+    def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of one example of :meth:`ordered` features."""
+        return tuple(self.ordered(torch.empty(tuple(shape), device="meta")).shape[1:])
+
+    def _tokens(self, dims: int) -> bool:
+        return dims == 3 and self.channels == 2
+
+    def _order(self, dims: int) -> tuple[int, ...]:
+        """Batch, channels, positions; or batch, tokens, channels."""
+        channels = 1 - self.batch if dims == 2 else self.channels
+        if channels is None or dims < 2:
+            return tuple(range(dims))
+        positions = [axis for axis in range(dims) if axis not in (self.batch, channels)]
+        return (self.batch, *positions, channels) if self._tokens(dims) else (self.batch, channels, *positions)
+
+
+def named_layout(letters: str) -> Layout:
+    """The layout that letters say, one an axis: B and C are examples and channels, any others positions.
+
+    Raises:
+        ConfigError: there is not exactly one B and one C.
+    """
+    if not isinstance(letters, str) or letters.count("B") != 1 or letters.count("C") != 1:
+        raise ConfigError("layout", letters, "one letter an axis with one B and one C, like BCHW, BHWC, BTC or TBC")
+    return Layout(letters.index("B"), letters.index("C"))
+
+
+def seen_by_objective(features: Tensor, tokens: str, mask: Tensor | None = None) -> Tensor:
+    """What an objective sees of ordered features: maps and vectors as they are, tokens as ``tokens`` says.
 
     A chosen token is normalised (layer norm without weights), because blocks of transformers that normalise their
     input give features whose scale grows from block to block.
+
+    Args:
+        features: [B, C, H, W], [B, C] or [B, T, C].
+        tokens: ``mean``, ``class`` or ``all``.
+        mask: [B, T], true where a token counts towards the mean; None where all do.
 
     Shapes: [B, C, H, W] or [B, C] unchanged; [B, T, C] to [B, C], or unchanged with ``tokens="all"``.
     """
     if features.dim() != 3 or tokens == "all":
         return features
-    token_BC = features.mean(1) if tokens == "mean" else features[:, 0]
+    if tokens == "class":
+        token_BC = features[:, 0]
+    elif mask is None:
+        token_BC = features.mean(1)
+    else:
+        weights_BT1 = mask[..., None].to(features.dtype)
+        token_BC = (features * weights_BT1).sum(1) / weights_BT1.sum(1).clamp(min=1)
     return F.layer_norm(token_BC, token_BC.shape[-1:])
+
+
+def fitted_mask(kept: Tensor | None, tokens: int) -> Tensor | None:
+    """A mask [B, T] of input tokens for features of another length.
+
+    Up to 4 tokens more stand before the inputs' and count; else a feature is masked as the input nearest to it.
+    """
+    if kept is None or kept.shape[1] == tokens:
+        return kept
+    if 0 < tokens - kept.shape[1] <= 4:
+        return F.pad(kept, (tokens - kept.shape[1], 0), value=True)
+    return F.interpolate(kept[:, None].float(), tokens, mode="nearest")[:, 0] > 0
 
 
 def check_tokens(tokens: str) -> None:

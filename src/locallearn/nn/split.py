@@ -4,26 +4,52 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from locallearn.errors import ConfigError
-from locallearn.nn.trace import Call, Trace, described
+from locallearn.nn.features import Layout
+from locallearn.nn.trace import Call, Trace
 from locallearn.plan.cuts import balanced
+
+Usable = Callable[[Call], str]
+"""Why a place does not serve as a cut for a reason of the caller's, as what would be right; empty where it does."""
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """A tensor beside a stage's features that is made before a cut and used after it.
+
+    Attributes:
+        path: the outermost submodule that has ended by then and has the tensor in its output; None where no submodule
+            gives it, so that only a process that computes both sides has it.
+        index: which of the tensors in that output it is, counted depth first from 0.
+        shape: of the tensor, for the example's batch.
+    """
+
+    path: str | None
+    index: int
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """The part of a user's model that is one module.
+    """The part of a user's model that is one stage.
 
     Attributes:
-        path: the submodule after whose output the module ends; empty for the last module.
-        shape: features of one example, (C, H, W), (T, C) or (C,); of the last module, its scores.
-        parameters: names of the parameters that it trains.
-        reads: names of parameters that it uses and an earlier module trains (tied weights).
+        path: the submodule after whose output the stage ends; empty for the last stage.
+        shape: features of one example as objectives see them, (C, H, W), (T, C) or (C,); of the last stage, the
+            model's scores of one example.
+        parameters: names of the parameters that are first used here, which the stage trains.
+            Those that are frozen, or that no gradient reaches, are among them: they train once one does.
+        reads: names of parameters that it uses and an earlier stage trains (tied weights).
         buffers: names of the buffers of its submodules that ``state_dict`` has.
         macs: multiply-accumulates of its matrix products and convolutions, forward, for the whole example.
-        crossing: (path of a submodule, number of the tensor in its output) of other tensors that cross its end.
+        layout: where examples and channels are in the features.
+        crossing: what else crosses the cut and has a gradient: skips of a U-Net, what a decoder reads of an encoder.
+        recomputed: whether the submodule runs again in the backward pass (activation checkpointing).
+        lost: submodules of whose tensors the model's own loss makes use after the stage, beside the prediction; that
+            part of the loss trains nothing here.
     """
 
     path: str
@@ -32,36 +58,72 @@ class Piece:
     reads: tuple[str, ...]
     buffers: tuple[str, ...]
     macs: int
-    crossing: tuple[tuple[str, int], ...] = ()
+    layout: Layout
+    crossing: tuple[Crossing, ...]
+    recomputed: bool
+    lost: tuple[str, ...]
 
 
-def pieces(trace: Trace, batch: int, cuts: Sequence[str] | None, depth: int | None) -> tuple[Piece, ...]:
+def pieces(
+    trace: Trace, cuts: Sequence[str] | None, depth: int | None, usable: Usable = lambda _: ""
+) -> tuple[Piece, ...]:
     """Cut a model at the ends of some submodules, or into ``depth`` pieces of balanced cost.
 
     Args:
         trace: a forward pass of the model.
-        batch: examples in it [examples]; features have as many rows.
         cuts: paths of submodules; None for ``depth`` balanced pieces.
         depth: K.
+        usable: what else is asked of a cut.
 
     Raises:
-        ConfigError: an unknown path, a place where a second tensor crosses, or too many pieces; the message says
-            which tensor, and names the nearest legal cuts.
+        ConfigError: an unknown path, a place whose features cannot be learnt from, or too many pieces; the message
+            says why, and names the nearest legal cuts.
     """
-    chosen = _named(trace, batch, cuts) if cuts is not None else _balanced(trace, batch, depth or 1)
-    ends = [*(call.end for call in chosen), trace.calls[-1].end]
-    found, start, macs_before = [], -1, 0
-    for i, end in enumerate(ends):
-        own, reads = _parameters(trace, start, end)
-        path, shape = (chosen[i].path, chosen[i].shape) if i < len(chosen) else ("", trace.scores)
-        if not own:
-            raise ConfigError("cuts", path or ends_of(chosen), _empty(path, chosen[i - 1].path if i else "", reads))
-        assert shape is not None
-        macs = chosen[i].macs if i < len(chosen) else trace.macs
-        buffers = _buffers(trace, start, end)
-        found.append(Piece(path, shape[1:], tuple(own), tuple(reads), buffers, macs - macs_before))
-        start, macs_before = end, macs
+    chosen = _named(trace, cuts, usable) if cuts is not None else _balanced(trace, depth or 1, usable)
+    ends = [*chosen, trace.calls[-1]]
+    found, start, macs = [], -1, 0
+    for i, call in enumerate(ends):
+        own, reads = _parameters(trace, start, call.end)
+        if not any(name in trace.reached for name in own):
+            before = ends[i - 1].path if i else ""
+            raise ConfigError("cuts", call.path or ends_of(chosen), _empty(call.path, before, reads))
+        buffers = _buffers(trace, start, call.end)
+        found.append(_piece(trace, call, start, own, reads, buffers, macs))
+        start, macs = call.end, call.macs
     return tuple(found)
+
+
+def _piece(
+    trace: Trace,
+    call: Call,
+    start: int,
+    own: Sequence[str],
+    reads: Sequence[str],
+    buffers: tuple[str, ...],
+    macs_before: int,
+) -> Piece:
+    last = not call.path
+    layout = Layout(call.batch or 0, call.channels)
+    shape = tuple(call.shape or ())[1:] if last else layout.shape(call.shape or ())
+    macs = (trace.macs if last else call.macs) - macs_before
+    crossing = () if last else tuple(_crossing(trace, call))
+    again = call.recomputed and not last
+    lost = () if last else tuple(trace.lost(start, call.end))
+    return Piece(call.path, shape, tuple(own), tuple(reads), buffers, macs, layout, crossing, again, lost)
+
+
+def _crossing(trace: Trace, cut: Call) -> list[Crossing]:
+    """What crosses a cut beside its features."""
+    ended = [call for call in trace.calls if call.end <= cut.end and trace.times[call.path] == 1]
+    found = []
+    for node, output in trace.crossing(cut):
+        givers = [call for call in ended if (node, output) in call.outputs]
+        metadata = node._input_metadata
+        shape = tuple(metadata[output].shape) if output < len(metadata) else ()
+        giver = givers[-1] if givers else None  # the one that ended last is the outermost
+        index = giver.outputs.index((node, output)) if giver else 0
+        found.append(Crossing(giver.path if giver else None, index, shape))
+    return found
 
 
 def ends_of(calls: Sequence[Call]) -> str:
@@ -90,69 +152,111 @@ def _buffers(trace: Trace, start: int, end: int) -> tuple[str, ...]:
     return tuple(name for name in trace.buffers if start < ends.get(name.rpartition(".")[0], 0) <= end)
 
 
-def legal_cuts(trace: Trace, batch: int) -> list[Call]:
+def _trains(trace: Trace, start: float, end: float) -> bool:
+    """Whether there is something to train between two moments."""
+    return any(name in trace.reached for name in _parameters(trace, start, end)[0])
+
+
+def legal_cuts(trace: Trace, usable: Usable = lambda _: "") -> list[Call]:
     """Every place where the model can be cut, in the order of execution.
 
-    A submodule that runs once, gives features with a row for every example, and is jumped over by no other tensor.
+    A submodule that runs once, and gives features with a row for every example and a known axis of channels.
     """
-    return [call for call in trace.calls if call.path and not _obstacle(trace, batch, call)]
+    return [call for call in trace.calls if call.path and not _obstacle(trace, call, usable)]
 
 
-def chain(trace: Trace, batch: int) -> list[Call]:
+def chain(trace: Trace, usable: Usable = lambda _: "", jumped: bool = False) -> list[Call]:
     """The longest chain of sensible cuts: legal ones, between any two of which something is computed and trained.
 
     Of places between which nothing is multiplied (a convolution, its batch norm, its ReLU, and the stage that ends
     with them) the outermost is taken, and of those the last.
+
+    Args:
+        trace: a forward pass of the model.
+        usable: what else is asked of a cut.
+        jumped: whether to take cuts too that other tensors than the features cross.
     """
     kept: list[Call] = []
-    for _, group in itertools.groupby(legal_cuts(trace, batch), key=lambda call: call.macs):
+    places = [call for call in legal_cuts(trace, usable) if jumped or not trace.crossing(call)]
+    for _, group in itertools.groupby(places, key=lambda call: call.macs):
         best = min(reversed(list(group)), key=lambda call: call.path.count("."))
-        if _parameters(trace, kept[-1].end if kept else -1, best.end)[0]:
+        if _trains(trace, kept[-1].end if kept else -1, best.end):
             kept.append(best)
-    while kept and not (_parameters(trace, kept[-1].end, trace.calls[-1].end)[0] and kept[-1].macs < trace.macs):
+    while kept and not (_trains(trace, kept[-1].end, trace.calls[-1].end) and kept[-1].macs < trace.macs):
         kept.pop()
     return kept
 
 
-def _balanced(trace: Trace, batch: int, depth: int) -> list[Call]:
-    places = chain(trace, batch)
-    if depth > len(places) + 1:
+def _balanced(trace: Trace, depth: int, usable: Usable) -> list[Call]:
+    """Cuts that nothing jumps over, where those make ``depth`` pieces of like cost; else the best of all cuts."""
+    best: list[Call] | None = None
+    places: list[Call] = []
+    for jumped in (False, True):
+        places = chain(trace, usable, jumped)
+        if depth > len(places) + 1:
+            continue
+        costs = _costs(trace, places)
+        chosen = [places[i] for i in balanced(costs, depth)]
+        if best is None or max(_costs(trace, chosen)) < 0.75 * max(_costs(trace, best)):
+            best = chosen
+        if not uneven(_costs(trace, best)):
+            return best
+    if best is None:
         raise ConfigError("depth", depth, f"at most {len(places) + 1}: this model can be cut after {ends_of(places)}")
-    edges = [0, *(call.macs for call in places), trace.macs]
-    costs = [after - before for before, after in itertools.pairwise(edges)]
-    return [places[i] for i in balanced(costs, depth)]
+    return best
 
 
-def _named(trace: Trace, batch: int, cuts: Sequence[str]) -> list[Call]:
+def _costs(trace: Trace, cuts: Sequence[Call]) -> list[int]:
+    edges = [0, *(call.macs for call in cuts), trace.macs]
+    return [after - before for before, after in itertools.pairwise(edges)]
+
+
+def uneven(costs: Sequence[int]) -> bool:
+    """Whether a piece costs less than a tenth of its share, or more than twice it."""
+    share = sum(costs) / len(costs)
+    return len(costs) > 1 and (min(costs) < 0.1 * share or max(costs) > 2 * share)
+
+
+def _named(trace: Trace, cuts: Sequence[str], usable: Usable) -> list[Call]:
     calls = {call.path: call for call in trace.calls if call.path}
-    for path in cuts:
+    chosen: dict[str, Call] = {}
+    for name in cuts:
+        path = trace.aliases.get(name, name)
         if path not in calls:
-            near = difflib.get_close_matches(path, calls, n=3, cutoff=0.3) or list(calls)[:3]
-            raise ConfigError("cuts", path, f"the path of a submodule that runs; the nearest are {', '.join(near)}")
-        obstacle = _obstacle(trace, batch, calls[path])
+            near = difflib.get_close_matches(name, calls, n=3, cutoff=0.3) or list(calls)[:3]
+            raise ConfigError("cuts", name, f"the path of a submodule that runs; the nearest are {', '.join(near)}")
+        if path in chosen:
+            raise ConfigError("cuts", name, "every cut once")
+        obstacle = _obstacle(trace, calls[path], usable)
         if obstacle:
-            raise ConfigError("cuts", path, f"{obstacle}; {_nearest(trace, batch, calls[path])}")
-    return sorted((calls[path] for path in cuts), key=lambda call: call.end)
+            raise ConfigError("cuts", name, f"{obstacle}; {_nearest(trace, calls[path], usable)}")
+        chosen[path] = calls[path]
+    return sorted(chosen.values(), key=lambda call: call.end)
 
 
-def _obstacle(trace: Trace, batch: int, call: Call) -> str:
+def _obstacle(trace: Trace, call: Call, usable: Usable) -> str:
     """Why there can be no cut after a call, as what would be right; empty where there can."""
     times = trace.times[call.path]
+    shape = " x ".join(map(str, call.shape or ())) or "one number"
     if times > 1:
         return f"a submodule that runs once in a forward pass (this one runs {times} times)"
     if call.shape is None:
         return "a submodule that gives a floating-point tensor with a gradient"
-    if not 2 <= len(call.shape) <= 4 or call.shape[0] != batch:
-        shape = " x ".join(map(str, call.shape)) or "one number"
-        return f"features B x C x H x W, B x T x C or B x C for the {batch} examples (this one gives {shape})"
-    crossing = trace.crossing(call)
-    if crossing:
-        return f"a place that nothing jumps over, but {described(trace, *crossing[0])} is used after it too"
-    return ""
+    if call.node is None:
+        return "a submodule whose output has a gradient (all before this one is frozen, or runs under no_grad)"
+    if call.batch is None or len(call.shape) < 2:
+        return f"features with one row for every example (this one gives {shape})"
+    if call.channels is None and len(call.shape) > 2:
+        letters = "".join("B" if axis == call.batch else "?" for axis in range(len(call.shape)))
+        return (
+            f"layout= beside it: nothing tells which axis of its {shape} features is the channels "
+            f"({letters}; layout='BCHW', 'BHWC', 'BTC', 'BCT' or 'TBC' say it)"
+        )
+    return usable(call)
 
 
-def _nearest(trace: Trace, batch: int, call: Call) -> str:
-    places = chain(trace, batch)
+def _nearest(trace: Trace, call: Call, usable: Usable) -> str:
+    places = chain(trace, usable) or chain(trace, usable, jumped=True)
     before = [place.path for place in places if place.end < call.end][-1:]
     after = [place.path for place in places if place.end > call.end][:1]
     if not before + after:

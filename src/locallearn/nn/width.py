@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.errors import ConfigError
+from locallearn.nn.copies import copied
 from locallearn.nn.features import features_of, with_features
 from locallearn.nn.groups import own_channels
 from locallearn.nn.split import Piece
@@ -45,7 +45,7 @@ def split_channels(
                 layer, path, groups, _is_inner(trace, path, start, end, model)
             ):
                 grouped.append(path)
-    _check_independent(copy.deepcopy(model), args, dict(kwargs), parts[:-1], groups)
+    _check_independent(copied(model), args, dict(kwargs), parts[:-1], groups)
     return grouped
 
 
@@ -110,7 +110,11 @@ def _split(layer: nn.Conv2d, path: str, groups: int, inner: bool) -> bool:
 def _check_independent(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], parts: Sequence[Piece], groups: int
 ) -> None:
-    """Refuse a module in which a group's features have a gradient in another group's weights."""
+    """Refuse a module in which a group's features have a gradient in another group's weights.
+
+    All weights of ``model``, which is a copy, are drawn anew first: a scale that starts at zero would hide such a
+    gradient. It runs as in training and as in evaluation, since training may drop layers at random.
+    """
     features: list[Tensor] = []
 
     def keep(_module: nn.Module, _args: Any, output: Any) -> Any:
@@ -122,14 +126,23 @@ def _check_independent(
     for part in parts:
         model.get_submodule(part.path).register_forward_hook(keep)
     with torch.random.fork_rng():
-        model(*args, **kwargs)
-    for part, x in zip(parts, features, strict=True):
-        weights = [model.get_parameter(name) for name in part.parameters]
-        for group, own in enumerate(x.chunk(groups, 1)):
-            probe = torch.linspace(-1, 1, own.numel(), device=x.device).view_as(own)  # a sum of batch norm's is flat
-            grads = torch.autograd.grad(own, weights, probe, retain_graph=True, allow_unused=True)
-            for name, grad in zip(part.parameters, grads, strict=True):
-                rows = () if grad is None else grad.chunk(groups)
-                if any(row.any() for other, row in enumerate(rows) if other != group):
-                    expected = f"1: the forward pass of the module that ends in {part.path} mixes groups ({name})"
-                    raise ConfigError("width", groups, expected)
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            nn.init.uniform_(parameter, 0.5, 1.5) if parameter.dim() < 2 else nn.init.normal_(parameter)
+        for training in (True, False):
+            features.clear()
+            model.train(training)(*args, **kwargs)
+            for part, x in zip(parts, features, strict=True):
+                _check_features(model, x, part, groups)
+
+
+def _check_features(model: nn.Module, x: Tensor, part: Piece, groups: int) -> None:
+    weights = [model.get_parameter(name) for name in part.parameters]
+    for group, own in enumerate(x.chunk(groups, 1)):
+        probe = torch.randn_like(own)  # a sum of batch norm's outputs is flat
+        grads = torch.autograd.grad(own, weights, probe, retain_graph=True, allow_unused=True)
+        for name, grad in zip(part.parameters, grads, strict=True):
+            rows = () if grad is None else grad.chunk(groups)
+            if any(row.any() for other, row in enumerate(rows) if other != group):
+                expected = f"1: the forward pass of the module that ends in {part.path} mixes groups ({name})"
+                raise ConfigError("width", groups, expected)

@@ -1,0 +1,55 @@
+"""Which models a split takes: plain ones, whose parameters are whole and whose modules run as they are written."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.utils._pytree import tree_leaves
+
+from locallearn.errors import UsageError
+
+_WRAPPERS: dict[type, str] = {
+    DistributedDataParallel: "the gradients of its stages are not its reducer's",
+    DataParallel: "its replicas would train on their own",
+}
+
+
+def check_plain(model: nn.Module) -> None:
+    """Refuse models that are wrapped, sharded or compiled, in one line.
+
+    Raises:
+        UsageError: which part is, and what to do instead.
+    """
+    instead = "split the plain model; several processes are runtime='distributed'"
+    for path, part in model.named_modules():
+        where = path or "the model"
+        for kind, reason in _WRAPPERS.items():
+            if isinstance(part, kind):
+                raise UsageError(f"model: {where} is in {kind.__name__}, and {reason}; {instead}")
+        if _is_sharded(part):
+            raise UsageError(f"model: {where} is sharded (FSDP), and its shards would not train; {instead}")
+        if hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None:
+            raise UsageError(f"model: {where} is compiled, where stages cannot be cut; split the plain model")
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "full_tensor"):
+            raise UsageError(f"model: {name} is a DTensor, of which this process has a part; {instead}")
+
+
+def _is_sharded(part: nn.Module) -> bool:
+    if not torch.distributed.is_available():
+        return False
+    return any(kind.__name__ in ("FullyShardedDataParallel", "FSDPModule") for kind in type(part).__mro__)
+
+
+def check_example(model: nn.Module, inputs: object) -> None:
+    """Refuse an example with numbers that are not finite.
+
+    Raises:
+        UsageError: it has.
+    """
+    for x in tree_leaves(inputs):
+        if isinstance(x, torch.Tensor) and x.is_floating_point() and not x.is_meta and not x.isfinite().all():
+            raise UsageError(
+                f"example: inputs {tuple(x.shape)} of {type(model).__name__} have NaN or infinity in them"
+            )

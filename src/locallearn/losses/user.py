@@ -1,0 +1,133 @@
+"""Objectives made of a loss of scores and labels: on an auxiliary head's scores, or on the model's own."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from locallearn.data.store import Batch
+from locallearn.errors import UsageError
+from locallearn.losses.objectives import LocalLoss, Objective
+
+Loss = Callable[..., Tensor]
+"""A loss of the user's own: scores and labels in, one number out, like ``torch.nn.functional.cross_entropy``.
+
+One that takes an argument named ``batch`` is given the whole batch there, as the loader made it.
+"""
+
+_CHECKING: ContextVar[bool] = ContextVar("checking", default=False)
+
+
+class UserLoss(Objective):
+    """A loss of scores and labels through an auxiliary head.
+
+    Args:
+        head: features to scores [G, ...], each as the model's own scores.
+        loss: of scores and labels.
+    """
+
+    def __init__(self, head: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.head = head
+        self.loss = loss
+        self.needs_labels = not takes_batch(loss)  # type: ignore[misc]
+
+    def forward(self, features: Tensor, batch: Batch) -> LocalLoss:
+        """Losses [G] of the nodes."""
+        scores = self.head(features)
+        total = torch.stack([called(self.loss, each, batch) for each in scores])
+        return LocalLoss(total, {"loss": total.detach()}, scores.detach() if scores.dim() == 3 else None)
+
+
+def called(loss: Loss, scores: Tensor, batch: Batch) -> Tensor:
+    """The value of a loss; what it does not take is said in a line.
+
+    Raises:
+        UsageError: it fails on these scores and labels, or gives anything but one number.
+    """
+    labels: Any = batch.labels
+    more = {"batch": getattr(batch, "given", batch)} if takes_batch(loss) else {}
+    try:
+        with _NoAccidents(len(scores)) if _CHECKING.get() and scores.dim() else contextlib.nullcontext():
+            value = loss(scores, labels, **more)
+    except (UsageError, torch.OutOfMemoryError, NotImplementedError):
+        raise
+    except Exception as error:
+        said = str(error).strip().split("\n")[0]
+        what = f"scores {tuple(scores.shape)} and labels {_described(labels)}"
+        raise UsageError(f"objective: the loss does not take {what}: {type(error).__name__}: {said}") from error
+    if not isinstance(value, Tensor) or value.dim():
+        given = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise UsageError(f"objective: a loss gives one number, a tensor without dimensions; this one gives {given}")
+    return value
+
+
+@contextlib.contextmanager
+def checking() -> Iterator[None]:
+    """While it lasts, losses that repeat scores or labels by accident are refused."""
+    token = _CHECKING.set(True)
+    try:
+        yield
+    finally:
+        _CHECKING.reset(token)
+
+
+class _NoAccidents(TorchFunctionMode):
+    """Refuses operations that spread [B, 1] and [B] to [B, B]: each example's score with each other one's label."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self.rows > 1 and len(args) > 1 and isinstance(args[0], Tensor) and isinstance(args[1], Tensor):
+            a, b = args[0].shape, args[1].shape
+            by_example = len(a) != len(b) and min(len(a), len(b)) > 0 and a[0] == b[0] == self.rows
+            name = getattr(func, "__name__", "")
+            if by_example and 1 in (a[-1], b[-1]) and name in _ELEMENTWISE:
+                shapes = f"{tuple(a)} and {tuple(b)}"
+                raise UsageError(f"objective: the loss puts {shapes} together, which repeats every example's numbers")
+        return result
+
+
+_ARITHMETIC = ("sub", "add", "mul", "div", "truediv")
+_ELEMENTWISE = frozenset(
+    (
+        *_ARITHMETIC,
+        *(f"__{name}__" for name in _ARITHMETIC),
+        *(f"__r{name}__" for name in _ARITHMETIC),
+        "mse_loss",
+        "l1_loss",
+        "huber_loss",
+        "smooth_l1_loss",
+        "gaussian_nll_loss",
+        "poisson_nll_loss",
+        "binary_cross_entropy_with_logits",
+    )
+)
+
+
+def takes_batch(loss: Loss) -> bool:
+    """Whether a loss has an argument named ``batch``."""
+    function = loss.forward if isinstance(loss, nn.Module) else loss
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return False
+    return any(p.name == "batch" for p in parameters)
+
+
+def _described(labels: Any) -> str:
+    if isinstance(labels, Tensor):
+        return f"{tuple(labels.shape)} {str(labels.dtype).removeprefix('torch.')}"
+    return f"in a {type(labels).__name__}"

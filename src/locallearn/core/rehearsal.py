@@ -53,9 +53,10 @@ def warn(pieces: Sequence[Piece], found: Trace, depth: int) -> None:
     """Say which parameters nothing trains, and that pieces are not of like cost."""
     held = {name for piece in pieces for name in piece.parameters}
     idle = sorted(name for name in found.trainable - found.reached if name in held)
+    idle += [name for piece in pieces for name in piece.idle]
     if idle:
         names = ", ".join(idle[:3]) + (f" and {len(idle) - 3} more" if len(idle) > 3 else "")
-        _say(f"nothing trains {names}: no gradient reaches them from the model's loss or its first output")
+        _say(f"nothing trains {names}: the losses do not depend on them")
     costs = [piece.macs for piece in pieces]
     if uneven(costs) and sum(costs):
         shares = ", ".join(f"{100 * cost / sum(costs):.0f} %" for cost in costs)

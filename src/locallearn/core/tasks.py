@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from locallearn.core.batches import CalledBatch, ModelCall
+from locallearn.core.batches import LABELS, CalledBatch, ModelCall
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError, UsageError
 from locallearn.losses.objectives import LocalLoss, Objective, ObjectiveInput, objectives
@@ -156,7 +156,7 @@ def _next_token(found: Trace, call: ModelCall, model: nn.Module) -> bool:
     Raises:
         ConfigError: there is no such loss, and the labels are the inputs.
     """
-    name = next((name for name, value in call.kwargs.items() if value is call.labels), None)
+    name = next((name for name in LABELS if call.kwargs.get(name) is call.labels), None)
     if not found.has_loss or name is None:
         if isinstance(call.labels, Tensor) and torch.equal(call.labels, call.first):
             expected = "next-token, where labels are the inputs as here and a token's label is the next one; or token"
@@ -200,7 +200,8 @@ def head_objective(
     if made.views != 1 or made.masking is not None:
         expected = "a loss on one view of every whole example (methods like dgssl and mae have others)"
         raise ConfigError("objective", task.name, expected)
-    initialise(made, given.groups, seed, str(k), "head")
+    if given.make_head is None:  # weights of a user's own head are the user's
+        initialise(made, given.groups, seed, str(k), "head")
     made.start()
     return made, sees
 

@@ -50,6 +50,7 @@ class Piece:
         recomputed: whether the submodule runs again in the backward pass (activation checkpointing).
         lost: submodules of whose tensors the model's own loss makes use after the stage, beside the prediction; that
             part of the loss trains nothing here.
+        idle: names of parameters that the features do not depend on, so that nothing trains them.
     """
 
     path: str
@@ -62,6 +63,7 @@ class Piece:
     crossing: tuple[Crossing, ...]
     recomputed: bool
     lost: tuple[str, ...]
+    idle: tuple[str, ...]
 
 
 def pieces(
@@ -109,7 +111,8 @@ def _piece(
     crossing = () if last else tuple(_crossing(trace, call))
     again = call.recomputed and not last
     lost = () if last else tuple(trace.lost(start, call.end))
-    return Piece(call.path, shape, tuple(own), tuple(reads), buffers, macs, layout, crossing, again, lost)
+    idle = () if last else tuple(_idle(trace, start, call))
+    return Piece(call.path, shape, tuple(own), tuple(reads), buffers, macs, layout, crossing, again, lost, idle)
 
 
 def _crossing(trace: Trace, cut: Call) -> list[Crossing]:
@@ -152,6 +155,15 @@ def _buffers(trace: Trace, start: int, end: int) -> tuple[str, ...]:
     return tuple(name for name in trace.buffers if start < ends.get(name.rpartition(".")[0], 0) <= end)
 
 
+def _idle(trace: Trace, start: float, call: Call) -> list[str]:
+    """Parameters of a piece that its features do not depend on, as where others than the features cross its end."""
+    if call.node is None:
+        return []
+    own = [name for name in _parameters(trace, start, call.end)[0] if name in trace.reached]
+    upstream = trace.upstream(call.node[0])
+    return [name for name in own if name not in upstream]
+
+
 def _trains(trace: Trace, start: float, end: float) -> bool:
     """Whether there is something to train between two moments."""
     return any(name in trace.reached for name in _parameters(trace, start, end)[0])
@@ -180,7 +192,8 @@ def chain(trace: Trace, usable: Usable = lambda _: "", jumped: bool = False) -> 
     places = [call for call in legal_cuts(trace, usable) if jumped or not trace.crossing(call)]
     for _, group in itertools.groupby(places, key=lambda call: call.macs):
         best = min(reversed(list(group)), key=lambda call: call.path.count("."))
-        if _trains(trace, kept[-1].end if kept else -1, best.end):
+        start = kept[-1].end if kept else -1
+        if _trains(trace, start, best.end) and not (jumped and _idle(trace, start, best)):
             kept.append(best)
     while kept and not (_trains(trace, kept[-1].end, trace.calls[-1].end) and kept[-1].macs < trace.macs):
         kept.pop()

@@ -134,6 +134,24 @@ class Trace:
         """Names of the parameters that the prediction or the model's own loss has a gradient in."""
         return frozenset(name for _, name in self.leaves)
 
+    def upstream(self, node: _NODE) -> frozenset[str]:
+        """Names of the parameters that an operation's output depends on, with a gradient."""
+        waiting, seen, found = [node], {node}, set[str]()
+        while waiting:
+            each = waiting.pop()
+            found |= self._entering.get(each, set())
+            fresh = [earlier for earlier in self.before(each) if earlier not in seen]
+            seen.update(fresh)
+            waiting += fresh
+        return frozenset(found)
+
+    @functools.cached_property
+    def _entering(self) -> dict[_NODE, set[str]]:
+        found: dict[_NODE, set[str]] = {}
+        for node, name in self.leaves:
+            found.setdefault(node, set()).add(name)
+        return found
+
     @functools.cached_property
     def uses(self) -> list[tuple[int, str]]:
         """(number of an operation, parameter that it uses), in the order of the model's own list of parameters.

@@ -173,7 +173,7 @@ class Sender:
         self._background.start()
 
     def put(self, features: Features, step: int, last: bool = False) -> None:
-        """Hand over the features of a step, one tensor or several; waits while ``in_flight`` batches are on their way.
+        """Hand over the features of a step, a tensor or several; waits while ``in_flight`` batches are on their way.
 
         Raises:
             PeerLostError: a receiver is gone.

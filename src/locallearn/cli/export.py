@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ class ExportOptions:
     """Folder to write to; by default DIR/export."""
     formats: tuple[Format, ...] = get_args(Format)
     """What to write."""
+    ensemble: bool = False
+    """Keep the auxiliary heads and write the layerwise ensemble, which gives class probabilities."""
     checkpoint: str = "last"
     """The newest checkpoint (last), the one with the best test accuracy of the last layer (best), or a step that is
     kept."""
@@ -40,11 +43,14 @@ def run(arguments: Sequence[str]) -> int:
     check_run(options.run)
     folder = Path(options.output) if options.output else Path(options.run) / "export"
     with working("reading the run and writing its network"):
-        from locallearn.training.export import export
+        from locallearn.training.export import accuracy, export, exported
         from locallearn.training.finished import open_run
 
         opened = open_run(options.run, options.checkpoint, device="cpu", root=options.data_root)
-        paths = export(opened, folder, options.formats)
+        paths = export(opened, folder, options.formats, options.ensemble)
+        found = accuracy(exported(opened, options.ensemble), opened) if opened.network.has_classifier else None
     for path in paths:
         say(path)
+    if found is not None:
+        print(f"test accuracy of what was exported: {found:.2%}", file=sys.stderr)
     return 0

@@ -11,6 +11,7 @@ from locallearn.cli.console import Terminal, warn
 from locallearn.cli.tables import accuracy_text
 from locallearn.config import RunConfig
 from locallearn.errors import printable
+from locallearn.experiments.recipes import FEW_STEPS, fitted
 
 
 class LiveProgress:
@@ -51,8 +52,21 @@ class LiveProgress:
             self._progress.remove_task(self._task)
         place = f", seed {config.seed}, {config.train.device}, {config.train.precision}"
         self._console.print(Text(name, style="bold") + Text(place + (f", from step {step}" if step else "")))
+        if steps_per_epoch < FEW_STEPS and not step:
+            self._advise(config, steps_per_epoch)
         self._progress.start()
         self._task = self._progress.add_task(name, total=steps_per_epoch * self._epochs, completed=step)
+
+    def _advise(self, config: RunConfig, steps: int) -> None:
+        """Say what to change where an epoch has so few steps that little is learnt in it."""
+        images = steps * config.train.batch_size
+        better = fitted(config, images)
+        if better != config:
+            self._console.print(
+                f"an epoch has {steps} steps only; --batch-size {better.train.batch_size} "
+                f"--lr {better.optimizer.learning_rate:.3g} makes about {images // better.train.batch_size} of it",
+                highlight=False,
+            )
 
     def on_step(self, step: int) -> None:
         """Move the bar."""

@@ -15,13 +15,17 @@ from locallearn.report.records import read_runs
 _SHOWN = ("run", "K", "G", "last layer [%]", "ensemble [%]", "images/s", "activations [MiB]", "peak RSS [MiB]")
 """What fits a narrow terminal; the report has every column."""
 
+_HEADS = {"activations [MiB]": "activa-\ntions [MiB]"}
+"""Heads whose longest word is wider than their figures."""
+
 
 def summary_table(runs: Sequence[Path]) -> Table:
     """One row a run: accuracy, speed and memory side by side; the figures of the report."""
     table = Table(title="Test accuracy, training speed and memory", box=box.SIMPLE_HEAD)  # narrow
     columns = [column for column in COLUMNS if column.title in _SHOWN]
     for column in columns:
-        table.add_column(column.title, justify="right" if column.numeric else "left")
+        title = _HEADS.get(column.title, column.title)
+        table.add_column(title, overflow="fold", justify="right" if column.numeric else "left")
     records = read_runs(runs)
     protocols = {record.protocol for record in records} - {"classifier"}
     if protocols:  # the others' last layer is their classifier

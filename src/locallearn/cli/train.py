@@ -19,8 +19,9 @@ from locallearn.cli.console import Terminal, warn
 from locallearn.cli.early import check_names, working
 from locallearn.cli.options import check_at_least, parse, value_of
 from locallearn.config import MeshConfig, RunConfig, RuntimeName
+from locallearn.data.datasets import data_root
 from locallearn.errors import ConfigError, LocalLearnError, UsageError, one_line
-from locallearn.experiments.recipes import recipe
+from locallearn.experiments.recipes import fitted, recipe
 from locallearn.plan.mesh import Mesh, place_nodes
 from locallearn.training.record import RunFolder
 
@@ -93,6 +94,7 @@ def run(arguments: Sequence[str]) -> int:
     command = f"train {name or 'RECIPE'}"
     options = parse(TrainOptions, rest, command, USAGE, TrainOptions(config), SHORT, _SHOWN)
     check_names(options.config)
+    options = dataclasses.replace(options, config=_fitted(options.config, config))
     folder = Path(options.run or f"runs/{name}-seed{options.config.seed}")
     if _launches(options.processes):
         _check_runtime(options.config.runtime)
@@ -113,6 +115,15 @@ def run(arguments: Sequence[str]) -> int:
         else:
             summary = runs.train(config, folder, progress, options.overwrite)
     return _finish(folder, summary, options.json)
+
+
+def _fitted(config: RunConfig, default: RunConfig) -> RunConfig:
+    """For a folder of images, the recipe's batch and rate fit to how many there are, unless they were asked for."""
+    asked = (config.train.batch_size, config.optimizer) != (default.train.batch_size, default.optimizer)
+    if config.data.name != "folder" or default.data.name == "folder" or asked:
+        return config
+    images = sum(1 for path in (data_root(config.data) / "train").glob("*/*") if path.is_file())
+    return fitted(config, min(images, config.data.train_limit or images)) if images else config
 
 
 def _resume(arguments: Sequence[str]) -> int:

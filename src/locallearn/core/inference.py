@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.core.network import LocalNetwork
+from locallearn.losses.functional import layerwise_ensemble
 from locallearn.nn.pool import GlobalAveragePool
 
 
@@ -43,3 +44,29 @@ class InferenceNetwork(nn.Module):
         if self.classifier is not None:
             return self.classifier(features)[0]
         return self.pool(features) if features.dim() == 4 else features
+
+
+class EnsembleNetwork(nn.Module):
+    """The whole network with its auxiliary heads, for the layerwise ensemble (Sec. 3.2.4), in eval mode.
+
+    Args:
+        network: a trained network with classifiers; it is shared, not copied.
+        mean: mean of every channel of pixels in [0, 1].
+        std: standard deviation of every channel.
+
+    Shapes: images [B, C, H, W] with pixels in [0, 1] in, class probabilities [B, classes] out.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: LocalNetwork, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Probabilities [B, classes] of the layerwise ensemble."""
+        return layerwise_ensemble(self.network.all_logits((images - self.mean) / self.std))

@@ -10,6 +10,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,11 +18,11 @@ from safetensors.torch import save_file
 
 from locallearn.arguments import checked
 from locallearn.config import from_dict, sides, to_dict
-from locallearn.core.inference import InferenceNetwork
+from locallearn.core.inference import EnsembleNetwork, InferenceNetwork
 from locallearn.core.network import ImageShape, build_network
 from locallearn.data.images import FITTING
 from locallearn.errors import UsageError
-from locallearn.files import make_folder, replacing
+from locallearn.files import make_folder, replacing, write_atomically
 from locallearn.training.finished import OpenedRun
 
 FORMATS = ("safetensors", "torch-export", "onnx")
@@ -29,9 +30,16 @@ FORMATS = ("safetensors", "torch-export", "onnx")
 
 WEIGHTS = "network.safetensors"
 
+DESCRIPTION = "network.json"
+"""What the outputs mean and what the inputs must be; it is inside each of the other files, too."""
+
+Exported = InferenceNetwork | EnsembleNetwork
+
 
 @checked
-def export(run: OpenedRun, folder: str | Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+def export(
+    run: OpenedRun, folder: str | Path, formats: Sequence[str] = FORMATS, ensemble: bool = False
+) -> list[Path]:
     """Write the network of a run without its auxiliary heads.
 
     Every file takes images [B, C, H, W] with pixels in [0, 1], for any B, and gives scores [B, classes]; that of a
@@ -43,9 +51,11 @@ def export(run: OpenedRun, folder: str | Path, formats: Sequence[str] = FORMATS)
         run: an opened run.
         folder: where the files go; it must not hold files of these names yet.
         formats: some of :data:`FORMATS`.
+        ensemble: keep the auxiliary heads, and give the layerwise ensemble's class probabilities [B, classes].
 
     Returns:
-        The files.
+        The files; the last one, ``network.json``, has class names and preprocessing. They are also in the metadata of
+        ONNX and safetensors (key ``locallearn``) and in the extra file ``locallearn.json`` of ``torch.export``.
 
     Raises:
         UsageError: a file is there already or cannot be written, a format is not known or its package is missing.
@@ -58,18 +68,38 @@ def export(run: OpenedRun, folder: str | Path, formats: Sequence[str] = FORMATS)
             raise UsageError(f"--formats: {name!r} is not valid; expected some of {', '.join(FORMATS)}")
     if "onnx" in formats and importlib.util.find_spec("onnxscript") is None:
         raise UsageError("--formats: onnx needs the packages onnx and onnxscript; install locallearn[onnx]")
+    if ensemble and not run.network.has_classifier:
+        raise UsageError(f"--ensemble: method {run.config.method} trains no classifiers")
     paths = [folder / names[name] for name in formats]
-    taken = [str(path) for path in paths if path.exists()]
+    taken = [str(path) for path in (*paths, folder / DESCRIPTION) if path.exists()]
     if taken:
         raise UsageError(f"--output: {taken[0]} is there already; name another folder")
     make_folder(folder)
-    network = InferenceNetwork(run.network, run.dataset.mean, run.dataset.std).cpu().float()
+    network = exported(run, ensemble)
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     writers = {"safetensors": _write_safetensors, "torch-export": _write_torch_export, "onnx": _write_onnx}
     for name, path in zip(formats, paths, strict=True):
         with replacing(path) as temporary, torch.no_grad(), _without_chatter():  # tracing needs no backward pass
             writers[name](network, run, temporary)
-    return paths
+    write_atomically(folder / DESCRIPTION, json.dumps(_described(network, run), indent=2) + "\n")
+    return [*paths, folder / DESCRIPTION]
+
+
+def exported(run: OpenedRun, ensemble: bool = False) -> Exported:
+    """The network that :func:`export` writes, on the CPU in fp32."""
+    kind = EnsembleNetwork if ensemble else InferenceNetwork
+    return kind(run.network, run.dataset.mean, run.dataset.std).cpu().float()
+
+
+@torch.no_grad()
+def accuracy(network: Exported, run: OpenedRun) -> float:
+    """The share of the run's test images that an exported network classifies rightly, in [0, 1]."""
+    right = images = 0
+    for batch in run.store(run.dataset.test).ordered(500):
+        pixels = batch.images.float().cpu() * network.std + network.mean  # the store normalises; so does the network
+        right += int((network(pixels).argmax(1) == batch.labels.cpu()).sum())
+        images += len(batch.labels)
+    return right / images
 
 
 @contextlib.contextmanager
@@ -85,46 +115,73 @@ def _without_chatter() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _write_safetensors(network: InferenceNetwork, run: OpenedRun, path: Path) -> None:
+def _described(network: Exported, run: OpenedRun) -> dict[str, Any]:
+    """What a server must know: classes, and what is done to an image before and inside the network."""
+    dataset = run.dataset
+    return {
+        "output": "probabilities" if isinstance(network, EnsembleNetwork) else _output(network),
+        "classes": list(dataset.classes),
+        "preprocessing": {
+            "channels": "RGB" if dataset.channels == 3 else "grey" if dataset.channels == 1 else dataset.channels,
+            **FITTING,
+            "size": list(sides(dataset.image_size)),
+            "pixels": "in [0, 1]",
+            "mean": list(dataset.mean),
+            "std": list(dataset.std),
+            "normalised": "inside the network: give it pixels in [0, 1]",
+        },
+        "step": run.step,
+    }
+
+
+def _write_safetensors(network: Exported, run: OpenedRun, path: Path) -> None:
     dataset = run.dataset
     description = {
         "config": to_dict(run.config),
         "image": {"channels": dataset.channels, "size": dataset.image_size, "classes": len(dataset.classes)},
-        "classes": list(dataset.classes),
-        "preprocessing": {**FITTING, "size": list(sides(dataset.image_size))},
-        "step": run.step,
+        **_described(network, run),
     }
     save_file(network.state_dict(), path, {"locallearn": json.dumps(description)})
+
+
+def _output(network: InferenceNetwork) -> str:
+    return "scores" if network.classifier is not None else "features"
 
 
 def _example(run: OpenedRun) -> torch.Tensor:
     return torch.rand(2, run.dataset.channels, *sides(run.dataset.image_size))
 
 
-def _write_torch_export(network: InferenceNetwork, run: OpenedRun, path: Path) -> None:
+def _write_torch_export(network: Exported, run: OpenedRun, path: Path) -> None:
     batch = {0: torch.export.Dim("batch", min=1)}
     program = torch.export.export(network, (_example(run),), dynamic_shapes=(batch,))
     buffer = io.BytesIO()  # on a full disk torch's own writer ends the process
-    torch.export.save(program, buffer)
+    torch.export.save(program, buffer, extra_files={"locallearn.json": json.dumps(_described(network, run))})
     path.write_bytes(buffer.getbuffer())
 
 
-def _write_onnx(network: InferenceNetwork, run: OpenedRun, path: Path) -> None:
+def _write_onnx(network: Exported, run: OpenedRun, path: Path) -> None:
+    import onnx
+
+    description = _described(network, run)
     torch.onnx.export(
         network,
         (_example(run),),
         path,
         input_names=["images"],
-        output_names=["scores" if network.classifier is not None else "features"],
+        output_names=[description["output"]],
         dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
         dynamo=True,
         external_data=False,
         verbose=False,
     )
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {"locallearn": json.dumps(description)})
+    onnx.save(model, path)
 
 
 @checked
-def load_exported(path: str | Path) -> InferenceNetwork:
+def load_exported(path: str | Path) -> Exported:
     """Read ``network.safetensors`` back as a module; nothing is unpickled.
 
     Args:
@@ -144,6 +201,7 @@ def load_exported(path: str | Path) -> InferenceNetwork:
         raise UsageError(f"{path} is not an exported network: {error}") from None
     shape = ImageShape(**description["image"])
     channels = [0.0] * shape.channels
-    network = InferenceNetwork(build_network(from_dict(description["config"]), shape), channels, channels)
+    kind = EnsembleNetwork if description.get("output") == "probabilities" else InferenceNetwork
+    network = kind(build_network(from_dict(description["config"]), shape), channels, channels)
     network.load_state_dict(weights)
     return network

@@ -9,9 +9,9 @@ from typing import Any
 
 from locallearn import plugins
 from locallearn.arguments import checked
-from locallearn.config import MeshConfig, RunConfig, RuntimeName, from_toml, to_dict, to_toml
+from locallearn.config import MeshConfig, RunConfig, RuntimeName, digest, from_toml, to_dict, to_toml
 from locallearn.data.datasets import Dataset, load
-from locallearn.errors import ConfigError, DiskError
+from locallearn.errors import ConfigError, DiskError, UsageError
 from locallearn.runtime.world import Alone, ProcessWorld, local_device, process_world
 from locallearn.training.asynchronous import AsynchronousTraining
 from locallearn.training.configured import Training
@@ -92,6 +92,7 @@ def resume(
         summary = None
         (observer or Quiet()).on_warning(f"{error}; it is written anew")
     if summary is not None:
+        _check_unedited(folder.config(), summary, run)
         return summary
     with _world(config) as world:
         dataset = _load(config, world)
@@ -101,6 +102,19 @@ def resume(
             training.restore()
             with folder.logging_to(shown):
                 return training.run()
+
+
+def _check_unedited(config: RunConfig, summary: dict[str, Any], run: str | Path) -> None:
+    """Refuse to pass a finished run off as what its config.toml says since somebody edited it.
+
+    Raises:
+        UsageError: the summary is of another configuration.
+    """
+    if summary.get("digest") not in (None, digest(config)):
+        raise UsageError(
+            f"{run} has already finished, and its config.toml was changed since, which trains nothing; for a run of "
+            f"its own: locallearn train --config {Path(run) / 'config.toml'} --run NEW"
+        )
 
 
 @contextlib.contextmanager

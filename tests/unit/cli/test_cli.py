@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -124,8 +125,6 @@ def test_evaluate_agrees_with_training(run, capsys):
 
 
 def test_a_damaged_only_checkpoint_is_a_failed_run(run, tmp_path, capsys):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     for path in (copy / "checkpoints").glob("step-*"):
@@ -201,3 +200,19 @@ def test_demo_compares_three_methods(tmp_path, capsys, monkeypatch):
     assert [s["method"] for s in json.loads(capsys.readouterr().out)] == ["e2e", "dgl", "gn-dgl"]
     assert (tmp_path / "runs" / "demo-2" / "report.html").is_file()
     assert main(["demo", "--run", "runs/demo"]) == 2
+
+
+def test_an_edited_configuration_of_a_finished_run_is_answered(run, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    text = (copy / "config.toml").read_text()
+    (copy / "config.toml").write_text(text.replace("epochs = 1\n", "epochs = 60\n", 1))
+    assert main(["train", "--resume", str(copy), "--json"]) == 2
+    assert "has already finished, and its config.toml was changed since" in one_line(capsys)
+
+
+def test_a_report_is_html(run, tmp_path, capsys):
+    output = tmp_path / "report.pdf"
+    assert main(["report", str(run), "--output", str(output)]) == 2
+    assert "expected a name that ends in .html" in one_line(capsys)
+    assert not output.exists()

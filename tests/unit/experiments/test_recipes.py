@@ -4,6 +4,7 @@ from locallearn.config import from_toml, to_toml
 from locallearn.errors import LocalLearnError
 from locallearn.experiments.recipes import (
     digits,
+    fitted,
     recipe,
     recipe_names,
     resnet,
@@ -110,3 +111,18 @@ def test_layerwise_dgl_of_vgg_is_predsim_of_one_group():
     assert (recipe("vgg16a-dgl").depth, recipe("vgg19a-dgl").depth) == (14, 17)
     assert (recipe("vgg6a-e2e").depth, recipe("vgg6a-single-thread").width) == (1, (2,))
     assert recipe("vgg6a-predsim").objective.loss is None
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "rate"),
+    [(50_000, 1024, 0.8), (20_480, 1024, 0.8), (20_000, 512, 0.4), (1000, 32, 0.025), (50, 16, 0.0125)],
+)
+def test_recipes_fit_the_size_of_the_data_set(images, batch, rate):
+    """Of 1,000 images, batches of 1,024 would be one step an epoch at a rate for 48."""
+    fit = fitted(recipe("resnet8-gn-dgl"), images)
+    assert (fit.train.batch_size, fit.optimizer.learning_rate) == (batch, pytest.approx(rate))
+
+
+def test_the_rate_of_adam_does_not_go_with_the_batch():
+    fit = fitted(recipe("vgg6a-dgl"), 1000)
+    assert (fit.train.batch_size, fit.optimizer.learning_rate) == (32, 1e-3)

@@ -83,9 +83,10 @@ def test_other_weights_would_be_noticed(exported, pixels):
 def test_the_terminal_shows_the_files_and_nothing_else(exported, tmp_path):
     command = [sys.executable, "-m", "locallearn", "export", str(exported), "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    names = ["network.safetensors", "network.pt2", "network.onnx"]
+    names = ["network.safetensors", "network.pt2", "network.onnx", "network.json"]
     assert done.stdout.split() == [str(tmp_path / name) for name in names]
-    assert done.stderr == ""
+    assert done.stderr.startswith("test accuracy of what was exported: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_nothing_is_overwritten(exported, capsys):

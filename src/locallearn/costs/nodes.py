@@ -138,7 +138,7 @@ def cost(
     """
     train = of.train if isinstance(of, RunConfig) else TrainConfig()
     batch_size = train.batch_size if batch_size is None else batch_size
-    precision = precision or train.precision or "fp32"
+    precision = precision or ("bf16" if train.precision == "fp16" else train.precision) or "fp32"
     train = dataclasses.replace(train, batch_size=batch_size, precision=precision)
     if isinstance(of, RunConfig):
         with torch.device("meta"):

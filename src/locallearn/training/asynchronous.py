@@ -112,7 +112,8 @@ class AsynchronousTraining:
                 process.join()
             shutil.rmtree(self._sockets, ignore_errors=True)
         self._evaluate()
-        summary = summarise(self.config, self.dataset.source, self.network, self.progress, self.epoch * self.steps_per_epoch)
+        steps = self.epoch * self.steps_per_epoch
+        summary = summarise(self.config, self.dataset.source, self.network, self.progress, steps)
         summary["memory"]["peak_rss_bytes"] = max(self._peaks)
         self.folder.write_summary(summary)
         return summary

@@ -1,13 +1,16 @@
-"""Put the real ``--help`` of every command, and every public name, into the reference when the site is built."""
+"""The real ``--help`` of every command and every public name in the reference; no page without its included code."""
 
 from __future__ import annotations
 
 import contextlib
+import html
 import io
 import os
 import re
 from typing import Any
 from unittest.mock import patch
+
+from mkdocs.exceptions import PluginError
 
 import locallearn
 from locallearn import _PLACES
@@ -16,6 +19,8 @@ from locallearn.cli.main import COMMANDS, main
 PLACE, NAMES = "<!-- commands -->", "<!-- names -->"
 _FIRST = {"train": "train gn-dgl", "bench": "bench"}
 """What some commands need before ``--help`` tells everything."""
+_MARK = re.compile(r"-8\s*<\s*-")
+"""What names a file to include; none may be left when a page is finished."""
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -26,6 +31,13 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         return markdown
     sections = [f"## {name}\n\n{what[0].upper()}{what[1:]}.\n\n{help_block(name)}" for name, what in COMMANDS.items()]
     return markdown.replace(PLACE, "\n\n".join(sections))
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Stop the build where a page still has the mark of a file that should be in its place."""
+    if _MARK.search(html.unescape(re.sub(r"<[^>]*>", "", output))):
+        raise PluginError(f"{page.file.src_path}: a mark of an included file is left, so its code is missing")
+    return output
 
 
 def help_block(command: str) -> str:

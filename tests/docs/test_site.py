@@ -1,14 +1,19 @@
 """The site builds without a warning, needs nothing from elsewhere, and its pictures are what the script draws."""
 
+import html
+import importlib.util
 import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from doc_blocks import ROOT
 from locallearn.cli.main import COMMANDS
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +43,31 @@ def test_the_reference_has_every_command_and_public_name(site):
     names = (site / "reference" / "python.html").read_text()
     for name in ll.__all__:
         assert re.search(rf"\b{name}\b", names), name
+
+
+def shown(page):
+    """What a reader sees of a page."""
+    return html.unescape(re.sub(r"<[^>]*>", "", page))
+
+
+def test_the_examples_are_there_with_their_code(site):
+    page = shown((site / "examples.html").read_text())
+    assert len(EXAMPLES) == 8
+    for script in EXAMPLES:
+        assert script.read_text().strip() in page, script.name
+    plugin = (ROOT / "examples" / "plugins" / "my_plugin.py").read_text()
+    assert plugin.strip() in shown((site / "guides" / "extend.html").read_text())
+
+
+@pytest.mark.parametrize("mark", ["--8&lt;-- &quot;a.py&quot;", "<i>--</i><i>8</i> <i>&lt;</i> <i>--</i>a.py"])
+def test_a_mark_that_includes_nothing_stops_the_build(mark):
+    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "docs" / "hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    page = SimpleNamespace(file=SimpleNamespace(src_path="examples.md"))
+    assert hooks.on_post_page(output="<p>fine, 8 - 7</p>", page=page) == "<p>fine, 8 - 7</p>"
+    with pytest.raises(Exception, match=r"examples\.md: a mark"):
+        hooks.on_post_page(output=f"<code>{mark}</code>", page=page)
 
 
 def test_pictures_are_drawn_by_the_script(tmp_path):

@@ -16,9 +16,17 @@ IMAGE = ImageShape(3, 8, 5)
 
 
 def test_the_losses_that_ship():
-    on_labels = ["cross-entropy", "infopro", "next-token", "predsim", "token"]
+    on_labels = [
+        "cross-entropy",
+        "infopro",
+        "next-token",
+        "predsim",
+        "random-targets",
+        "supervised-contrastive",
+        "token",
+    ]
     on_views = ["barlow-twins", "nt-xent", "nt-xent-llm", "vicreg"]
-    assert list(objectives) == sorted([*on_labels, *on_views, "masked-pixels"])
+    assert sorted(objectives) == sorted([*on_labels, *on_views, "masked-pixels", "rebuilt-input", "transport"])
 
 
 def test_an_unknown_loss_is_one_line():

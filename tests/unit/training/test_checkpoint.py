@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from locallearn.config import CheckpointConfig, RunConfig
+from locallearn.core.network import ImageShape, build_network
 from locallearn.errors import CheckpointError, ConfigError, UsageError
 from locallearn.training.checkpoint import BEST, Checkpoint, CheckpointFolder, load, load_network, save, step_of
 
@@ -192,11 +193,12 @@ def test_the_best_is_a_copy_of_its_own(tmp_path):
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
-    network = torch.nn.Linear(2, 3)
+    config = RunConfig(method="dgl", model="resnet8", depth=2)
+    network = build_network(config, ImageShape(3, 8, 5))
     good = {f"network/{k}": v for k, v in network.state_dict().items()}
     load_network(network, good, tmp_path)
     with pytest.raises(CheckpointError, match="weight does not fit"):
-        load_network(network, {**good, "network/weight": torch.zeros(3, 5)}, tmp_path)
+        load_network(network, {**good, "network/stages.0.blocks.stem.conv.weight": torch.zeros(3, 5)}, tmp_path)
     with pytest.raises(CheckpointError, match="extra does not fit"):
         load_network(network, {**good, "network/extra": torch.zeros(3)}, tmp_path)
 

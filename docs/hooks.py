@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import html
 import io
 import os
 import re
+from html import unescape
 from typing import Any
 from unittest.mock import patch
 
@@ -21,6 +21,8 @@ _FIRST = {"train": "train gn-dgl", "bench": "bench"}
 """What some commands need before ``--help`` tells everything."""
 _MARK = re.compile(r"-8\s*<\s*-")
 """What names a file to include; none may be left when a page is finished."""
+_ROLE = re.compile(r":(?:func|class|meth|mod|attr|data|exc):(<code>)~?")
+"""How docstrings refer to a name."""
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -33,9 +35,15 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return markdown.replace(PLACE, "\n\n".join(sections))
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """Show names in docstrings as a user writes them: ``ll.split`` instead of a role and ``locallearn.split``."""
+    public = "|".join(locallearn.__all__)
+    return re.sub(rf"<code>locallearn\.({public})\b", r"<code>ll.\1", _ROLE.sub(r"\1", html))
+
+
 def on_post_page(output: str, page: Any, **_: Any) -> str:
     """Stop the build where a page still has the mark of a file that should be in its place."""
-    if _MARK.search(html.unescape(re.sub(r"<[^>]*>", "", output))):
+    if _MARK.search(unescape(re.sub(r"<[^>]*>", "", output))):
         raise PluginError(f"{page.file.src_path}: a mark of an included file is left, so its code is missing")
     return output
 

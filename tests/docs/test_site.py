@@ -70,6 +70,13 @@ def test_a_mark_that_includes_nothing_stops_the_build(mark):
         hooks.on_post_page(output=f"<code>{mark}</code>", page=page)
 
 
+def test_docstrings_show_names_and_no_roles(site):
+    names = shown((site / "reference" / "python.html").read_text())
+    assert "from ll.split or ll.build_network" in " ".join(names.split())
+    for page in site.rglob("*.html"):
+        assert not re.search(r":(func|class|meth|mod|attr|data|exc):", shown(page.read_text())), page.name
+
+
 def test_pictures_are_drawn_by_the_script(tmp_path):
     pictures = ROOT / "docs" / "pictures"
     script = (pictures / "draw.py").read_text()

@@ -101,6 +101,8 @@ class LocalNetwork(nn.Module):
     def step(self, batch: Any) -> dict[str, Tensor]:
         """Train every stage on one batch, with the optimizers of :meth:`set_optimizers`.
 
+        Under autocast to fp16 every stage gets a loss scaler of its own: nothing is left to do around this call.
+
         Args:
             batch: a pair (images, labels), or a :class:`~locallearn.Batch`, on the network's device.
 
@@ -116,7 +118,14 @@ class LocalNetwork(nn.Module):
         for step in self.steps:
             step.clip_norm = self.clip_norm
         given = self.given_batch(batch)
+        self._scale_losses(given.images.device.type)
         return self.metrics(self.walk(self.steps, given), given)
+
+    def _scale_losses(self, device: str) -> None:
+        """Give every stage a loss scaler where the caller's autocast is to fp16, whose small gradients become 0."""
+        if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
+            for step in self.steps:
+                step.scaler = step.scaler or torch.amp.GradScaler(device)
 
     def given_batch(self, batch: Any) -> Batch:
         """A batch of a loop of the user's own, as stages take it."""
@@ -182,14 +191,23 @@ class LocalNetwork(nn.Module):
             stage.load_weights({name: values[network_name(i, name)] for name in stage.weights()})
 
     def training_state(self) -> dict[str, Any]:
-        """Weights and optimizers, for ``torch.save``; :meth:`load_training_state` continues from them."""
-        return {"network": self.state_dict(), "optimizers": [each.state_dict() for each in self.optimizers]}
+        """Weights, optimizers and scalers, for ``torch.save``; :meth:`load_training_state` continues from them."""
+        return {
+            "network": self.state_dict(),
+            "optimizers": [each.state_dict() for each in self.optimizers],
+            "scalers": [None if step.scaler is None else step.scaler.state_dict() for step in self.steps],
+        }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`training_state` took; read it with ``torch.load(..., weights_only=True)``."""
         self.load_state_dict(state["network"])
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(values)
+        for step, scaling in zip(self.steps, state["scalers"], strict=True):
+            step.scaler = None
+            if scaling is not None:
+                step.scaler = torch.amp.GradScaler(next(self.parameters()).device.type)
+                step.scaler.load_state_dict(scaling)
 
     @property
     def nodes(self) -> list[tuple[str, int]]:

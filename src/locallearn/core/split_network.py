@@ -153,6 +153,7 @@ class SplitNetwork(LocalNetwork):
         model: the user's model (a copy); names in its ``state_dict`` are the user's own, after ``model.``.
         pieces: the K stages: where each ends, its features' shape, what it trains and reads, what it costs.
         task: what the stages learn.
+        grouped: paths of the convolutions that width groups made grouped ones.
     """
 
     @checked
@@ -183,7 +184,7 @@ class SplitNetwork(LocalNetwork):
         kept = model.state_dict()
         self.model_stages[0].rest = tuple(name for name in named if name in kept and name not in owned)
         self.clip_norm = clip_norm
-        self._grouped = tuple(grouped)
+        self.grouped = tuple(grouped)
         self.set_optimizers(optimizer)
 
     def set_optimizers(self, optimizer: OptimizerFactory) -> None:
@@ -316,7 +317,7 @@ class SplitNetwork(LocalNetwork):
         With width groups its convolutions are dense again, with zeros between groups; ``model`` has grouped ones.
         """
         merged = copied(self.model)
-        for path in self._grouped:
+        for path in self.grouped:
             layer = merged.get_submodule(path)
             assert isinstance(layer, nn.Conv2d)
             join_channels(layer)

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, Literal
 
 import torch
 
-from locallearn.arguments import checked
+from locallearn.arguments import ArgumentError, checked
 from locallearn.config import MeshConfig, ObjectiveConfig, RunConfig, TrainConfig
 from locallearn.core.network import ImageShape, LocalNetwork, build_network
+from locallearn.core.split_network import SplitNetwork
 from locallearn.costs.forward import Stage, forward_pass
+from locallearn.costs.split import split_costs
 from locallearn.costs.steps import ModuleCost, dry_steps
+from locallearn.errors import ConfigError
 
 CIFAR10 = ImageShape(3, 32, 10)
 
@@ -114,7 +118,7 @@ class Cost:
 @checked
 def cost(
     of: RunConfig | LocalNetwork,
-    image: ImageShape = CIFAR10,
+    image: Any = CIFAR10,
     *,
     batch_size: int | None = None,
     precision: Literal["fp32", "bf16"] | None = None,
@@ -122,20 +126,29 @@ def cost(
 ) -> Cost:
     """Count what every node of a network computes, holds and sends; nothing is trained or computed.
 
-    Multiply-accumulates follow the accounting of Tables 3.4 and 3.5 (``docs/cost.md``).
+    Multiply-accumulates follow the accounting of Tables 3.4 and 3.5 (``docs/cost.md``). Those of a user's own model
+    (:func:`locallearn.split`) are of its matrix products, convolutions and attention, as torch's ``FlopCounterMode``
+    counts them; one step of a copy without data tells everything.
 
     Args:
         of: a configuration, or a network.
-        image: channels and size [pixels] of the images and number of classes; by default CIFAR-10's.
+        image: channels and size [pixels] of the images and number of classes (:class:`~locallearn.ImageShape`); by
+            default CIFAR-10's. Of a network of :func:`locallearn.split` a batch, as its ``step`` takes it.
         batch_size: images a step, at least 2 (self-supervised methods see two views of each); by default the
-            configuration's, 128 for a network.
-        precision: ``"fp32"`` or ``"bf16"``; by default the configuration's, else fp32.
+            configuration's, 128 for a network; the batch has its own.
+        precision: ``"fp32"`` or ``"bf16"``; by default the configuration's, else fp32; a user's own model as it is,
+            without autocast.
         reference: network that speed-ups are measured against; by default the configuration's model with the same
-            cuts and without groups, and for a network the network itself.
+            cuts and without groups, for a network the network itself, and for a user's own model that without groups.
 
     Raises:
-        ConfigError: the configuration cannot be built, or ``batch_size`` or ``precision`` is wrong.
+        ConfigError: the configuration cannot be built, or an argument is wrong.
+        UsageError: a step on the batch fails.
     """
+    if isinstance(of, SplitNetwork):
+        return _of_split(of, image, batch_size, precision, reference)
+    if not isinstance(image, ImageShape):
+        raise ArgumentError("cost", f"image is {type(image).__name__}; expected ImageShape")
     train = of.train if isinstance(of, RunConfig) else TrainConfig()
     batch_size = train.batch_size if batch_size is None else batch_size
     precision = precision or ("bf16" if train.precision == "fp16" else train.precision) or "fp32"
@@ -153,3 +166,18 @@ def cost(
     modules[-1] = dataclasses.replace(modules[-1], head_macs=modules[-1].head_macs - forward.bias_macs)
     whole = forward_pass(reference, image) if reference else forward
     return Cost(tuple(modules), forward.stages, whole.stages, batch_size, precision)
+
+
+def _of_split(
+    network: SplitNetwork, batch: Any, batch_size: int | None, precision: str | None, reference: LocalNetwork | None
+) -> Cost:
+    if isinstance(batch, ImageShape):
+        raise ConfigError("image", "ImageShape", "a batch of the loader, for a network of ll.split")
+    if batch_size is not None:
+        raise ConfigError("batch_size", batch_size, "none: the batch has its own, for a network of ll.split")
+    if not isinstance(reference, (SplitNetwork, NoneType)):
+        raise ConfigError("reference", type(reference).__name__, "a network of ll.split, as the network is one")
+    found = split_costs(network, batch, precision)
+    whole = found.dense if reference is None else split_costs(reference, batch, precision).stages
+    half = next(network.model.parameters()).element_size() == 2
+    return Cost(found.modules, found.stages, whole, found.examples, precision or ("bf16" if half else "fp32"))

@@ -23,6 +23,7 @@ from locallearn.core.network import ImageShape, LocalNetwork
 from locallearn.costs.forward import is_classifier, n_parameters
 from locallearn.costs.memory import ActivationMeter
 from locallearn.data.store import Batch
+from locallearn.losses.objectives import LocalLoss
 from locallearn.nn.groups import StopGradientConv2d
 from locallearn.nn.macs import counting
 from locallearn.nn.momentum import MomentumHead
@@ -111,24 +112,23 @@ def _dry_step(module: LocalModule, features: Tensor, batch: Batch, precision: st
     with meter, counting(module.blocks) as in_blocks, counting(module.objective) as in_objective:
         features, loss = step(features, batch)
     hook.remove()
-    shares = groups > 1 and any(getattr(m, "stop_gradient", False) for m in module.objective.modules())
+    shares = _shares(module.objective, groups)
     whole = sum(call.macs for call in in_objective if shares and call.given in given and _is_plain(call.layer))
     # `whole` is done once for all groups here, but by every node that has a device of its own
     heads = sum(call.macs for call in in_objective)
-    scores = loss.logits if groups > 1 and "diversity" in loss.terms else None
     counted = ModuleCost(
         groups=groups,
-        block_macs=_share(sum(call.macs for call in in_blocks), groups * batch_size),
-        head_macs=_share(heads + (groups - 1) * whole, groups * batch_size),
-        step_macs=_share(sum(call.step_macs for call in (*in_blocks, *in_objective)), batch_size),
-        parameters=_share(n_parameters(module), groups),
-        activation_bytes=_share(meter.peak_bytes, groups),
-        output_bytes=_share(features.numel() * features.element_size(), groups),
-        shared_bytes=_share(_seen_by_others(module, features), groups) if shares else 0,
-        score_bytes=0 if scores is None else scores[0].numel() * scores.element_size(),
+        block_macs=share(sum(call.macs for call in in_blocks), groups * batch_size),
+        head_macs=share(heads + (groups - 1) * whole, groups * batch_size),
+        step_macs=share(sum(call.step_macs for call in (*in_blocks, *in_objective)), batch_size),
+        parameters=share(n_parameters(module), groups),
+        activation_bytes=share(meter.peak_bytes, groups),
+        output_bytes=share(features.numel() * features.element_size(), groups),
+        shared_bytes=shared_bytes(module.objective, features, groups),
+        score_bytes=score_bytes(loss, groups),
         largest_bytes=meter.largest_bytes,
         weight_bytes=max((p.nbytes for p in module.parameters()), default=0),
-        followed_bytes=_share(sum(m.followed_bytes for m in _following(module)), groups),
+        followed_bytes=share(sum(m.followed_bytes for m in _following(module)), groups),
     )
     return counted, features
 
@@ -137,13 +137,26 @@ def _following(module: LocalModule) -> Iterator[MomentumHead]:
     return (m for m in module.objective.modules() if isinstance(m, MomentumHead))
 
 
-def _seen_by_others(module: LocalModule, features: Tensor) -> int:
-    """Bytes of all features as other groups see them, pooled where that is asked for."""
-    pools = (m.pool for m in module.objective.modules() if isinstance(m, StopGradientConv2d))
+def _shares(objective: nn.Module, groups: int) -> bool:
+    """Whether heads see the features of other groups."""
+    return groups > 1 and any(getattr(m, "stop_gradient", False) for m in objective.modules())
+
+
+def shared_bytes(objective: nn.Module, features: Tensor, groups: int) -> int:
+    """Bytes of a node's features as other groups see them, pooled where that is asked for; 0 where they do not."""
+    if not _shares(objective, groups):
+        return 0
+    pools = (m.pool for m in objective.modules() if isinstance(m, StopGradientConv2d))
     pool = next(pools, None)
     if pool is not None and features.dim() == 4:
         features = pool(features)
-    return features.numel() * features.element_size()
+    return share(features.numel() * features.element_size(), groups)
+
+
+def score_bytes(loss: LocalLoss, groups: int) -> int:
+    """Bytes of class scores that a node sends to the other groups, for the diversity penalty."""
+    scores = loss.logits if groups > 1 and "diversity" in loss.terms else None
+    return 0 if scores is None else scores[0].numel() * scores.element_size()
 
 
 def _is_plain(layer: nn.Module) -> bool:
@@ -165,6 +178,6 @@ def _with_classifier(last: ModuleCost, classifier: ModuleCost) -> ModuleCost:
     )
 
 
-def _share(whole: int, parts: int) -> int:
+def share(whole: int, parts: int) -> int:
     """An equal part, rounded up."""
     return -(-whole // parts)

@@ -26,13 +26,17 @@ def copied(model: nn.Module) -> nn.Module:
     return _copy(model, lambda tensor: tensor.detach().clone())
 
 
-def without_data(model: nn.Module) -> nn.Module:
+def without_data(model: nn.Module, device: torch.device | str = "meta") -> nn.Module:
     """A copy whose parameters, buffers and other tensors are on the meta device: shapes without memory.
+
+    Args:
+        model: the model.
+        device: in torch's ``FakeTensorMode``, which gives tensors of other devices no memory either, one of those.
 
     Raises:
         UsageError: it cannot be copied.
     """
-    return _copy(model, lambda tensor: torch.empty_like(tensor, device="meta"))
+    return _copy(model, lambda tensor: torch.empty_like(tensor, device=device))
 
 
 def _copy(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
@@ -40,7 +44,9 @@ def _copy(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise UsageError(f"model: {name} has no shape yet; run the model once, then split it")
-        if type(parameter) is nn.Parameter:
+        if type(parameter) is nn.Parameter or getattr(
+            parameter, "_is_param", False
+        ):  # which marks other tensors' as such
             memo[id(parameter)] = nn.Parameter(convert(parameter), requires_grad=parameter.requires_grad)
     try:
         with _Converting(convert):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from locallearn.config.checks import check, choice, is_real, non_negative, posit
 from locallearn.core.module import autocast
 from locallearn.core.network import LocalNetwork, OptimizerFactory
 from locallearn.core.split_network import SplitNetwork
+from locallearn.data.store import Batch
 from locallearn.errors import ConfigError, UsageError
 from locallearn.files import write_atomically
 from locallearn.nn.features import prediction
@@ -39,6 +40,7 @@ from locallearn.training.loggers import Loggers
 from locallearn.training.loop import Loop
 from locallearn.training.observer import Observer, Quiet
 from locallearn.training.record import SPLIT, RunFolder
+from locallearn.training.stage_features import stage_reader
 from locallearn.training.work import ScheduleFactory, Work
 
 RUNTIMES = ("inline", "threads", "distributed")
@@ -287,28 +289,50 @@ class Trainer:
             "examples": found.images,
         }
 
-    @torch.no_grad()
     def predict(self, loader: Iterable[Any]) -> Tensor:
         """Scores of all examples of a loader, in eval mode: the network's output, or its ``logits``, put together.
 
         Args:
             loader: batches as :meth:`fit` takes them; labels are not looked at.
         """
+        return self._read(loader, lambda batch: prediction(self.network.output(batch)))
 
-        def scores() -> list[Tensor]:
+    def features(self, loader: Iterable[Any], stage: int | None = None) -> Tensor:
+        """Pooled features [N, D] of all N examples of a loader, in eval mode and fp32, as a stage's head sees them.
+
+        Maps are averaged over positions; of tokens the class token or the mean is taken, without padding and with
+        layer norm, as the objective takes it (the mean where it takes all tokens). The last stage of a user's own
+        model ends in scores: its features are what the linear layer that makes them is given.
+
+        Args:
+            loader: batches as :meth:`fit` takes them; labels are not looked at.
+            stage: from 1; by default the last one.
+
+        Raises:
+            UsageError: no such stage, or no linear layer makes the scores of the last one.
+        """
+        return self._read(loader, stage_reader(self.network, stage, self.precision))
+
+    @torch.no_grad()
+    def _read(self, loader: Iterable[Any], read: Callable[[Batch], Tensor | None]) -> Tensor:
+        """What is read of every batch in eval mode, put together, in fp32."""
+
+        def values() -> list[Tensor]:
             found = []
             for batch in loader:
                 given = self.network.given_batch(moved(batch, self.device))
                 with autocast(self.device, self.precision):
-                    output = prediction(self.network.output(given))
+                    output = read(given)
                 assert output is not None
                 found.append(output.float())
             return found
 
         was_training = self.network.training
         self.network.to(self.device).eval()
-        found = self._averaged(scores)
-        self.network.train(was_training)
+        try:
+            found = self._averaged(values)
+        finally:
+            self.network.train(was_training)
         if not found:
             raise UsageError("loader: it gave no batch")
         return torch.cat(found)

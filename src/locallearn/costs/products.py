@@ -1,0 +1,45 @@
+"""Multiply-accumulates of whatever a user's own model computes, operator by operator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+
+class ProductCounter:
+    """Counts the multiply-accumulates of matrix products, convolutions and attention while it is entered.
+
+    It is torch's ``FlopCounterMode``, by two, which knows no formula for the attention of CPUs.
+    """
+
+    def __init__(self) -> None:
+        aten = torch.ops.aten
+        self._flops = FlopCounterMode(
+            display=False,
+            custom_mapping={
+                aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+                aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+            },
+        )
+
+    def __enter__(self) -> ProductCounter:
+        self._flops.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._flops.__exit__(*exception)
+
+    @property
+    def macs(self) -> int:
+        """All so far."""
+        return self._flops.get_total_flops() // 2
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)

@@ -233,6 +233,7 @@ class Loop:
 
         The runtime must have been entered.
         """
+        self.within = start
         if start == 0:
             self.sums.reset()
             self.progress["epoch_seconds"] = 0.0

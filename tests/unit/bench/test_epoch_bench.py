@@ -40,7 +40,7 @@ def two_epochs(folder, change=lambda training: None):
 @pytest.fixture(autouse=True)
 def constant_rate(monkeypatch):
     """The schedule would tell two epochs of a hundred from two of two."""
-    monkeypatch.setattr("locallearn.training.loop.learning_rate", lambda *_: 0.1)
+    monkeypatch.setattr("locallearn.training.loop.rates", lambda *_: lambda step: 0.1)
 
 
 def test_what_is_timed_is_what_train_does(tmp_path):

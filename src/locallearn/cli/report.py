@@ -33,8 +33,6 @@ def run(arguments: Sequence[str]) -> int:
     check_ending("--output", options.output, ".html", ".htm")
     check_ending("--markdown", options.markdown, ".md")
     output = Path(options.output) if options.output else (folders[0] if len(folders) == 1 else Path()) / "report.html"
-    if output.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"--output: {output} is not valid; expected a name that ends in .html")
     if len(folders) == 1 and _is_results(folders[0]):
         _report_results(folders[0], output, options.markdown)
         return 0

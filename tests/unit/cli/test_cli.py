@@ -214,5 +214,5 @@ def test_an_edited_configuration_of_a_finished_run_is_answered(run, tmp_path, ca
 def test_a_report_is_html(run, tmp_path, capsys):
     output = tmp_path / "report.pdf"
     assert main(["report", str(run), "--output", str(output)]) == 2
-    assert "expected a name that ends in .html" in one_line(capsys)
+    assert "expected a file name ending in .html or .htm" in one_line(capsys)
     assert not output.exists()

@@ -139,7 +139,9 @@ def test_what_is_registered_as_options_is_checked():
         weight: float = 1.0
 
     things: Registry[object] = Registry("thing")
-    for wrong, found in ((NoDefault, "NoDefault.weight has none"), (NotFrozen, "this is"), (3, "this is 3")):
+    with pytest.raises(ConfigError, match="options is 3; expected type or None"):
+        things.add("x", 1, options=3)  # type: ignore[arg-type]
+    for wrong, found in ((NoDefault, "NoDefault.weight has none"), (NotFrozen, "this is")):
         with pytest.raises(UsageError, match=rf"thing 'x' \(.*py:\d+\): expected options to be a frozen .*{found}"):
             things.add("x", 1, options=wrong)  # type: ignore[arg-type]
     assert "x" not in things

@@ -29,7 +29,7 @@ def _run(*arguments, cwd):
 @pytest.fixture
 def call(monkeypatch, capsys):
     """``locallearn ...`` in this process, which forgets its plugins afterwards."""
-    registries = (ll.backbones, ll.heads, ll.objectives, ll.methods, ll.datasets)
+    registries = (ll.backbones, ll.heads, ll.objectives, ll.methods, ll.datasets, ll.augmentations)
     for registry in registries:
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     monkeypatch.setattr(plugins, "_loaded", {})

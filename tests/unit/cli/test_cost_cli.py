@@ -138,7 +138,7 @@ def test_a_report_that_cannot_be_written_is_told_in_one_line(capsys, tmp_path, n
         (["--latency", "0"], "--latency needs --device-flops"),
         (["--device-flops", "0"], "device_flops: 0.0 is not valid"),
         (["--device-flops", "1e9", "--microbatches", "5"], "microbatches: 5 is not valid; expected 1 to 4"),
-        (["--modle", "resnet8"], "did you mean --model?"),
+        (["--modle", "resnet8"], "Did you mean --model?"),
     ],
 )
 def test_a_wrong_call_is_one_line_and_exit_code_2(capsys, arguments, message):

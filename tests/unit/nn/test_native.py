@@ -3,6 +3,7 @@
 import hashlib
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -319,7 +320,7 @@ def test_without_a_place_to_keep_them_torch_computes(fresh, monkeypatch, tmp_pat
     def nobody():
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(build.Path, "home", nobody)
+    monkeypatch.setattr(Path, "home", nobody)
     assert "home directory" in str(build.kernels())
 
 

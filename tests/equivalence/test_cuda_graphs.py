@@ -37,7 +37,7 @@ def replays(monkeypatch, torch_kernels):
 
 def use_recordings(monkeypatch):
     """Inline runs have this runtime from now on."""
-    monkeypatch.setattr(nodes, "InlineRuntime", lambda steps: CudaGraphsRuntime(steps, torch.device("cpu")))
+    monkeypatch.setattr(nodes, "InlineRuntime", lambda steps, _: CudaGraphsRuntime(steps, torch.device("cpu")))
 
 
 def both(config, folder, monkeypatch):

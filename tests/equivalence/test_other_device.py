@@ -45,6 +45,7 @@ CASES = {
     "dgssl": ("dgssl", 2, (2,), {"augment": COLOURS}),
     "dgssl barlow-twins": ("dgssl", 2, (2,), {"objective": ObjectiveConfig(loss="barlow-twins")}),
     "dgssl vicreg": ("dgssl", 2, (2,), {"objective": ObjectiveConfig(loss="vicreg")}),
+    "blockwise-ssl": ("blockwise-ssl", 2, (1,), {"augment": COLOURS}),
     "dgssl-llm": (
         "dgssl-llm",
         2,

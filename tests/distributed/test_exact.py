@@ -158,7 +158,8 @@ def test_a_run_on_a_mesh_is_evaluated_and_exported_as_any_other(trained, tmp_pat
     opened = open_run(trained[4] / "fp32_both")
     summary = json.loads((trained[4] / "fp32_both" / "summary.json").read_text())
     assert opened.evaluate().last_layer == summary["accuracy"]["last_layer"]
-    assert [path.name for path in export(opened, tmp_path, ["safetensors"])] == ["network.safetensors"]
+    names = sorted(path.name for path in export(opened, tmp_path, ["safetensors"]))
+    assert names == ["network.json", "network.safetensors"]
     assert open_run(trained[4] / "fp32_both", "best").step in (5, 10)
 
 

@@ -18,10 +18,10 @@ from locallearn.config import (
     from_toml,
     to_toml,
 )
-from locallearn.core.module import LocalStep
+from locallearn.core.module import LocalStep, Stage
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError, DivergedError
-from locallearn.losses.objectives import LocalLoss
+from locallearn.losses.objectives import LocalLoss, Objective
 from locallearn.runtime.inline import InlineRuntime
 from locallearn.runtime.threads import ThreadsRuntime
 from locallearn.training import runs
@@ -145,6 +145,7 @@ class _Recorded:
 
     def __init__(self, k, notes, together=None):
         self.k, self.notes, self.together = k, notes, together
+        self.module = Stage(str(k), Objective(), 1)
 
     def __call__(self, features, batch, index, rate, hand_on=None):
         self.notes.append((self.k, index, rate, features.item()))

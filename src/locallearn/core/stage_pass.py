@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from locallearn.core.batches import ModelCall
 from locallearn.errors import UsageError
+from locallearn.nn.copies import without_data
 from locallearn.nn.features import features_of, map_tensors, tensors_of, with_features
 
 _SIGNATURES = 64
@@ -62,7 +63,7 @@ class Recorder:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._real, self._empty = model, copy.deepcopy(model, _on_meta(model))
+        self._real, self._empty = model, without_data(model)
         self._known: OrderedDict[Any, list[Ran]] = OrderedDict()
 
     def __call__(self, call: ModelCall) -> list[Ran]:
@@ -129,17 +130,6 @@ def _recorded(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> 
         for hook in hooks:
             hook.remove()
     return started
-
-
-def _on_meta(model: nn.Module) -> dict[int, Any]:
-    """What a deep copy puts in the place of tensors: the same without data."""
-    memo: dict[int, Any] = {}
-    for p in model.parameters():
-        memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
-    kept = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
-    for tensor in (*model.buffers(), *kept):
-        memo[id(tensor)] = torch.empty_like(tensor, device="meta")
-    return memo
 
 
 def _spec(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import html
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -32,6 +33,14 @@ def test_nothing_is_loaded_from_elsewhere(site):
         assert not loads.search(page.read_text()), page.name
     for sheet in site.rglob("*.css"):
         assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", sheet.read_text()), sheet.name
+
+
+def test_search_works_where_the_site_is_opened_from_a_file(site):
+    index = json.loads((site / "search" / "search_index.js").read_text().removeprefix("var __index = "))
+    assert "What do I gain?" in {document["title"] for document in index["docs"]}
+    for page in [site / "index.html", *(site / "guides").glob("*.html")]:
+        [worker] = re.findall(r'<script src="([^"]*iframe-worker[^"]*)"', page.read_text())
+        assert (page.parent / worker).is_file(), page.name
 
 
 def test_the_reference_has_every_command_and_public_name(site):

@@ -16,7 +16,9 @@ import locallearn
 from locallearn import _PLACES
 from locallearn.cli.main import COMMANDS, main
 
-PLACE, NAMES = "<!-- commands -->", "<!-- names -->"
+PLACE = "<!-- commands -->"
+_NAMED = re.compile(r"^::: ll\.(\w+)$", re.MULTILINE)
+"""A public name in the Python reference, as a user writes it."""
 _FIRST = {"train": "train gn-dgl", "bench": "bench"}
 """What some commands need before ``--help`` tells everything."""
 _MARK = re.compile(r"-8\s*<\s*-")
@@ -27,12 +29,27 @@ _ROLE = re.compile(r":(?:func|class|meth|mod|attr|data|exc):(<code>)~?")
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace the place for commands by a section for each, with what its ``--help`` prints; likewise for names."""
-    if NAMES in markdown:
-        return markdown.replace(NAMES, "\n".join(f"::: {_PLACES[name]}.{name}" for name in locallearn.__all__))
+    if _NAMED.search(markdown):
+        return names(markdown)
     if PLACE not in markdown:
         return markdown
     sections = [f"## {name}\n\n{what[0].upper()}{what[1:]}.\n\n{help_block(name)}" for name, what in COMMANDS.items()]
     return markdown.replace(PLACE, "\n\n".join(sections))
+
+
+def names(markdown: str) -> str:
+    """The Python reference: every public name once, as a user writes it, and linked where it is named."""
+    found = _NAMED.findall(markdown)
+    if sorted(found) != sorted(locallearn.__all__):
+        wrong = ", ".join(sorted(set(found) ^ set(locallearn.__all__))) or "a name twice"
+        raise PluginError(f"reference/python.md: needs '::: ll.NAME' once for each public name; wrong: {wrong}")
+    linked = re.sub(r"`ll\.(\w+)`", lambda name: f"[{name[0]}][{_PLACES[name[1]]}.{name[1]}]", markdown)
+    return _NAMED.sub(lambda name: _directive(name[1]), linked)
+
+
+def _directive(name: str) -> str:
+    shown = f'heading: "ll.{name}", toc_label: "ll.{name}"'
+    return f"::: {_PLACES[name]}.{name}\n    options: {{{shown}}}"
 
 
 def on_page_content(html: str, **_: Any) -> str:

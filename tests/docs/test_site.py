@@ -50,8 +50,26 @@ def test_the_reference_has_every_command_and_public_name(site):
     for command in COMMANDS:
         assert f"usage: locallearn {command}" in commands
     names = (site / "reference" / "python.html").read_text()
-    for name in ll.__all__:
-        assert re.search(rf"\b{name}\b", names), name
+    headings = [shown(found).split()[0] for found in re.findall(r"<h3[^>]*>(.*?)</h3>", names, re.DOTALL)]
+    assert sorted(name for name in headings if name.startswith("ll.")) == sorted(f"ll.{name}" for name in ll.__all__)
+
+
+def test_a_public_name_without_a_place_in_the_reference_stops_the_build():
+    hooks = site_hooks()
+    page = (ROOT / "docs" / "reference" / "python.md").read_text()
+    assert "::: locallearn.core.split.split\n" in hooks.on_page_markdown(page)
+    with pytest.raises(Exception, match=r"once for each public name; wrong: split$"):
+        hooks.on_page_markdown(page.replace("::: ll.split\n", ""))
+    with pytest.raises(Exception, match=r"wrong: a name twice$"):
+        hooks.on_page_markdown(page + "\n::: ll.split\n")
+
+
+def site_hooks():
+    """The functions of docs/hooks.py, which mkdocs calls."""
+    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "docs" / "hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    return hooks
 
 
 def shown(page):
@@ -70,9 +88,7 @@ def test_the_examples_are_there_with_their_code(site):
 
 @pytest.mark.parametrize("mark", ["--8&lt;-- &quot;a.py&quot;", "<i>--</i><i>8</i> <i>&lt;</i> <i>--</i>a.py"])
 def test_a_mark_that_includes_nothing_stops_the_build(mark):
-    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "docs" / "hooks.py")
-    hooks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hooks)
+    hooks = site_hooks()
     page = SimpleNamespace(file=SimpleNamespace(src_path="examples.md"))
     assert hooks.on_post_page(output="<p>fine, 8 - 7</p>", page=page) == "<p>fine, 8 - 7</p>"
     with pytest.raises(Exception, match=r"examples\.md: a mark"):

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ from locallearn.cli.configured import SHORT, SHOWN, start
 from locallearn.cli.console import Terminal, warn
 from locallearn.cli.early import check_names, working
 from locallearn.cli.options import check_at_least, parse, value_of
-from locallearn.config import MeshConfig, RunConfig, RuntimeName
+from locallearn.config import MeshConfig, OptimizerConfig, RunConfig, RuntimeName, ScheduleConfig
 from locallearn.data.datasets import data_root
 from locallearn.errors import ConfigError, LocalLearnError, UsageError, one_line
 from locallearn.experiments.recipes import fitted, recipe
@@ -64,8 +64,13 @@ class ResumeOptions:
     """Continue with another number of CPU threads."""
     data_root: str | None = None
     """Folder that holds the data, where it has moved."""
-    optimizer_name: Annotated[str | None, tyro.conf.arg(name="optimizer.name")] = None
-    """The run's optimizer once more, where it is of another package: what only a file names is not imported."""
+    epochs: int | None = None
+    """Train for so many in all, those that are done included; by default as many as before [epochs]."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Other settings from here on. The optimizer stays; one of another package must be named once more, for what only
+    a file names is not imported."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Another schedule from here on: the rate of a step is what it gives for that step of the whole run."""
     json: bool = False
     """Print the summary as JSON and no progress."""
     processes: int = 1
@@ -74,13 +79,36 @@ class ResumeOptions:
     """How often these processes are started again, from the last checkpoint, after one of them died."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, processes=1, restarts=0, threads=1)
+        check_at_least(self, processes=1, restarts=0, threads=1, epochs=1)
 
 
 USAGE = """Train a recipe as K x G nodes: locallearn train RECIPE [--option value ...] --run DIR.
 
 RECIPE is a method (such as e2e, dgl, gn-dgl or dgssl) for the embedded digits, or MODEL-METHOD such as
-resnet32-gn-dgl; `locallearn recipes` lists them. Continue a run with: locallearn train --resume DIR."""
+resnet32-gn-dgl; `locallearn recipes` lists them. Continue a run with: locallearn train --resume DIR, and for longer
+or with another rate with: locallearn train --resume DIR --epochs N --lr R."""
+
+_RESUME_USAGE = """Continue a run from its newest checkpoint: locallearn train --resume DIR [--option value ...].
+
+With --epochs, --lr or --schedule the rest is trained with other settings, a finished run too: config.toml then says
+these, and history.json what was before."""
+
+_RESUME_SHORT = {
+    "--train.epochs": "--epochs",
+    **{name: whole for name, whole in SHORT.items() if whole.startswith(("--optimizer.", "--schedule."))},
+}
+_RESUME_SHOWN = (
+    "--resume",
+    "--epochs",
+    "--lr",
+    "--schedule",
+    "--runtime",
+    "--processes",
+    "--device",
+    "--threads",
+    "--data-root",
+    "--json",
+)
 
 _SHOWN = ("--run", "--config", *SHOWN, "--json")
 """What ``--help`` shows."""
@@ -129,13 +157,15 @@ def _fitted(config: RunConfig, default: RunConfig) -> RunConfig:
 def _resume(arguments: Sequence[str]) -> int:
     folder = value_of("--resume", arguments)
     config = RunFolder(Path(folder)).config() if folder is not None else recipe("gn-dgl")
-    default = ResumeOptions(folder or "", config.runtime, config.mesh)
-    options = parse(ResumeOptions, arguments, "train", "Continue a run.", default)
-    if options.optimizer_name not in (None, config.optimizer.name):
+    default = ResumeOptions(
+        folder or "", config.runtime, config.mesh, optimizer=config.optimizer, schedule=config.schedule
+    )
+    options = parse(ResumeOptions, arguments, "train --resume", _RESUME_USAGE, default, _RESUME_SHORT, _RESUME_SHOWN)
+    if options.optimizer.name != config.optimizer.name:
         expected = f"{config.optimizer.name}, with which the run began"
-        raise ConfigError("optimizer.name", options.optimizer_name, expected)
-    if options.optimizer_name is not None:
-        plugins.allow_import(options.optimizer_name)
+        raise ConfigError("optimizer.name", options.optimizer.name, expected)
+    if any(value_of(name, arguments) for name in ("--optimizer.name", "--optimizer")):
+        plugins.allow_import(options.optimizer.name)
     if _launches(options.processes):
         _check_runtime(options.runtime)
         _check_mesh(dataclasses.replace(config, runtime=options.runtime, mesh=options.mesh), options.processes)
@@ -155,6 +185,9 @@ def _resume(arguments: Sequence[str]) -> int:
             root=options.data_root,
             runtime=changed.runtime,
             mesh=changed.mesh,
+            epochs=options.epochs,
+            optimizer=options.optimizer,
+            schedule=options.schedule,
         )
     return _finish(Path(options.resume), summary, options.json)
 

@@ -162,7 +162,7 @@ def _origin(record: RunRecord) -> list[tuple[str, str]]:
     return [
         ("accuracy of", record.protocol),
         ("seed", str(record.config.seed)),
-        ("digest", summary.get("digest") or digest(record.config)),
+        ("digest", _digests(record)),
         ("data", summary.get("data_source") or record.config.data.name),
         ("started", record.started or compare.MISSING),
         ("resumed", {0: "never", 1: "once"}.get(record.resumes, f"{record.resumes} times")),
@@ -171,6 +171,13 @@ def _origin(record: RunRecord) -> list[tuple[str, str]]:
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or compare.MISSING),
         ("commit", summary.get("commit") or compare.MISSING),
     ]
+
+
+def _digests(record: RunRecord) -> str:
+    """The configuration's digest, and those of the settings that a resume changed."""
+    summary = record.summary or {}
+    earlier = [f"{entry['digest']} until step {entry['until_step']:,}" for entry in summary.get("history") or []]
+    return ", then ".join([*earlier, summary.get("digest") or digest(record.config)])
 
 
 def _hardware(record: RunRecord) -> str:

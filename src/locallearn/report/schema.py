@@ -70,6 +70,13 @@ class Accuracy(_Model):
     best_epoch: int | None = None
 
 
+class Earlier(_Model):
+    """Settings that a run was trained with until a step."""
+
+    until_step: int
+    digest: str
+
+
 class Summary(_Model):
     """``summary.json``."""
 
@@ -86,6 +93,7 @@ class Summary(_Model):
     hardware: dict[str, Any] | None = None
     versions: dict[str, str | None] | None = None
     commit: str | None = None
+    history: list[Earlier] = Field(default_factory=list)
 
 
 class ProbePoint(_Model):

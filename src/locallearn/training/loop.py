@@ -142,12 +142,13 @@ class Loop:
             path = self.kept.folder / name
             self._put_back(path, found or checkpoints.load(path))
         if self.world.leader:
+            self.folder.history().rewind(self.step, self._identity)
             for problem in self.folder.rewind(self.step):
                 self.observer.on_warning(problem)
 
     def _put_back(self, path: Path, found: checkpoints.Checkpoint) -> None:
-        if found.progress["digest"] != self._identity:
-            raise CheckpointError(f"checkpoint {path} belongs to another configuration than config.toml beside it")
+        assert self.folder is not None
+        self.folder.history().check(path, found.progress, self._identity)
         if found.progress.get("scorer") != self.scorer.identity:
             raise CheckpointError(
                 f"checkpoint {path} was trained with another scorer than objective.modification names"
@@ -212,6 +213,8 @@ class Loop:
             return {}
         summary = summarise(self.config, self.work.source, self.network, self.progress, self.step)
         if self.folder is not None:
+            earlier = self.folder.history().told()
+            summary |= {"history": earlier} if earlier else {}
             self.folder.write_summary(summary)
         return summary
 

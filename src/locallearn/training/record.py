@@ -22,6 +22,7 @@ from locallearn.config import RunConfig, from_toml, to_toml
 from locallearn.errors import ConfigError, UsageError
 from locallearn.files import cannot_write, make_folder, remove, sweep, write_atomically
 from locallearn.training.events import read_events, read_summary
+from locallearn.training.history import History
 from locallearn.training.loggers import Loggers
 
 _UNBORN = re.compile(r"\.lock|\.config\.toml\.[0-9-]+\.tmp")
@@ -165,6 +166,15 @@ class RunFolder:
                 f"continue or evaluate it with a Trainer of run={str(self.path)!r}"
             )
         return config
+
+    def change(self, config: RunConfig) -> None:
+        """Write another configuration in the place of this run's, which then has no summary until it ends again."""
+        write_atomically(self.path / "config.toml", to_toml(config))
+        (self.path / "summary.json").unlink(missing_ok=True)
+
+    def history(self) -> History:
+        """The configurations that it had before."""
+        return History(self.path / "history.json")
 
     def append(self, event: dict[str, Any]) -> None:
         """Add an event to metrics.jsonl, and tell the loggers that :meth:`logging_to` opened.

@@ -9,7 +9,17 @@ from typing import Any
 
 from locallearn import plugins
 from locallearn.arguments import checked
-from locallearn.config import MeshConfig, RunConfig, RuntimeName, digest, from_toml, to_dict, to_toml
+from locallearn.config import (
+    MeshConfig,
+    OptimizerConfig,
+    RunConfig,
+    RuntimeName,
+    ScheduleConfig,
+    digest,
+    from_toml,
+    to_dict,
+    to_toml,
+)
 from locallearn.data.datasets import Dataset, load
 from locallearn.errors import ConfigError, DiskError, UsageError
 from locallearn.runtime.world import Alone, ProcessWorld, local_device, process_world
@@ -20,6 +30,7 @@ from locallearn.training.loggers import Loggers
 from locallearn.training.observer import Observer, Quiet
 from locallearn.training.record import RunFolder
 from locallearn.training.sequential import SequentialTraining
+from locallearn.training.settings import change, with_settings
 from locallearn.training.setup import resolve, with_changes
 
 
@@ -72,8 +83,15 @@ def resume(
     root: str | None = None,
     runtime: RuntimeName | None = None,
     mesh: MeshConfig | None = None,
+    epochs: int | None = None,
+    optimizer: OptimizerConfig | None = None,
+    schedule: ScheduleConfig | None = None,
 ) -> dict[str, Any]:
     """Continue a run from its newest whole checkpoint. A finished run returns its summary.
+
+    With ``epochs``, ``optimizer`` or ``schedule`` the rest is trained with other settings, a finished run too. They
+    take the place of those in the run's ``config.toml``, and its ``history.json`` tells what was before. The rate of
+    a step is what the new settings give for that step, as if they had held from the beginning.
 
     Args:
         run: the run's folder.
@@ -83,38 +101,55 @@ def resume(
         root: folder that holds the data, where it has moved.
         runtime: train with another one that trains the same.
         mesh: train on other processes.
+        epochs: train for so many, those that are done included.
+        optimizer: other settings of the same optimizer.
+        schedule: another schedule.
+
+    Raises:
+        UsageError: the folder is no run, or what shall change cannot; nothing is written.
+        CheckpointError: its checkpoints are damaged, or of another configuration.
     """
     folder = RunFolder(Path(run))
-    config = with_changes(folder.built_config(), device, threads, root, runtime, mesh)
-    try:
-        summary = folder.summary()
-    except DamagedRecordError as error:
-        summary = None
-        (observer or Quiet()).on_warning(f"{error}; it is written anew")
+    before = folder.built_config()
+    wanted = with_settings(before, epochs, optimizer, schedule)
+    config = with_changes(wanted, device, threads, root, runtime, mesh)
+    changed = digest(wanted) != digest(before)
+    summary = None if changed else _summary(folder, before, observer)
     if summary is not None:
-        _check_unedited(folder.config(), summary, run)
         return summary
     with _world(config) as world:
         dataset = _load(config, world)
         training = build(resolve(config, dataset), dataset, folder, observer, world)
         shown = _loggers(folder, config, observer, world)
         with _one_writer(folder, world):
+            if changed and world.leader:
+                change(folder, before, wanted)
+            world.sync()
             training.restore()
             with folder.logging_to(shown):
                 return training.run()
 
 
-def _check_unedited(config: RunConfig, summary: dict[str, Any], run: str | Path) -> None:
-    """Refuse to pass a finished run off as what its config.toml says since somebody edited it.
+def _summary(folder: RunFolder, config: RunConfig, observer: Observer | None) -> dict[str, Any] | None:
+    """What a finished run returns; None where there is something left to train.
 
     Raises:
-        UsageError: the summary is of another configuration.
+        UsageError: its config.toml was edited since, and is not what the run has trained.
     """
-    if summary.get("digest") not in (None, digest(config)):
-        raise UsageError(
-            f"{run} has already finished, and its config.toml was changed since, which trains nothing; for a run of "
-            f"its own: locallearn train --config {Path(run) / 'config.toml'} --run NEW"
-        )
+    try:
+        summary = folder.summary()
+    except DamagedRecordError as error:
+        (observer or Quiet()).on_warning(f"{error}; it is written anew")
+        return None
+    if summary is None or summary.get("digest") in (None, digest(config)):
+        return summary
+    if folder.history().led_to(summary["steps"], summary["digest"]):
+        return None  # a change of settings was cut off between the new configuration and this
+    raise UsageError(
+        f"{folder.path} has already finished, and its config.toml was changed since, which trains nothing; put it "
+        f"back and continue with locallearn train --resume {folder.path} --epochs N, --lr R or --schedule NAME; or "
+        f"for a run of its own: locallearn train --config {folder.path / 'config.toml'} --run NEW"
+    )
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 
 import numpy as np
@@ -209,6 +210,20 @@ def test_an_edited_configuration_of_a_finished_run_is_answered(run, tmp_path, ca
     (copy / "config.toml").write_text(text.replace("epochs = 1\n", "epochs = 60\n", 1))
     assert main(["train", "--resume", str(copy), "--json"]) == 2
     assert "has already finished, and its config.toml was changed since" in one_line(capsys)
+
+
+def test_a_finished_run_goes_on_for_longer_with_another_rate(run, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    assert main(["train", "--resume", str(copy), "--epochs", "2", "--lr", "0.05", "--schedule", "constant"]) == 0
+    assert ", from step " in capsys.readouterr().err
+    config = from_toml((copy / "config.toml").read_text())
+    assert (config.train.epochs, config.optimizer.learning_rate, config.schedule.name) == (2, 0.05, "constant")
+    assert re.search(r"[0-9a-f]{16} until step \d+, then [0-9a-f]{16}", (copy / "report.html").read_text())
+    assert main(["train", "--resume", str(copy), "--epochs", "1"]) == 2
+    assert "train.epochs: 1 is not valid; expected more than the 2 that are done (--epochs)" in one_line(capsys)
+    assert main(["train", "--resume", str(copy), "--optimizer", "adam"]) == 2
+    assert "expected sgd, with which the run began" in one_line(capsys)
 
 
 def test_a_report_is_html(run, tmp_path, capsys):

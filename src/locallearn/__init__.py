@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from locallearn.nn.heads import HeadInput, heads
     from locallearn.training.embed import embed
     from locallearn.training.export import load_exported
-    from locallearn.training.finished import open_run
+    from locallearn.training.finished import load_run, open_run
     from locallearn.training.loggers import LoggerInput, loggers
     from locallearn.training.optimizers import OptimizerInput, optimizers
     from locallearn.training.probe import probe
@@ -69,6 +69,7 @@ _PLACES = {
     "from_toml": "locallearn.config",
     "heads": "locallearn.nn.heads",
     "load_exported": "locallearn.training.export",
+    "load_run": "locallearn.training.finished",
     "loggers": "locallearn.training.loggers",
     "methods": "locallearn.core.methods",
     "objectives": "locallearn.losses.objectives",
@@ -115,6 +116,7 @@ __all__ = [
     "from_toml",
     "heads",
     "load_exported",
+    "load_run",
     "loggers",
     "methods",
     "objectives",

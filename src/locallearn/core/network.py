@@ -127,8 +127,10 @@ class LocalNetwork(nn.Module):
             for step in self.steps:
                 step.scaler = step.scaler or torch.amp.GradScaler(device)
 
-    def given_batch(self, batch: Any) -> Batch:
-        """A batch of a loop of the user's own, as stages take it."""
+    def given_batch(self, batch: Any, labelled: bool = True) -> Batch:
+        """A batch of a loop of the user's own, as stages take it; where labels are not needed, images alone too."""
+        if not labelled and isinstance(batch, Tensor):
+            batch = Batch(batch, torch.empty(0), batch, 0)
         return as_batch(batch)
 
     def walk(

@@ -227,18 +227,19 @@ class SplitNetwork(LocalNetwork):
         """What the user's model gives; heads are not computed."""
         return self.model(*args, **kwargs)
 
-    def given_batch(self, batch: Any) -> CalledBatch:
+    def given_batch(self, batch: Any, labelled: bool = True) -> CalledBatch:
         """A batch of the user's own loader, as the stages take it.
 
         Args:
             batch: a mapping of named arguments with ``labels``, or a pair (inputs, labels), on the model's device.
+            labelled: refuse a batch without labels where an objective needs them.
         """
         if not self._plain:
             check_plain(self.model)
             self._plain = True
         call = model_call(self.model, batch)
         call = dataclasses.replace(call, labels=self.task.labels(call.labels))
-        if call.labels is None and any(stage.objective.needs_labels for stage in self.model_stages):
+        if labelled and call.labels is None and any(stage.objective.needs_labels for stage in self.model_stages):
             raise UsageError("batch: there are no labels, which the objective of a module needs")
         return call.batch()
 

@@ -1,10 +1,9 @@
-"""Features of a user's own images, written to a file."""
+"""Features of a user's own images or loaders, written to a file."""
 
 from __future__ import annotations
 
-import contextlib
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,66 +11,113 @@ import numpy as np
 import torch
 
 from locallearn.arguments import checked
+from locallearn.core.batches import are_classes
+from locallearn.core.network import LocalNetwork
 from locallearn.data.datasets import ImageSet
 from locallearn.data.folder import decode_images, find_images
 from locallearn.errors import ConfigError, UsageError
 from locallearn.files import readable, replacing
+from locallearn.training.feature_files import WRITERS, check_output
 from locallearn.training.features import Place, Reader, places
 from locallearn.training.finished import OpenedRun
+from locallearn.training.loaders import check_loader, read_network
+from locallearn.training.stage_features import checked_stage, stage_places, stage_reader
 
 Module = int | Literal["last"]
 """A module of the network, from 1, or its last one."""
 
-Write = Callable[[list[str], np.ndarray], None]
-"""Takes paths and features, float32 [B, D], of some images, in order."""
-
 
 @checked
 def embed(
-    run: OpenedRun,
-    folder: str | Path,
+    of: OpenedRun | LocalNetwork,
+    examples: str | Path | Iterable[Any],
     output: str | Path,
     module: Module = "last",
     pool: int = 1,
     overwrite: bool = False,
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
 ) -> dict[str, Any]:
-    """Write the features of all images in a folder and its sub-folders.
+    """Write the features of all images in a folder and its sub-folders, or of all examples of a loader.
 
-    The network is in eval mode; only as many images as one evaluation batch are in memory at a time.
+    The network is in eval mode; only one batch is in memory at a time.
 
     Args:
-        run: an opened run.
-        folder: images; they are resized to the network's input, the shorter side first, and cut to the centre.
-        output: ``.parquet`` with columns ``path`` and ``features`` (list of float32), or ``.npz`` with arrays of
-            these names. It is written under a temporary name and renamed.
-        module: whose features.
+        of: an opened run, with a folder of images; or a network, of :func:`locallearn.split` for example, with a
+            loader.
+        examples: images, which are resized to the network's input, the shorter side first, and cut to the centre; or
+            batches as the network's ``step`` takes them.
+        output: ``.parquet`` with columns ``path`` (of a loader ``index``, from 0, and ``label`` where there is a
+            class for every example) and ``features`` (list of float32), or ``.npz`` with arrays of these names. It is
+            written under a temporary name and renamed.
+        module: whose features: a module (stage) from 1, or the last; as :meth:`locallearn.Trainer.features` says.
         pool: side that feature maps are averaged to [positions].
         overwrite: replace ``output``.
+        precision: of a network's computation; a run has its own.
 
     Returns:
-        What was written: ``file``, ``images``, ``features``, ``module``, ``block``, ``step``.
+        What was written: ``file``, ``images``, ``features``, ``module``, ``block``, and of a run ``step``.
 
     Raises:
-        UsageError: no such module, or the file is there, of another kind or cannot be written.
+        UsageError: no such module, or the file is there, of another kind or cannot be written; a loader gives
+            nothing.
         DataError: the folder holds no images, or one cannot be read.
     """
-    writers, folder, output = {".parquet": _parquet, ".npz": _npz}, Path(folder), Path(output)
+    output = Path(output)
     if pool < 1:
         raise ConfigError("--pool", pool, "a whole number of at least 1")
-    if output.suffix not in writers:
-        raise UsageError(f"--out: {str(output)!r} is not valid; expected a file name ending in .parquet or .npz")
-    if output.exists() and not overwrite:
-        raise UsageError(f"--out: {output} is there already; replace it with --overwrite, or name another file")
-    if not output.parent.is_dir():
-        raise UsageError(f"--out: {output.parent} is no folder; expected one that is there")
+    check_output(output, overwrite)
+    if isinstance(of, LocalNetwork):
+        return _of_loader(of, examples, output, module, pool, precision)
+    if not isinstance(examples, (str, Path)):
+        raise UsageError("examples: a loader is for a network; an opened run takes a folder of images")
+    return _of_folder(of, Path(examples), output, module, pool)
+
+
+def _of_folder(run: OpenedRun, folder: Path, output: Path, module: Module, pool: int) -> dict[str, Any]:
     place = _place(run, module)
     reader = Reader(run.network, [place], run.precision, pool)
     files = find_images(folder)
     size = _features(run, reader, files[0]).shape[1]
-    with replacing(output) as temporary, writers[output.suffix](temporary, len(files), size) as write:
+    writer = WRITERS[output.suffix]
+    with replacing(output) as temporary, writer(temporary, ["path"], len(files), size) as write:
         for part in _parts(files, run.config.train.evaluate_batch_size):
-            write([readable(file.relative_to(folder).as_posix()) for file in part], _features(run, reader, *part))
+            names = [readable(file.relative_to(folder).as_posix()) for file in part]
+            write({"path": names}, _features(run, reader, *part))
     facts = {"images": len(files), "features": size, "module": place.module, "block": place.block, "step": run.step}
+    return {"file": str(output), **facts}
+
+
+def _of_loader(
+    network: LocalNetwork, loader: Any, output: Path, module: Module, pool: int, precision: str
+) -> dict[str, Any]:
+    """Features go to a temporary file first, for a loader may not say how many examples it has."""
+    if isinstance(loader, (str, Path)):
+        raise UsageError(f"examples: {str(loader)!r} is a folder's name; of a network give a loader of batches")
+    check_loader("examples", loader)
+    where = stage_places(network)
+    place = where[checked_stage(None if module == "last" else module, len(where)) - 1]
+    read = stage_reader(network, [place.module], precision, pool)
+    sizes: list[int] = []
+    labels: list[int] = []
+    width = 0
+    with tempfile.TemporaryFile() as spool:
+        for batch, (features_BD,) in read_network(network, loader, read, precision):
+            sizes.append(len(features_BD))
+            width = features_BD.shape[1]
+            spool.write(features_BD.cpu().numpy().astype(np.float32).tobytes())
+            labels += batch.labels.tolist() if are_classes(batch.labels) else []
+        if not sizes:
+            raise UsageError("examples: the loader gave no batch")
+        spool.seek(0)
+        count = sum(sizes)
+        names = ["index", "label"] if len(labels) == count else ["index"]
+        with replacing(output) as temporary, WRITERS[output.suffix](temporary, names, count, width) as write:
+            start = 0
+            for size in sizes:
+                rows = range(start, start := start + size)
+                features = np.frombuffer(spool.read(4 * size * width), np.float32).reshape(size, width)
+                write({"index": list(rows), "label": labels[rows.start : rows.stop]}, features)
+    facts = {"images": count, "features": width, "module": place.module, "block": place.block}
     return {"file": str(output), **facts}
 
 
@@ -92,37 +138,3 @@ def _features(run: OpenedRun, reader: Reader, *files: Path) -> np.ndarray:
     images = decode_images(files, run.dataset.image_size, run.dataset.channels)
     store = run.store(ImageSet(images, torch.zeros(len(files), dtype=torch.int64)))
     return reader(next(store.ordered(len(files))).images)[0].cpu().numpy()
-
-
-@contextlib.contextmanager
-def _parquet(path: Path, images: int, size: int) -> Iterator[Write]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = pa.schema([("path", pa.string()), ("features", pa.list_(pa.float32()))])
-    with pq.ParquetWriter(path, schema) as writer:
-
-        def write(paths: list[str], features_BD: np.ndarray) -> None:
-            ends = pa.array(np.arange(0, features_BD.size + 1, size, dtype=np.int32))
-            column = pa.ListArray.from_arrays(ends, pa.array(features_BD.reshape(-1)))
-            writer.write_table(pa.table([pa.array(paths), column], schema=schema))
-
-        yield write
-
-
-@contextlib.contextmanager
-def _npz(path: Path, images: int, size: int) -> Iterator[Write]:
-    """An ``.npz`` is a zip file of ``.npy`` members; the features go into theirs as they come."""
-    names: list[str] = []
-    with zipfile.ZipFile(path, "w") as archive:
-        with archive.open("features.npy", "w", force_zip64=True) as member:
-            header = {"descr": "<f4", "fortran_order": False, "shape": (images, size)}
-            np.lib.format.write_array_header_1_0(member, header)
-
-            def write(paths: list[str], features_BD: np.ndarray) -> None:
-                names.extend(paths)
-                member.write(features_BD.astype("<f4").tobytes())
-
-            yield write
-        with archive.open("path.npy", "w", force_zip64=True) as member:
-            np.lib.format.write_array(member, np.array(names))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from locallearn.data.store import Store
 from locallearn.data.streaming import open_store
 from locallearn.errors import CheckpointError, UsageError
 from locallearn.losses.functional import layerwise_ensemble
-from locallearn.training.checkpoint import BEST, CheckpointFolder, load_network
+from locallearn.training.checkpoint import BEST, Checkpoint, CheckpointFolder, load_network
 from locallearn.training.checkpoint import load as load_checkpoint
 from locallearn.training.evaluate import Evaluation, classifies, evaluate_run
 from locallearn.training.record import RunFolder
@@ -106,14 +106,7 @@ def open_run(
     """
     folder = RunFolder(Path(run))
     config = with_changes(folder.built_config(), device=device, root=root)
-    kept = CheckpointFolder(folder.checkpoints, 1)
-    if checkpoint == "last":
-        path, found, _ = kept.newest()
-    else:
-        path = folder.checkpoints / BEST if checkpoint == "best" else kept.at(checkpoint)
-        found = load_checkpoint(path)
-    if path is None or found is None:
-        raise CheckpointError(f"{run} has no checkpoint yet")
+    path, found = _checkpoint(folder, checkpoint)
     dataset = load(config.data)
     config = resolve(config, dataset)
     network = build_network(config, image_shape(dataset))
@@ -122,3 +115,56 @@ def open_run(
     if config.train.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return OpenedRun(config, dataset, network, found.progress["step"])
+
+
+Network = TypeVar("Network", bound=LocalNetwork)
+
+
+@checked
+@torch.no_grad()
+def load_run(network: Network, run: str | Path, checkpoint: str = "last") -> Network:
+    """Put the weights of a run's checkpoint into a network; the way back to the user's class from a Trainer's run.
+
+    >>> mine = ll.load_run(ll.split(MyNet(), depth=4, example=batch), "runs/mine", "best").merge()
+    ... # doctest: +SKIP
+
+    Args:
+        network: made as the one that was trained, with :func:`locallearn.split` and the same cuts and heads; whatever
+            its weights are.
+        run: the run's folder; training may go on in it.
+        checkpoint: ``"last"`` (the newest that is whole), ``"best"``, or a step that is kept, such as ``"7800"``.
+
+    Returns:
+        The network, with the moving averages of the weights where the Trainer kept them: with these it was evaluated.
+
+    Raises:
+        UsageError: the folder is not a run.
+        CheckpointError: it has no such checkpoint, only damaged ones, or those of another network.
+    """
+    folder = RunFolder(Path(run))
+    folder.config()
+    path, found = _checkpoint(folder, checkpoint)
+    load_network(network, found.tensors, path)
+    for stage in network:
+        for name, parameter in stage.own_parameters().items():
+            average = found.tensors.get(f"average/{stage.name}/{name}")
+            if average is not None:
+                parameter.copy_(average)
+    return network
+
+
+def _checkpoint(folder: RunFolder, checkpoint: str) -> tuple[Path, Checkpoint]:
+    """A checkpoint of a run, by ``last``, ``best`` or its step.
+
+    Raises:
+        CheckpointError: there is no such one, or it is damaged.
+    """
+    kept = CheckpointFolder(folder.checkpoints, 1)
+    if checkpoint == "last":
+        path, found, _ = kept.newest()
+    else:
+        path = folder.checkpoints / BEST if checkpoint == "best" else kept.at(checkpoint)
+        found = load_checkpoint(path)
+    if path is None or found is None:
+        raise CheckpointError(f"{folder.path} has no checkpoint yet")
+    return path, found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,8 +12,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from locallearn import seeding
+from locallearn.core.module import autocast
+from locallearn.core.network import LocalNetwork
 from locallearn.data.store import Batch
 from locallearn.errors import UsageError
+
+T = TypeVar("T")
 
 
 class LoaderSource:
@@ -34,13 +38,7 @@ class LoaderSource:
     """
 
     def __init__(self, loader: Iterable[Any], given: Callable[[Any], Batch], device: torch.device, seed: int) -> None:
-        if not isinstance(loader, Iterable):
-            raise UsageError(f"loader: {type(loader).__name__} is not valid; expected an iterable of batches")
-        if isinstance(loader, Iterator):
-            raise UsageError(
-                f"loader: {type(loader).__name__} can be read only once; expected a list or a DataLoader, which "
-                "gives its batches again in every epoch"
-            )
+        check_loader("loader", loader)
         self.loader, self.given, self.device, self.seed = loader, given, device, seed
         self._size = 0
 
@@ -111,6 +109,42 @@ def _put(states: tuple[Any, ...]) -> None:
     torch.set_rng_state(states[0])
     np.random.set_state(states[1])
     random.setstate(states[2])
+
+
+def check_loader(name: str, loader: object) -> None:
+    """Refuse what gives no batches, or gives them only once.
+
+    Raises:
+        UsageError: it is such a thing.
+    """
+    if not isinstance(loader, Iterable):
+        raise UsageError(f"{name}: {type(loader).__name__} is not valid; expected an iterable of batches")
+    if isinstance(loader, Iterator):
+        raise UsageError(
+            f"{name}: {type(loader).__name__} can be read only once; expected a list or a DataLoader, which "
+            "gives its batches again in every epoch"
+        )
+
+
+@torch.no_grad()
+def read_network(
+    network: LocalNetwork, loader: Iterable[Any], read: Callable[[Batch], T], precision: str
+) -> Iterator[tuple[Batch, T]]:
+    """Every batch of a loader, on the network's device, and what is read of it in eval mode, without gradient.
+
+    The network's mode is put back at the end.
+    """
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    try:
+        for batch in loader:
+            given = network.given_batch(moved(batch, device), labelled=False)
+            with autocast(device, precision):
+                found = read(given)
+            yield given, found
+    finally:
+        network.train(was_training)
 
 
 def moved(batch: Any, device: torch.device) -> Any:

@@ -2,53 +2,81 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from locallearn.arguments import checked
-from locallearn.config import AugmentConfig, OptimizerConfig, ProbeConfig
+from locallearn.config import AugmentConfig, ProbeConfig
+from locallearn.core.network import LocalNetwork
 from locallearn.data.store import Store
 from locallearn.data.streaming import open_store
-from locallearn.errors import DivergedError
-from locallearn.losses.functional import cross_entropy
-from locallearn.training.features import Place, Reader, places
+from locallearn.errors import UsageError
+from locallearn.training.features import Reader, places
 from locallearn.training.finished import OpenedRun
-from locallearn.training.optim import build_optimizer
 from locallearn.training.probe_heads import Probes
-from locallearn.training.probe_record import make_record
-
-Batches = Callable[[int], Iterator[tuple[list[Tensor], Tensor]]]
-"""Features [B, D] of every place and labels [B] of every batch of an epoch, by the epoch's number from 0."""
-
-OnEpoch = Callable[[int, float], None]
-"""Is told each epoch (from 1) and the mean training loss of the probes in it."""
+from locallearn.training.probe_loaders import probe_network
+from locallearn.training.probe_record import Probed, make_record, write_record
+from locallearn.training.probe_training import Batches, OnEpoch, point, score_probes, train_probes
 
 
 @checked
-def probe(run: OpenedRun, config: ProbeConfig, on_epoch: OnEpoch | None = None) -> dict[str, Any]:
-    """Train probes on a run's training images and test them on its test images; the network is left as it is.
+def probe(
+    of: OpenedRun | LocalNetwork,
+    config: ProbeConfig,
+    on_epoch: OnEpoch | None = None,
+    *,
+    train: Iterable[Any] | None = None,
+    test: Iterable[Any] | None = None,
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    output: str | Path | None = None,
+) -> dict[str, Any]:
+    """Train probes on the features of a frozen network and test them; the network is left as it is.
 
     The network is in eval mode and computes no gradient. Its forward pass is done once a batch for all depths: once
     in all where features fit ``config.cache_mib`` and images are not augmented, else once an epoch.
 
     Args:
-        run: an opened run.
+        of: an opened run, which is probed on its own training and test images; or a network, of
+            :func:`locallearn.split` for example, with the loaders ``train`` and ``test``. A user's own model is
+            probed at the ends of its stages, as their heads see the features; the last one where a linear layer makes
+            its scores, at what that is given.
         config: settings.
         on_epoch: is told how it goes.
+        train: of a network, batches as its ``step`` takes them, with one class for every example. They are read
+            once; what the loader changes in examples is changed once.
+        test: the same, to test the probes on.
+        precision: of a network's computation.
+        output: file that the record is written to as well; ``probe.json`` or ``probe-NAME.json`` in a run's folder is
+            drawn by ``locallearn report``.
 
     Returns:
         The record, as in ``probe.json``: protocol, accuracy of every place (fractions), seconds, forward passes.
 
     Raises:
-        ConfigError: ``augment = "run"`` changes what the images do not have.
+        ConfigError: ``augment = "run"`` changes what the images do not have, or a setting is not for loaders.
+        UsageError: loaders are missing, give nothing, or their labels are no classes.
         DivergedError: a probe's loss became NaN or infinite.
     """
+    loaders = [given for given in (train, test) if given is not None]
+    if isinstance(of, OpenedRun):
+        if loaders:
+            raise UsageError("train, test: loaders are for a network; an opened run has data of its own")
+        found = _of_run(of, config, on_epoch)
+    elif train is None or test is None:
+        raise UsageError("train, test: a network is probed on loaders; give both")
+    else:
+        found = probe_network(of, config, train, test, precision, on_epoch)
+    if output is not None:
+        write_record(Path(output), found)
+    return found
+
+
+def _of_run(run: OpenedRun, config: ProbeConfig, on_epoch: OnEpoch | None) -> dict[str, Any]:
     begin = time.perf_counter()
     where = places(run.network, config.depth)
     reader = Reader(run.network, where, run.precision, config.pool)
@@ -58,10 +86,14 @@ def probe(run: OpenedRun, config: ProbeConfig, on_epoch: OnEpoch | None = None) 
     batches = cached_batches(run, reader, store, sizes, config) if cached else _streamed(reader, store, config)
     probes = Probes(where, sizes, len(run.dataset.classes), config).to(run.device)
     train = train_probes(probes, batches, store.steps(config.batch_size), config, on_epoch)
-    test = _test(probes, reader, run)
+    ordered = run.store(run.dataset.test).ordered(run.config.train.evaluate_batch_size)
+    test = score_probes(probes, ((reader(batch.images), batch.labels) for batch in ordered))
     held = f"held in {config.cache_precision}" if cached else "computed every epoch"
-    points = [_point(*row) for row in zip(where, sizes, train, *test, strict=True)]
-    record = make_record(run, config, held, points)
+    points = [point(*row) for row in zip(where, sizes, train, *test, strict=True)]
+    dataset, known = run.dataset, {"run_seed": run.config.seed, "step": run.step}
+    images = len(dataset.train.labels), len(dataset.test.labels)
+    probed = Probed(dataset.name, *images, run.precision, str(run.config.train.device), held, known)
+    record = make_record(probed, config, points)
     return {**record, "seconds": time.perf_counter() - begin, "forward_passes": reader.passes}
 
 
@@ -115,76 +147,3 @@ def cached_batches(
             yield [features_ND[chosen].float() for features_ND in held], labels[chosen]
 
     return epoch
-
-
-def train_probes(
-    probes: Probes,
-    batches: Batches,
-    steps: int,
-    config: ProbeConfig,
-    on_epoch: OnEpoch | None = None,
-) -> list[float]:
-    """Train all probes together, and return each one's training accuracy over the last epoch.
-
-    Args:
-        probes: the probes.
-        batches: the batches of an epoch.
-        steps: batches of an epoch.
-        config: settings.
-        on_epoch: as in :func:`probe`.
-    """
-    settings = OptimizerConfig(config.optimizer, config.initial_rate, weight_decay=config.weight_decay)
-    optimizer = build_optimizer(settings, probes.parameters())
-    probes.train()
-    zeros_P = torch.zeros(len(probes.heads), dtype=torch.float64, device=next(probes.parameters()).device)
-    hits_P, images = zeros_P, 0
-    for epoch in range(config.epochs):
-        hits_P, loss_P, images = zeros_P, zeros_P, 0
-        for step, (features, labels_B) in enumerate(batches(epoch)):
-            _set_rate(optimizer, config, (epoch * steps + step) / (config.epochs * steps))
-            scores_PBC = probes(features)
-            losses_P = cross_entropy(scores_PBC, labels_B)
-            optimizer.zero_grad(set_to_none=True)
-            losses_P.sum().backward()
-            optimizer.step()
-            hits_P = hits_P + (scores_PBC.argmax(-1) == labels_B).sum(1)
-            loss_P = loss_P + losses_P.detach() * len(labels_B)
-            images += len(labels_B)
-        _check(loss_P, epoch + 1)
-        if on_epoch is not None:
-            on_epoch(epoch + 1, loss_P.mean().item() / images)
-    return (hits_P / images).tolist()
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, config: ProbeConfig, passed: float) -> None:
-    """The learning rate where a fraction ``passed`` of the training is done."""
-    factor = 0.5 * (1 + math.cos(math.pi * passed)) if config.schedule == "cosine" else 1.0
-    for group in optimizer.param_groups:
-        group["lr"] = config.initial_rate * factor
-
-
-def _check(loss_P: Tensor, epoch: int) -> None:
-    bad = (~loss_P.isfinite()).nonzero().flatten().tolist()
-    if bad:
-        raise DivergedError(
-            f"the loss of probe {bad[0] + 1} became NaN or infinite in epoch {epoch}; try a lower rate"
-        )
-
-
-@torch.no_grad()
-def _test(probes: Probes, reader: Reader, run: OpenedRun) -> tuple[list[float], list[float]]:
-    """Accuracy and cross entropy of every probe on the test images."""
-    probes.eval()
-    hits_P, loss_P = torch.zeros(2, len(probes.heads), dtype=torch.float64, device=run.device)
-    images = 0
-    for batch in run.store(run.dataset.test).ordered(run.config.train.evaluate_batch_size):
-        scores_PBC = probes(reader(batch.images))
-        hits_P += (scores_PBC.argmax(-1) == batch.labels).sum(1)
-        loss_P += cross_entropy(scores_PBC, batch.labels) * len(batch.labels)
-        images += len(batch.labels)
-    return (hits_P / images).tolist(), (loss_P / images).tolist()
-
-
-def _point(place: Place, size: int, train: float, accuracy: float, loss: float) -> dict[str, Any]:
-    figures = {"features": size, "train_accuracy": train, "accuracy": accuracy, "loss": loss}
-    return {**dataclasses.asdict(place), **figures}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,45 +13,64 @@ from locallearn.config import ProbeConfig
 from locallearn.errors import UsageError
 from locallearn.files import write_atomically
 from locallearn.training import record
-from locallearn.training.finished import OpenedRun
 
 
-def make_record(run: OpenedRun, config: ProbeConfig, held: str, points: list[dict[str, Any]]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Probed:
+    """What was probed.
+
+    Attributes:
+        data: name of the data.
+        train: how many training examples.
+        test: how many test examples.
+        precision: of the network's computation.
+        device: where it was computed.
+        held: how features were held.
+        known: what else the protocol tells.
+    """
+
+    data: str
+    train: int
+    test: int
+    precision: str
+    device: str
+    held: str
+    known: dict[str, Any] = field(default_factory=dict)
+
+
+def make_record(probed: Probed, config: ProbeConfig, points: list[dict[str, Any]]) -> dict[str, Any]:
     """The record of a probe; ``protocol`` has every setting, ``protocol_text`` says it in one line."""
-    dataset = run.dataset
     data = {
-        "data": dataset.name,
-        "train_images": len(dataset.train.labels),
-        "test_images": len(dataset.test.labels),
-        "run_seed": run.config.seed,
-        "step": run.step,
-        "precision": run.precision,
-        "features": held,
+        "data": probed.data,
+        "train_images": probed.train,
+        "test_images": probed.test,
+        **probed.known,
+        "precision": probed.precision,
+        "features": probed.held,
     }
     settings = dataclasses.asdict(config) | {"learning_rate": config.initial_rate}
     return {
         "protocol": settings | data,
-        "protocol_text": protocol_text(run, config, held),
+        "protocol_text": protocol_text(probed, config),
         "points": points,
         "time": record.now(),
-        "hardware": record.hardware(str(run.config.train.device)),
+        "hardware": record.hardware(probed.device),
         "versions": record.versions(),
         "commit": record.commit(),
     }
 
 
-def protocol_text(run: OpenedRun, config: ProbeConfig, held: str) -> str:
+def protocol_text(probed: Probed, config: ProbeConfig) -> str:
     """The protocol in one line; runs of different methods and seeds that are probed alike have the same."""
     head = "linear probe" if config.head == "linear" else f"MLP probe of {config.hidden} hidden units"
     augment = {"none": "no augmentation", "standard": "crop and flip", "run": "the run's own augmentation"}
     inputs = "global average" if config.pool == 1 else f"average to {config.pool} x {config.pool}"
     scaled = ", standardised" if config.standardise else ""
-    coarse = ", held in bf16" if held == "held in bf16" else ""
-    train, test = len(run.dataset.train.labels), len(run.dataset.test.labels)
+    coarse = ", held in bf16" if probed.held == "held in bf16" else ""
     return (
         f"{head} on {inputs}{scaled}{coarse}; {config.epochs} epochs of {config.optimizer}, rate "
         f"{config.initial_rate:g} {config.schedule}, batch {config.batch_size}, decay {config.weight_decay:g}, "
-        f"{augment[config.augment]}; {run.dataset.name}, {train:,} training and {test:,} test images; "
+        f"{augment[config.augment]}; {probed.data}, {probed.train:,} training and {probed.test:,} test images; "
         f"seed {config.seed}"
     )
 

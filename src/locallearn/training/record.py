@@ -163,7 +163,8 @@ class RunFolder:
         if config.method == SPLIT:
             raise UsageError(
                 f"{self.path} is the run of an ll.Trainer in Python: its model and loader are not in the folder; "
-                f"continue or evaluate it with a Trainer of run={str(self.path)!r}"
+                f"continue it with a Trainer of run={str(self.path)!r}, or load it with "
+                f"ll.load_run(network, {str(self.path)!r})"
             )
         return config
 

@@ -1,9 +1,10 @@
-"""Pooled features of one stage of any network, in the form that the stage's head sees them."""
+"""Pooled features of some stages of any network, in the form that the stages' heads see them, in one forward pass."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,31 +15,25 @@ from locallearn.core.split_network import ModelStage, SplitNetwork
 from locallearn.data.store import Batch
 from locallearn.errors import UsageError
 from locallearn.nn.features import Layout, features_of, fitted_mask, prediction, seen_by_objective
-from locallearn.training.features import Reader, places, pooled
+from locallearn.training.features import Place, Reader, places, pooled
+
+StageReader = Callable[[Batch], list[Tensor]]
+"""Features [B, D] of every chosen stage, fp32; the caller sets eval mode and autocast."""
 
 
-def stage_reader(network: LocalNetwork, stage: int | None, precision: str = "fp32") -> Callable[[Batch], Tensor]:
-    """What reads the features [B, D] of one stage for a batch of the network's.
+def stage_places(network: LocalNetwork) -> list[Place]:
+    """The ends of a network's stages; that of a user's own model is named by the submodule that a stage ends with."""
+    if not isinstance(network, SplitNetwork):
+        return places(network, "modules")
+    return [Place(k, piece.path or "end", k, True) for k, piece in enumerate(network.pieces, start=1)]
 
-    The caller sets eval mode and autocast.
 
-    Args:
-        network: the network.
-        stage: from 1; None for the last one.
-        precision: of the network's computation.
+def checked_stage(stage: object, depth: int) -> int:
+    """A stage's number from 1; None is the last one.
 
     Raises:
-        UsageError: no such stage.
+        UsageError: there is no such stage.
     """
-    if not isinstance(network, SplitNetwork):
-        where = places(network, "modules")
-        reader = Reader(network, [where[_checked(stage, len(where)) - 1]], precision)
-        return lambda batch: reader(batch.images)[0]
-    chosen = network.model_stages[_checked(stage, network.depth) - 1]
-    return lambda batch: _last(network, chosen, batch) if chosen.last else _at_cut(network, chosen, batch)
-
-
-def _checked(stage: int | None, depth: int) -> int:
     if stage is None:
         return depth
     if not isinstance(stage, int) or isinstance(stage, bool) or not 1 <= stage <= depth:
@@ -46,35 +41,66 @@ def _checked(stage: int | None, depth: int) -> int:
     return stage
 
 
+def stage_reader(network: LocalNetwork, stages: Sequence[int], precision: str = "fp32", pool: int = 1) -> StageReader:
+    """What reads the features of some stages for a batch of the network's.
+
+    The last stage of a user's own model ends in scores: its features are what the linear layer is given that makes
+    them.
+
+    Args:
+        network: the network.
+        stages: from 1, rising.
+        precision: of the network's computation.
+        pool: side that feature maps are averaged to [positions].
+    """
+    if not isinstance(network, SplitNetwork):
+        ends = places(network, "modules")
+        reader = Reader(network, [ends[stage - 1] for stage in stages], precision, pool)
+        return lambda batch: reader(batch.images)
+    return partial(_read, network, [network.model_stages[stage - 1] for stage in stages], pool)
+
+
 class _ReadError(BaseException):
-    """Leaves the model's forward pass where the features are there; no model catches it."""
+    """Leaves the model's forward pass where the last features are there; no model catches it."""
 
 
-def _at_cut(network: SplitNetwork, stage: ModelStage, batch: Batch) -> Tensor:
-    found: list[Tensor | None] = []
-
-    def read(_module: nn.Module, _args: Any, output: Any) -> None:
-        found.append(features_of(output))
-        raise _ReadError
-
-    end = network.model.get_submodule(stage.piece.path)
-    with _hooked(end.register_forward_hook(read)), contextlib.suppress(_ReadError):
-        network.output(batch)
-    if not found or found[0] is None:
-        raise UsageError(f"stage: {stage.piece.path} did not run on a batch, as it did on the example")
-    return _seen(stage.piece.layout.ordered(found[0]), stage.tokens, batch)
-
-
-def _last(network: SplitNetwork, stage: ModelStage, batch: Batch) -> Tensor:
-    """What the linear layer is given whose output the model's scores are."""
+def _read(network: SplitNetwork, stages: Sequence[ModelStage], pool: int, batch: Batch) -> list[Tensor]:
+    found: dict[str, Tensor] = {}
     calls: list[tuple[Tensor, Any]] = []
+
+    def at_cut(stage: ModelStage, _module: nn.Module, _args: Any, output: Any) -> None:
+        features = features_of(output)
+        if features is not None:
+            found[stage.name] = _seen(stage.piece.layout.ordered(features), stage.tokens, batch, pool)
+        if stage is stages[-1]:
+            raise _ReadError
 
     def note(_module: nn.Module, args: Any, output: Any) -> None:
         calls.append((args[0], output))
 
-    layers = [layer for layer in network.model.modules() if isinstance(layer, nn.Linear)]
-    with _hooked(*(layer.register_forward_hook(note) for layer in layers)):
+    scored, model, scores = stages[-1].last, network.model, None
+    cuts = [(model.get_submodule(each.piece.path), partial(at_cut, each)) for each in stages if not each.last]
+    layers = [(layer, note) for layer in model.modules() if isinstance(layer, nn.Linear) and scored]
+    hooks = [layer.register_forward_hook(hook) for layer, hook in (*cuts, *layers)]
+    with _hooked(hooks), contextlib.suppress(_ReadError):
         scores = prediction(network.output(batch))
+    if scored:
+        found[stages[-1].name] = _last(network, stages[-1], calls, scores, batch, pool)
+    for stage in stages:
+        if stage.name not in found:
+            raise UsageError(f"stage: {stage.piece.path} did not run on a batch, as it did on the example")
+    return [found[stage.name] for stage in stages]
+
+
+def _last(
+    network: SplitNetwork,
+    stage: ModelStage,
+    calls: Sequence[tuple[Tensor, Any]],
+    scores: Tensor | None,
+    batch: Batch,
+    pool: int,
+) -> Tensor:
+    """What the linear layer is given whose output the model's scores are."""
     given = next((features for features, output in reversed(calls) if output is scores), None)
     if given is None:
         expected = f"1 to {network.depth - 1}: no linear layer makes the model's scores" if network.depth > 1 else ""
@@ -84,18 +110,18 @@ def _last(network: SplitNetwork, stage: ModelStage, batch: Batch) -> Tensor:
     axis = network.task.batch
     if axis is None:  # tokens of all examples, one after the other
         given, axis = given.unflatten(0, (batch.examples, -1)), 0
-    return _seen(Layout(axis, given.dim() - 1).ordered(given), stage.tokens, batch)
+    return _seen(Layout(axis, given.dim() - 1).ordered(given), stage.tokens, batch, pool)
 
 
-def _seen(ordered: Tensor, tokens: str, batch: Batch) -> Tensor:
+def _seen(ordered: Tensor, tokens: str, batch: Batch, pool: int) -> Tensor:
     """One vector an example."""
     call = batch.call if isinstance(batch, CalledBatch) else None
     kept = None if call is None or ordered.dim() != 3 else fitted_mask(call.kept, ordered.shape[1])
-    return pooled(seen_by_objective(ordered, "mean" if tokens == "all" else tokens, kept))
+    return pooled(seen_by_objective(ordered, "mean" if tokens == "all" else tokens, kept), pool)
 
 
 @contextlib.contextmanager
-def _hooked(*hooks: Any) -> Iterator[None]:
+def _hooked(hooks: Sequence[Any]) -> Iterator[None]:
     """Remove hooks at the end."""
     try:
         yield

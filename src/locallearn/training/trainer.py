@@ -25,7 +25,6 @@ from locallearn.config import (
     to_toml,
 )
 from locallearn.config.checks import check, choice, is_real, non_negative, positive_int
-from locallearn.core.module import autocast
 from locallearn.core.network import LocalNetwork, OptimizerFactory
 from locallearn.core.split_network import SplitNetwork
 from locallearn.data.store import Batch
@@ -35,12 +34,12 @@ from locallearn.nn.features import prediction
 from locallearn.runtime.world import Alone, ProcessWorld, process_world
 from locallearn.training.checkpoint import load_network
 from locallearn.training.evaluate import Evaluation, evaluate
-from locallearn.training.loaders import LoaderSource, moved
+from locallearn.training.loaders import LoaderSource, read_network
 from locallearn.training.loggers import Loggers
 from locallearn.training.loop import Loop
 from locallearn.training.observer import Observer, Quiet
 from locallearn.training.record import SPLIT, RunFolder
-from locallearn.training.stage_features import stage_reader
+from locallearn.training.stage_features import checked_stage, stage_places, stage_reader
 from locallearn.training.work import ScheduleFactory, Work
 
 RUNTIMES = ("inline", "threads", "distributed")
@@ -311,28 +310,19 @@ class Trainer:
         Raises:
             UsageError: no such stage, or no linear layer makes the scores of the last one.
         """
-        return self._read(loader, stage_reader(self.network, stage, self.precision))
+        chosen = checked_stage(stage, len(stage_places(self.network)))
+        read = stage_reader(self.network, [chosen], self.precision)
+        return self._read(loader, lambda batch: read(batch)[0])
 
-    @torch.no_grad()
     def _read(self, loader: Iterable[Any], read: Callable[[Batch], Tensor | None]) -> Tensor:
         """What is read of every batch in eval mode, put together, in fp32."""
 
         def values() -> list[Tensor]:
-            found = []
-            for batch in loader:
-                given = self.network.given_batch(moved(batch, self.device))
-                with autocast(self.device, self.precision):
-                    output = read(given)
-                assert output is not None
-                found.append(output.float())
-            return found
+            found = [output for _, output in read_network(self.network, loader, read, self.precision)]
+            return [output.float() for output in found if output is not None]
 
-        was_training = self.network.training
-        self.network.to(self.device).eval()
-        try:
-            found = self._averaged(values)
-        finally:
-            self.network.train(was_training)
+        self.network.to(self.device)
+        found = self._averaged(values)
         if not found:
             raise UsageError("loader: it gave no batch")
         return torch.cat(found)

@@ -15,6 +15,7 @@ from locallearn.config import (
 )
 
 VIEWS = AugmentConfig(resized_crop=(0.3, 1.0), flip=0.0)
+MAN = ObjectiveConfig(head="momentum", head_options={"momentum": 0.5})
 GENTLE = OptimizerConfig(learning_rate=0.01)
 RISING = ScheduleConfig(unit="step", warmup_epochs=1)  # another rate at every step
 
@@ -29,6 +30,8 @@ CASES = {
     "gn-dgl": small.config("gn-dgl", 3, (2,), schedule=RISING, optimizer=GENTLE),
     "predsim": small.config("predsim", 2, (2,), optimizer=GENTLE),
     "infopro": small.config("infopro", 2, (1,), seed=1, optimizer=GENTLE),
+    "momentum": small.config("dgl", 4, (1,), schedule=RISING, objective=MAN),
+    "momentum G=2": small.config("gn-dgl", 3, (2,), optimizer=GENTLE, objective=MAN),
     "adam": small.config("dgl", 3, (1,), optimizer=OptimizerConfig(name="adam", learning_rate=1e-3, clip_norm=1.0)),
     "bf16": small.config("gn-dgl", 3, (2,), train=dataclasses.replace(small.TRAIN, precision="bf16")),
     "dgssl": small.config("dgssl", 3, (1,), augment=VIEWS, optimizer=GENTLE),

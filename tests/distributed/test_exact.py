@@ -34,6 +34,9 @@ INFOPRO = small.config("infopro", 2, (1,), seed=1, optimizer=GENTLE)
 VGG = small.config("gn-dgl", 2, (2,), model="tiny-vgg", optimizer=GENTLE)
 MLP = small.config("gn-dgl", 2, (2,), objective=ObjectiveConfig(head="mlp-sr"), optimizer=GENTLE)
 AUGLOCAL = small.config("gn-dgl", 2, (2,), objective=ObjectiveConfig(head="auglocal"), optimizer=GENTLE)
+FOLLOWING = ObjectiveConfig(head="momentum", head_options={"momentum": 0.5})
+MAN = small.config("dgl", 3, (1,), objective=FOLLOWING, optimizer=GENTLE)
+GN_MAN = small.config("gn-dgl", 2, (2,), objective=FOLLOWING, optimizer=GENTLE)
 SPLIT = small.config("gn-dgl", 2, (2,), objective=ObjectiveConfig(stop_gradient=False), optimizer=GENTLE)
 GN3 = small.config("gn-dgl", 2, (3,), model="tiny-vgg", optimizer=GENTLE)
 ADAM = small.config("dgl", 2, (1,), optimizer=OptimizerConfig(name="adam", learning_rate=1e-3, clip_norm=1.0))
@@ -51,9 +54,14 @@ EXACT = {
         "infopro": on(INFOPRO, 2),
         "adam": on(ADAM, 2),
         "mae": on(MAE, 2),
+        "man": on(MAN, 2),
+        "gn_man": on(GN_MAN, 2),
         "vgg": on(dataclasses.replace(VGG, dropout=0.2), 2),
     },
-    4: {"deep": on(small.config("dgl", 4, (1,)), 4)},
+    4: {
+        "deep": on(small.config("dgl", 4, (1,)), 4),
+        "deep_man": on(small.config("dgl", 4, (1,), objective=FOLLOWING, optimizer=GENTLE), 4),
+    },
 }
 ROUNDED = {
     2: {
@@ -66,6 +74,9 @@ ROUNDED = {
         "width_vgg": on(VGG, 1, 2),
         "width_mlp": on(MLP, 1, 2),
         "width_auglocal": on(AUGLOCAL, 1, 2),
+        "width_man": on(GN_MAN, 1, 2),
+        "data_man": on(GN_MAN, 1, 1, 2),
+        "halved_weights": on(MAN, 2),
         "width_split": on(SPLIT, 1, 2),
         "data": on(DGL, 1, 1, 2),
         "data_gn": on(GN, 1, 1, 2),
@@ -83,7 +94,12 @@ ROUNDED = {
         "own_gradient": on(DGL, 1, 1, 2),
         "wrong_labels": on(DGL, 2),
     },
-    4: {"both": on(GN, 2, 2), "width_data": on(GN, 1, 2, 2), "depth_data": on(DGL, 2, 1, 2)},
+    4: {
+        "both": on(GN, 2, 2),
+        "both_man": on(GN_MAN, 2, 2),
+        "width_data": on(GN, 1, 2, 2),
+        "depth_data": on(DGL, 2, 1, 2),
+    },
     6: {"uneven": on(GN3, 2, 3), "three": on(DGL, 2, 1, 3)},
 }
 IN_FP32 = {

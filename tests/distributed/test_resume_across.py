@@ -29,8 +29,9 @@ SELF_SUPERVISED = dataclasses.replace(
     augment=AugmentConfig(resized_crop=(0.3, 1.0), flip=0.0),
     objective=ObjectiveConfig(modification=PAIRS),
 )
-RUNS = {"supervised": SUPERVISED, "self-supervised": SELF_SUPERVISED}
-LEGS = [((2, 1, 1), 3), ((1, 2, 1), 6), ((1, 1, 2), 8)]
+MOMENTUM = dataclasses.replace(SUPERVISED, objective=ObjectiveConfig(head="momentum", head_options={"momentum": 0.5}))
+RUNS = {"supervised": SUPERVISED, "momentum": MOMENTUM, "self-supervised": SELF_SUPERVISED}
+LEGS = [((1, 2, 1), 3), ((2, 1, 1), 6), ((1, 1, 2), 8)]
 """Meshes, and the step after which each stops; 5 steps are an epoch, and the last two are inline."""
 
 LEG = """

@@ -20,6 +20,7 @@ from locallearn.data.store import Batch, ImageStore
 from locallearn.losses import two_views
 from locallearn.nn import groups
 from locallearn.runtime.peers import ProcessPeers
+from locallearn.runtime.transport import WEIGHTS, Sender
 from locallearn.training import runs
 
 
@@ -57,6 +58,16 @@ def lost_batch():
             return call(self, features, batch, index, rate)
 
     return patched(core.LocalStep, "__call__", sometimes)
+
+
+def halved_weights():
+    """A module sends half of the weights that the one before it follows."""
+    put = Sender.put
+
+    def halved(self, features, step, last=False):
+        put(self, tuple(x / 2 for x in features) if self.kind >= WEIGHTS else features, step, last)
+
+    return patched(Sender, "put", halved)
 
 
 def own_statistics():
@@ -165,6 +176,7 @@ FAULTS = {
     for fault in (
         halved_gradient,
         lost_batch,
+        halved_weights,
         own_statistics,
         own_gradient,
         stale_features,

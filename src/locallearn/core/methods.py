@@ -130,11 +130,16 @@ def predsim(config: RunConfig) -> Layout:
     return _local(config, "predsim")
 
 
+def check_follows(config: RunConfig) -> None:
+    """Refuse runtimes whose modules do not train on every batch, one step after the other, with head ``momentum``."""
+    expected = "inline, threads, cuda-graphs or distributed with head momentum, which follows the next module's steps"
+    _need(config, "runtime", expected, config.runtime in EVERY_BATCH)
+
+
 def _local(config: RunConfig, loss: str) -> Layout:
     """K modules of G groups that have the local loss of that name."""
-    if config.objective.head == "momentum" and config.runtime != "inline":
-        expected = "inline with head momentum, which follows the weights of the next module step by step"
-        raise ConfigError("runtime", config.runtime, expected)
+    if config.objective.head == "momentum":
+        check_follows(config)
     objective = dataclasses.replace(config.objective, loss=loss)
     layouts = tuple(ModuleLayout(groups, groups, objective) for groups in config.groups)
     if layouts[-1].groups > 1 or loss == "predsim":

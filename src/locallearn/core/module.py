@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from locallearn.data.store import Batch
 from locallearn.losses.objectives import LocalLoss, Objective, Passage
 from locallearn.nn.blocks import Residual
+from locallearn.nn.momentum import MomentumHead
 from locallearn.nn.peers import Peers, computing_with
 from locallearn.nn.ssl_head import FeatureNoise
 from locallearn.seeding import derive
@@ -41,7 +42,9 @@ class Stage(nn.Module):
         groups: the number of nodes here; all, or those of one rank.
         first: how many nodes of the stage come before those here.
         random: whether a step draws anything, as dropout does.
-        reads: parameters that another stage, counted from 0, trains and this one reads: theirs, and this one's copy.
+        reads: parameters that another stage, counted from 0, trains and this one reads: theirs, and this one's copy,
+            which may be the same tensors. Of an earlier stage they are read as they are after its update on the same
+            batch, of a later one as they are after its update on the batch before.
     """
 
     def __init__(self, name: str, objective: Objective, groups: int) -> None:
@@ -56,6 +59,9 @@ class Stage(nn.Module):
     def forward(self, features: Features, batch: Batch | None = None) -> Any:
         """What the stage computes of the features that the stage before it handed on, and of the batch."""
         raise NotImplementedError
+
+    def begin(self) -> None:
+        """Called at the start of every training step, when all that the stage :attr:`reads` is there."""
 
     def handed_on(self, output: Any) -> Features:
         """What the next stage is given of the stage's output, detached."""
@@ -111,6 +117,12 @@ class LocalModule(Stage):
                 before, x = x, block(x)
                 moves += [x - before] if x.shape == before.shape else []
         return Passage(features, x, tuple(moves))
+
+    def begin(self) -> None:
+        """Let heads that follow other weights go one step on."""
+        for head in self.objective.modules():
+            if isinstance(head, MomentumHead):
+                head.advance()
 
     def handed_on(self, output: Any) -> Features:
         """What the next stage is given of the stage's output, detached."""
@@ -229,6 +241,7 @@ class LocalStep:
     ) -> tuple[Features, LocalLoss]:
         """Forward pass, loss and backward pass, which leave gradients in the parameters; else as the whole call."""
         first = features if isinstance(features, Tensor) else features[0]
+        self.module.begin()
         with (
             computing_with(self.peers),
             self._seeded(index, first.device),

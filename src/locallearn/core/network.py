@@ -15,7 +15,7 @@ from locallearn.config import ImageSize, RunConfig, sides, size_of
 from locallearn.config.checks import positive_int
 from locallearn.config.data import is_size
 from locallearn.core.batches import are_classes, as_batch
-from locallearn.core.methods import ModuleLayout, classifier_layout, methods
+from locallearn.core.methods import ModuleLayout, check_follows, classifier_layout, methods
 from locallearn.core.module import LocalModule, LocalStep, Stage, walk
 from locallearn.core.widths import divisible
 from locallearn.data.patches import Masking
@@ -315,15 +315,14 @@ def _follow(modules: Sequence[LocalModule], config: RunConfig) -> None:
     """Let heads that look through the next module's first block follow it.
 
     Raises:
-        ConfigError: the runtime has other modules elsewhere, or at another step.
+        ConfigError: the runtime has other modules at another step.
     """
-    for module, following in pairwise(modules):
+    for k, (module, following) in enumerate(pairwise(modules)):
         for head in module.objective.modules():
             if isinstance(head, MomentumHead):
-                if config.runtime != "inline":
-                    expected = "inline with head momentum, which follows the weights of the next module step by step"
-                    raise ConfigError("runtime", config.runtime, expected)
+                check_follows(config)
                 head.follow(following.blocks[0])
+                module.reads[k + 1] = [(weight, weight) for weight in following.blocks[0].parameters()]
 
 
 def _spans(config: RunConfig, backbone: Backbone, image: ImageShape) -> tuple[range, ...]:

@@ -65,7 +65,9 @@ class Candidate:
         if self.devices == 1:
             return 0
         receivers = self.cost.modules[k + 1].groups if k + 1 < len(self.cost.modules) else 0
-        return receivers * module.output_bytes + (module.groups - 1) * (module.shared_bytes + module.score_bytes)
+        sent_back = self.cost.modules[k - 1].followed_bytes if k else 0
+        to_others = (module.groups - 1) * (module.shared_bytes + module.score_bytes)
+        return receivers * module.output_bytes + to_others + sent_back
 
 
 @dataclass(frozen=True)

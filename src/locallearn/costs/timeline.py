@@ -131,7 +131,7 @@ def run_local(cost: Cost, machine: Machine, batches: int, in_flight: int) -> Run
     def message_bytes(need: Need) -> float:
         module = modules[need.work.module - 1]
         sizes = {"features": module.output_bytes, "shared": module.shared_bytes, "scores": module.score_bytes}
-        return sizes[need.what]
+        return modules[need.work.module - 2].followed_bytes if need.what == "weights" else sizes[need.what]
 
     schedule = plans.local(
         [module.groups for module in modules],
@@ -139,6 +139,7 @@ def run_local(cost: Cost, machine: Machine, batches: int, in_flight: int) -> Run
         in_flight,
         [module.shares_features for module in modules],
         [module.score_bytes > 0 for module in modules],
+        [module.followed_bytes > 0 for module in modules],
     )
     return simulate(schedule, seconds, machine.links(message_bytes))
 

@@ -22,8 +22,9 @@ class MomentumHead(nn.Module):
     module's, begun at its initial ones, and are not trained; a gradient passes through them. The bias is trained with
     the head. The authors' code begins the follower with weights of its own and lags one step more.
 
-    This is what flows back between modules: weights, once a step, and never a gradient. So module k + 1 must be in
-    this process and one step behind at most, which the inline runtime alone keeps.
+    This is what flows back between modules: weights, once a step, and never a gradient. At a step they are those that
+    module k + 1 has after its update on the batch before, whatever the runtime: threads wait for it, and processes
+    send them.
 
     Args:
         bias: a block like the next module's first one.
@@ -46,12 +47,22 @@ class MomentumHead(nn.Module):
         Raises:
             ConfigError: the next module has another number of groups.
         """
-        self._followed = (block,)
+        self.look_at(block)
         with torch.no_grad():
             for own, other in self._pairs():
                 if own.shape != other.shape:
                     raise ConfigError("objective.head", "momentum", "another head where G differs between modules")
                 own.copy_(other)
+
+    def look_at(self, block: nn.Module) -> None:
+        """Go on following the same weights where they are now: in this block."""
+        self._followed = (block,)
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Move the follower one step towards what it follows."""
+        for own, other in self._pairs():
+            own.lerp_(other, 1 - self.momentum)
 
     @property
     def followed_bytes(self) -> int:
@@ -63,11 +74,7 @@ class MomentumHead(nn.Module):
         return [(own[name], weight) for block in self._followed for name, weight in block.named_parameters()]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs of all heads, [G, B, outputs]; in training the follower goes on first."""
-        if self.training:
-            with torch.no_grad():
-                for own, other in self._pairs():
-                    own.lerp_(other, 1 - self.momentum)
+        """Outputs of all heads, [G, B, outputs]."""
         return self.head(self.bias(x) + self.follower(x))
 
 

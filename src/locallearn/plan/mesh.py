@@ -98,6 +98,12 @@ class Placement:
         ranks = range(self.mesh.size)
         return tuple(r for r in ranks if self.mesh.place(r).data == replica and self.held(module, r))
 
+    def beside(self, rank: int, module: int) -> int:
+        """The rank that has a module and is at the same width and data coordinates as this rank."""
+        at = self.mesh.place(rank)
+        depth = next(d for d, span in enumerate(self.spans) if module in span)
+        return self.mesh.rank(at._replace(depth=depth))
+
     def actions(self, rank: int) -> tuple[Action, ...]:
         """What a rank does with every batch, in order."""
         at = self.mesh.place(rank)

@@ -32,7 +32,8 @@ class Need(NamedTuple):
     """Work that must be done first, and what travels from it.
 
     ``what`` is ``"features"`` (for the next module), ``"shared"`` (features for the heads of the other groups),
-    ``"scores"``, ``"gradient"``, or ``""`` where only the end of the work is awaited.
+    ``"scores"``, ``"weights"`` (for the module before), ``"gradient"``, or ``""`` where only the end of the work is
+    awaited.
     """
 
     work: Work
@@ -53,8 +54,9 @@ def local(
     in_flight: int = 2,
     shares_features: Sequence[bool] | None = None,
     shares_scores: Sequence[bool] | None = None,
+    follows: Sequence[bool] | None = None,
 ) -> Schedule:
-    """Local learning: a device a node, module by module; nothing ever flows backward.
+    """Local learning: a device a node, module by module; no gradient ever flows backward.
 
     A node sends its features to all nodes of the next module and goes on without waiting for them. It begins a
     batch when the next module has fewer than ``in_flight`` batches to take from it.
@@ -65,9 +67,11 @@ def local(
         in_flight: batches begun in a module whose forward pass in the next has not ended, at least 1.
         shares_features: for every module, whether its heads wait for the features of its other groups; no by default.
         shares_scores: for every module, whether its losses wait for the class scores of its other groups; likewise.
+        follows: for every module, whether a node waits for weights of the same group of the next module, as they are
+            after the batch before (head ``momentum``); likewise.
     """
     no = [False] * len(groups)
-    features, scores = shares_features or no, shares_scores or no
+    features, scores, following = shares_features or no, shares_scores or no, follows or no
     order: list[tuple[Work, ...]] = []
     needs: dict[Work, tuple[Need, ...]] = {}
     nodes = [(k, device) for k in range(len(groups)) for device in devices_of(groups, k)]
@@ -76,6 +80,8 @@ def local(
             before = _of_module(groups, "F", k - 1, batch, "features") if k else []
             if k + 1 < len(groups) and batch >= in_flight:  # the next module's queue has room again
                 before += _of_module(groups, "F", k + 1, batch - in_flight, "")
+            if following[k] and batch:
+                before.append(_of_module(groups, "B", k + 1, batch - 1, "weights")[device - sum(groups[:k])])
             peers = [_of_module(groups, kind, k, batch, what) for kind, what in (("F", "shared"), ("H", "scores"))]
             waits = (before, peers[0] * features[k], peers[1] * scores[k])
             for kind, wanted in zip("FHB", waits, strict=True):

@@ -57,8 +57,9 @@ class DistributedRuntime(Runtime):
         self.steps, self.shapes, self.types, self.names = steps, shapes, types, names
         self.views, self.counts = views, counts
         self._read = dict(read or {})
-        self._weight_senders: dict[int, list[Sender]] = {}
+        self._weight_senders: dict[tuple[int, int], Sender] = {}
         self._weight_receivers: dict[tuple[int, int], Receiver] = {}
+        self._first = 0
         self.actions = placement.actions(world.rank)
         world.names = [self._name(rank) for rank in range(placement.mesh.size)]
         self._peers = {m: step.peers for m, step in steps.items() if isinstance(step.peers, ProcessPeers)}
@@ -110,17 +111,17 @@ class DistributedRuntime(Runtime):
     def _connect_weights(self, start: int, end: int) -> None:
         """Connect modules with those whose weights they read, where another process has these."""
         world, ahead = self.world, self.config.in_flight
-        at = {m: rank for rank in range(self.placement.mesh.size) for m in self.placement.modules(rank)}
-        here = world.names[world.rank]
+        here, self._first = world.names[world.rank], start
         for (reader, owner), pairs in sorted(self._read.items()):
-            if at[reader] == at[owner]:
+            reads, owns = (self.placement.beside(world.rank, module) for module in (reader, owner))
+            if reads == owns:
                 continue
-            if at[owner] == world.rank:
-                to = [Link(at[reader], world.names[at[reader]])]
+            if owns == world.rank:
+                to = [Link(reads, world.names[reads])]
                 sender = Sender(owner, to, world.features, world.device, ahead, kind=WEIGHTS + 2 * reader)
-                self._weight_senders.setdefault(owner, []).append(sender)
-            elif at[reader] == world.rank:
-                source = [Link(at[owner], world.names[at[owner]])]
+                self._weight_senders[reader, owner] = sender
+            elif reads == world.rank:
+                source = [Link(owns, world.names[owns])]
                 self._weight_receivers[reader, owner] = Receiver(
                     owner,
                     source,
@@ -137,7 +138,7 @@ class DistributedRuntime(Runtime):
                 )
 
     def _all_senders(self) -> list[Sender]:
-        return [*self._senders, *(sender for senders in self._weight_senders.values() for sender in senders)]
+        return [*self._senders, *self._weight_senders.values()]
 
     def _name(self, rank: int) -> str:
         nodes = [(m, g + 1) for m in self.placement.modules(rank) for g in self.placement.held(m, rank)]
@@ -203,27 +204,30 @@ class DistributedRuntime(Runtime):
     ) -> tuple[Tensor, LocalLoss]:
         if module in self._peers:
             self._peers[module].parts = parts
-        self._take_weights(module)
+        self._take_weights(module, index)
         found = self.steps[module](features, batch, index, rate)
-        for (_, owner), pairs in sorted(self._read.items()):
-            if owner == module and module in self._weight_senders:
-                weights = tuple(source.detach().clone() for source, _ in pairs)
-                for sender in self._weight_senders[module]:
-                    sender.put(weights, index, self.stopping)
+        for (reader, owner), sender in sorted(self._weight_senders.items()):
+            if owner == module:
+                weights = tuple(source.detach().clone() for source, _ in self._read[reader, owner])
+                sender.put(weights, index, self.stopping)
         return found
 
     @torch.no_grad()
-    def _take_weights(self, module: int) -> None:
-        """Set the module's copies of what it reads to what its owner has after its update on this batch."""
+    def _take_weights(self, module: int, index: int) -> None:
+        """Set the module's copies of what it reads to what its owner has after its update on this batch.
+
+        A later owner's are those after the batch before; at the first step they are here already.
+        """
         for (reader, owner), pairs in sorted(self._read.items()):
-            if reader != module:
+            if reader != module or (owner > reader and index == self._first):
                 continue
             values = [source for source, _ in pairs]
             if (reader, owner) in self._weight_receivers:
                 found = self._weight_receivers[reader, owner].get(0).features
                 values = list(found) if isinstance(found, tuple) else [found]
             for (_, copy), value in zip(pairs, values, strict=True):
-                copy.copy_(value)
+                if copy is not value:
+                    copy.copy_(value)
 
 
 def _rows(batch: Batch, rows: range, views: int) -> Batch:

@@ -51,6 +51,7 @@ class ThreadsRuntime(Runtime):
         self.threads = threads
         self._waiting: list[deque[tuple[_Job, Tensor]]] = [deque() for _ in steps]
         self._busy = [False] * len(steps)
+        self._trained = [0] * len(steps)
         self._jobs: deque[_Job] = deque()
         self._submitted = 0
         self._changed = threading.Condition()
@@ -129,9 +130,20 @@ class ThreadsRuntime(Runtime):
         ready = [
             k
             for k, waiting in enumerate(self._waiting)
-            if waiting and not self._busy[k] and waiting[0][0].losses.keys() >= self.steps[k].module.reads.keys()
+            if waiting and not self._busy[k] and self._can_read(k, waiting[0][0])
         ]
         return min(ready, key=lambda k: (self._waiting[k][0][0].number, -k), default=None)
+
+    def _can_read(self, module: int, job: _Job) -> bool:
+        """Whether the modules whose weights this one reads have trained.
+
+        Earlier ones on this batch, later ones on the batch before: these are idle until this one hands on its
+        features.
+        """
+        return all(
+            owner in job.losses if owner < module else self._trained[owner] == job.number
+            for owner in self.steps[module].module.reads
+        )
 
     # --- the workers -------------------------------------------------------------------------------------------
 
@@ -155,19 +167,22 @@ class ThreadsRuntime(Runtime):
             self._publish(module, job)
             with self._changed:
                 self._busy[module] = False
+                self._trained[module] += 1
                 job.losses[module] = loss
                 self._changed.notify_all()
 
     def _publish(self, module: int, job: _Job) -> None:
         """Keep what later modules read of this one's weights, before its next update."""
-        for k, step in enumerate(self.steps):
+        for k, step in enumerate(self.steps[module + 1 :], module + 1):
             for source, _ in step.module.reads.get(module, ()):
                 job.read.setdefault((k, module), []).append(source.detach().clone())
 
     def _take(self, module: int, job: _Job) -> None:
-        """Put what the module reads of others into its own copies."""
+        """Put what the module reads of earlier ones into its own copies; what it reads of later ones it sees."""
         with torch.no_grad():
             for owner, pairs in self.steps[module].module.reads.items():
+                if owner > module:
+                    continue
                 for (_, copy), value in zip(pairs, job.read.pop((module, owner)), strict=True):
                     copy.copy_(value)
 

@@ -27,6 +27,7 @@ from locallearn.runtime.peers import ProcessPeers
 from locallearn.runtime.threads import ThreadsRuntime
 from locallearn.runtime.world import Alone, ProcessWorld
 from locallearn.training import checkpoint as checkpoints
+from locallearn.training.followed import Followed
 from locallearn.training.optim import build_optimizer
 
 
@@ -61,6 +62,7 @@ class Nodes:
         self._accumulate = accumulate
         self._groups = [module.groups for module in network]
         self.network = network
+        self._followed: Followed | None = None
         self.runtime: Runtime
         if isinstance(world, Alone):
             self.steps = {i: self._step(module, None) for i, module in enumerate(network)}
@@ -85,8 +87,10 @@ class Nodes:
         self.steps = {i: self._step(module, self._peers(world, i, module)) for i, module in held.items()}
         names = [module.name for module in network]
         shapes, types = feature_shapes(network, image), feature_types(network, image, config)
+        self._followed = Followed(modules, held, placement, world.rank)
+        read = self._followed.read
         self.runtime = DistributedRuntime(
-            world, placement, self.steps, shapes, types, names, config.mesh, network.views
+            world, placement, self.steps, shapes, types, names, config.mesh, network.views, read=read
         )
 
     def _split(self, config: RunConfig, network: SplitNetwork, world: ProcessWorld) -> None:
@@ -143,6 +147,8 @@ class Nodes:
             keys = {key: f"network/{network_name(i, key)}" for key in step.module.weights()}
             step.module.load_weights({key: own[name] for key, name in keys.items()})
             checkpoints.load_optimizer(step.module.name, step.module, step.optimizer, own)
+        if self._followed is not None:
+            self._followed.load(tensors)
 
     def own(self, i: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The rows that this process has of the tensors that belong to module ``i``."""

@@ -8,13 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from locallearn.data.store import Batch
 from locallearn.errors import UsageError
 
-LABELS = ("labels", "label", "targets", "target")
+LABELS = ("labels", "label", "targets", "target", "future_values", "target_values")
 """Names under which a batch that is a mapping has its labels."""
+
+SPANS = ("start_positions", "end_positions")
+"""Names of the first and the last token of an answer in a batch of questions, which are labels too."""
 
 MASKS = ("attention_mask", "padding_mask", "key_padding_mask", "src_key_padding_mask")
 """Arguments that say which tokens are padding: 0 in the first; in the others true, as torch's attention has it."""
@@ -39,7 +43,7 @@ class ModelCall:
     @property
     def first(self) -> Tensor:
         """The first tensor among the inputs: images [B, C, H, W], tokens [B, T] or vectors [B, C]."""
-        named = [value for name, value in self.kwargs.items() if name not in LABELS]
+        named = [value for name, value in self.kwargs.items() if name not in (*LABELS, *SPANS)]
         tensors = [value for value in (*self.args, *named) if isinstance(value, Tensor) and value.dim() > 0]
         if not tensors:
             raise UsageError("batch: there is no tensor among the model's inputs")
@@ -106,9 +110,9 @@ def as_batch(batch: Any) -> Batch:
 def model_call(model: nn.Module, batch: Any) -> ModelCall:
     """How ``model`` is called on ``batch``.
 
-    A mapping becomes named arguments, labels included where the model takes them, as Hugging Face's do; a pair is
-    (inputs, labels), and its inputs may be a tensor, a tuple of positional or a mapping of named arguments; a tensor
-    alone is an input without labels.
+    A mapping becomes named arguments, labels included where the model takes them, as Hugging Face's do (answers that
+    are spans of tokens, in :data:`SPANS`, are labels [B, 2]); a pair is (inputs, labels), and its inputs may be a
+    tensor, a tuple of positional or a mapping of named arguments; a tensor alone is an input without labels.
     """
     if isinstance(batch, Mapping):
         kwargs = dict(batch)
@@ -116,6 +120,9 @@ def model_call(model: nn.Module, batch: Any) -> ModelCall:
         labels = None if named is None else kwargs[named]
         if named is not None and not _takes(model, named):
             kwargs.pop(named)
+        spans = [kwargs.get(name) for name in SPANS]
+        if named is None and all(isinstance(x, Tensor) and x.dim() < 3 for x in spans):
+            labels = torch.stack([x.flatten() for x in spans], -1)  # type: ignore[union-attr]
         return ModelCall((), kwargs, labels, batch)
     if isinstance(batch, Tensor):
         return ModelCall((batch,), {}, None, batch)

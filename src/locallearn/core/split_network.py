@@ -18,6 +18,7 @@ from locallearn.core.batches import CalledBatch, model_call
 from locallearn.core.module import Features, LocalStep, Stage, autocast
 from locallearn.core.network import LocalNetwork, OptimizerFactory, network_name
 from locallearn.core.plain import check_plain
+from locallearn.core.stage_ends import at_ends
 from locallearn.core.stage_pass import Recorder, StagePass, share
 from locallearn.core.tasks import Task
 from locallearn.data.store import Batch
@@ -80,9 +81,9 @@ class ModelStage(Stage):
             owners: which stage, counted from 0, trains a parameter.
         """
         before = self.before
-        start, received = ("", ()) if before is None else (before.path, _places(before))
+        received = () if before is None else _places(before)
         view = share(self.model, apart=self.piece.reads)
-        self._alone = StagePass(view, recorder, start, self.piece.path, received, _places(self.piece))
+        self._alone = StagePass(view, recorder, before, self.piece, received, _places(self.piece))
         self.reads.clear()
         for name in self.piece.reads:
             pair = self.model.get_parameter(name), view.get_parameter(name)
@@ -250,35 +251,26 @@ class SplitNetwork(LocalNetwork):
         assert isinstance(batch, CalledBatch)
         assert batch.call is not None
         device, passing = batch.images.device, _Pass(self.model_stages, steps, batch, index, rate)
-        hooks = [
-            self.model.get_submodule(stage.piece.path).register_forward_hook(partial(passing.train_here, k))
-            for k, stage in enumerate(self.model_stages[:-1])
-        ]
-        try:
-            with torch.enable_grad(), non_reentrant(), _drawing(device, index), autocast(device, steps[0].precision):
-                _seed(steps[0], index)
-                output = self.model(*batch.call.args, **batch.call.kwargs)
-                return passing.end(output)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with (
+            torch.enable_grad(),
+            non_reentrant(),
+            _drawing(device, index),
+            autocast(device, steps[0].precision),
+            at_ends(self.model, self.pieces[:-1], passing.train_here),
+        ):
+            _seed(steps[0], index)
+            output = self.model(*batch.call.args, **batch.call.kwargs)
+            return passing.end(output)
 
     def look(self, batch: Batch) -> Iterator[tuple[str, Tensor | None, Tensor]]:
         """What evaluation needs of every stage: its name, scores [G, B, classes] or None, and losses [G]."""
         losses: dict[int, LocalLoss] = {}
 
-        def ended(k: int, _module: nn.Module, _args: Any, output: Any) -> None:
+        def ended(k: int, output: Any) -> None:
             losses[k] = self.model_stages[k].loss(output, batch)
 
-        hooks = [
-            self.model.get_submodule(piece.path).register_forward_hook(partial(ended, k))
-            for k, piece in enumerate(self.pieces[:-1])
-        ]
-        try:
+        with at_ends(self.model, self.pieces[:-1], ended):
             output = self.output(batch)
-        finally:
-            for hook in hooks:
-                hook.remove()
         losses[self.depth - 1] = self.model_stages[-1].loss(output, batch)
         for k, stage in enumerate(self.model_stages):
             yield stage.name, losses[k].logits, losses[k].total
@@ -351,7 +343,7 @@ class _Pass:
         self._features: dict[int, Tensor] = {}
         self._learning = False
 
-    def train_here(self, k: int, _module: nn.Module, _args: Any, output: Any) -> Any:
+    def train_here(self, k: int, output: Any) -> Any:
         """Train stage k (from 0) on the features that it just gave, and let the pass go on with them, detached.
 
         A submodule that runs again in a backward pass, for a checkpointed segment, answers with the features that it

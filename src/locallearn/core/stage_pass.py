@@ -8,6 +8,7 @@ pass is left. Submodules without part in the gradients' path (masks, rotary embe
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
@@ -20,9 +21,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from locallearn.core.batches import ModelCall
+from locallearn.core.stage_ends import Sums
 from locallearn.errors import UsageError
 from locallearn.nn.copies import without_data
 from locallearn.nn.features import features_of, map_tensors, tensors_of, with_features
+from locallearn.nn.split import Piece
 
 _SIGNATURES = 64
 """Shapes of inputs whose answers are remembered."""
@@ -152,8 +155,8 @@ class StagePass:
         model: the model, for this stage alone: its tensors may be shared with other stages, its modules may not, for
             their forward methods are replaced. Tensors of other stages need not hold anything.
         recorder: knows which submodules run.
-        start: path of the submodule at whose end the stage begins; empty for the first stage.
-        end: path of the submodule at whose end it ends; empty for the last stage.
+        before: the stage before it; None for the first.
+        piece: where the stage ends.
         received: (path, number of the tensor in its output) of the other tensors that cross the stage's start.
         sent: the same of those that cross its end.
 
@@ -165,12 +168,15 @@ class StagePass:
         self,
         model: nn.Module,
         recorder: Recorder,
-        start: str,
-        end: str,
+        before: Piece | None,
+        piece: Piece,
         received: Sequence[tuple[str, int]] = (),
         sent: Sequence[tuple[str, int]] = (),
     ) -> None:
-        self.model, self.recorder, self.start, self.end, self.received = model, recorder, start, end, received
+        self.model, self.recorder, self.received = model, recorder, received
+        self.start = "" if before is None else before.path
+        self._starts_in_sum, self._ends_in_sum = before is not None and before.summed, piece.summed
+        self._sums = Sums()
         self.crossed: dict[tuple[str, int], Tensor] = {}
         self._plan: dict[str, list[Any]] = {}
         self._seen: Counter[str] = Counter()
@@ -179,8 +185,8 @@ class StagePass:
         self._forwards: dict[str, Callable[..., Any]] = {}
         for path, number in sent:
             model.get_submodule(path).register_forward_hook(partial(self._note, (path, number)))
-        if end:
-            model.get_submodule(end).register_forward_hook(self._leave)
+        if piece.path:
+            model.get_submodule(piece.path).register_forward_hook(self._leave)
 
     def __call__(self, features: Any, call: ModelCall, begin: Callable[[], None]) -> Any:
         """What the submodule at the stage's end gives; of the last stage, what the model gives.
@@ -199,8 +205,11 @@ class StagePass:
         self._seen.clear()
         if not self.start:
             begin()
+        self._sums = Sums()
+        summing = self._sums if self._starts_in_sum or self._ends_in_sum else contextlib.nullcontext()
         try:
-            return self.model(*call.args, **call.kwargs)
+            with summing:
+                return self.model(*call.args, **call.kwargs)
         except _EndOfStageError as ended:
             return ended.output
         finally:
@@ -242,13 +251,26 @@ class StagePass:
         for (path, number), tensor in zip(self.received, self._given[1:], strict=True):
             if path == ran.path:
                 answer = map_tensors(answer, partial(_instead, tensor), only=number)
-        if ran.path == self.start:
-            answer = with_features(answer, self._given[0])
-            self._begin()
-        return answer
+        if ran.path != self.start:
+            return answer
+        if self._starts_in_sum:
+            self._sums.wait(answer, self._received)
+            return answer
+        return with_features(answer, self._received(None))
+
+    def _received(self, _sum: Tensor | None) -> Tensor:
+        self._begin()
+        return self._given[0]
 
     def _note(self, key: tuple[str, int], _module: nn.Module, _args: Any, output: Any) -> None:
         self.crossed[key] = tensors_of(output)[key[1]]
 
     def _leave(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        raise _EndOfStageError(output)
+        if self._ends_in_sum:
+            self._sums.wait(output, _leave_stage)
+        else:
+            _leave_stage(output)
+
+
+def _leave_stage(output: Any) -> None:
+    raise _EndOfStageError(output)

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from locallearn.core.batches import LABELS, CalledBatch, ModelCall
+from locallearn.core.batches import LABELS, SPANS, CalledBatch, ModelCall
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError, UsageError
 from locallearn.losses.objectives import LocalLoss, Objective, ObjectiveInput, objectives
-from locallearn.losses.scores import KINDS, ScoresLoss, class_axis, picked, without_axis
+from locallearn.losses.scores import KINDS, ScoresLoss, class_axis, picked, span_loss, without_axis
 from locallearn.losses.tokens import build_token_head
 from locallearn.losses.user import Loss, UserLoss, called, takes_batch
 from locallearn.nn.features import own_loss, prediction
@@ -112,7 +112,8 @@ def choose(objective: str | Loss | None, found: Trace, call: ModelCall, model: n
         UsageError: the named loss does not take them.
     """
     end, scores = found.calls[-1], found.scores
-    axis = class_axis(scores, end.channels, call.labels)
+    spans = len(scores) == 3 and all(name in call.kwargs for name in SPANS)
+    axis = 2 if spans else class_axis(scores, end.channels, call.labels)
     rows = end.batch if end.batch is not None or len(scores) != 2 else None
     if len(scores) != 2 and rows is None:
         rows = 0
@@ -127,6 +128,8 @@ def choose(objective: str | Loss | None, found: Trace, call: ModelCall, model: n
         return base
     if not scores:
         raise ConfigError("objective", objective, "depth=1: the model gives its loss alone, and no scores")
+    if spans and objective is None:
+        return dataclasses.replace(base, loss=span_loss)
     kind = picked(scores, axis, call.labels) if objective is None else objective
     by_token = len(scores) == 3 or rows is None
     if kind == "cross-entropy" and by_token and axis == len(scores) - 1 and not numbers:

@@ -88,6 +88,19 @@ class ScoresLoss:
             )
 
 
+def span_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy, over the tokens, of where an answer starts and of where it ends; the mean of both.
+
+    Args:
+        scores: [B, T, 2].
+        labels: positions [B, 2]; those outside [0, T), where an answer was cut off, do not count.
+    """
+    tokens = scores.shape[1]
+    kept = torch.where((labels < 0) | (labels > tokens), tokens, labels)
+    ends = [F.cross_entropy(scores[..., i].float(), kept[:, i], ignore_index=tokens) for i in (0, 1)]
+    return (ends[0] + ends[1]) / 2
+
+
 def class_axis(scores: Sequence[int], channels: int | None, labels: Any) -> int:
     """The axis of scores that holds the classes.
 

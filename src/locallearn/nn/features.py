@@ -94,11 +94,20 @@ def _items(output: Any) -> list[Any]:
 
 
 def prediction(output: Any) -> Tensor | None:
-    """The scores in what a whole model gave: its ``logits``, else its first tensor that is not one number."""
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    """The scores in what a whole model gave: its ``logits``, else its first tensor that is not one number.
+
+    Of a model that answers with spans, ``start_logits`` and ``end_logits`` [B, T] are scores [B, T, 2].
+    """
+    logits, *spans = (_named(output, name) for name in ("logits", "start_logits", "end_logits"))
     if isinstance(logits, Tensor):
         return logits
+    if all(isinstance(x, Tensor) and x.dim() == 2 for x in spans):
+        return torch.stack(spans, -1)
     return next((x for x in tensors_of(output) if x.dim() and x.is_floating_point()), None)
+
+
+def _named(output: Any, name: str) -> Any:
+    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
 
 
 def own_loss(output: Any) -> Tensor | None:

@@ -38,6 +38,7 @@ class Piece:
 
     Attributes:
         path: the submodule after whose output the stage ends; empty for the last stage.
+        summed: whether the stage ends after the sum that this output goes into, as in ``x + layer(x)``.
         shape: features of one example as objectives see them, (C, H, W), (T, C) or (C,); of the last stage, the
             model's scores of one example.
         parameters: names of the parameters that are first used here, which the stage trains.
@@ -54,6 +55,7 @@ class Piece:
     """
 
     path: str
+    summed: bool
     shape: tuple[int, ...]
     parameters: tuple[str, ...]
     reads: tuple[str, ...]
@@ -112,7 +114,9 @@ def _piece(
     again = call.recomputed and not last
     lost = () if last else tuple(trace.lost(start, call.end))
     idle = () if last else tuple(_idle(trace, start, call))
-    return Piece(call.path, shape, tuple(own), tuple(reads), buffers, macs, layout, crossing, again, lost, idle)
+    return Piece(
+        call.path, call.summed, shape, tuple(own), tuple(reads), buffers, macs, layout, crossing, again, lost, idle
+    )
 
 
 def _crossing(trace: Trace, cut: Call) -> list[Crossing]:
@@ -177,7 +181,7 @@ def legal_cuts(trace: Trace, usable: Usable = lambda _: "") -> list[Call]:
     return [call for call in trace.calls if call.path and not _obstacle(trace, call, usable)]
 
 
-def chain(trace: Trace, usable: Usable = lambda _: "", jumped: bool = False) -> list[Call]:
+def chain(trace: Trace, usable: Usable = lambda _: "", sums: bool = False, jumped: bool = False) -> list[Call]:
     """The longest chain of sensible cuts: legal ones, between any two of which something is computed and trained.
 
     Of places between which nothing is multiplied (a convolution, its batch norm, its ReLU, and the stage that ends
@@ -186,10 +190,12 @@ def chain(trace: Trace, usable: Usable = lambda _: "", jumped: bool = False) -> 
     Args:
         trace: a forward pass of the model.
         usable: what else is asked of a cut.
+        sums: whether to take the places after sums ``x + layer(x)`` too, which no submodule may end at.
         jumped: whether to take cuts too that other tensors than the features cross.
     """
     kept: list[Call] = []
-    places = [call for call in legal_cuts(trace, usable) if jumped or not trace.crossing(call)]
+    found = [(trace.sum_after(call) if sums else None) or call for call in legal_cuts(trace, usable)]
+    places = [call for call in sorted(found, key=lambda call: call.end) if jumped or not trace.crossing(call)]
     for _, group in itertools.groupby(places, key=lambda call: call.macs):
         best = min(reversed(list(group)), key=lambda call: call.path.count("."))
         start = kept[-1].end if kept else -1
@@ -201,11 +207,14 @@ def chain(trace: Trace, usable: Usable = lambda _: "", jumped: bool = False) -> 
 
 
 def _balanced(trace: Trace, depth: int, usable: Usable) -> list[Call]:
-    """Cuts that nothing jumps over, where those make ``depth`` pieces of like cost; else the best of all cuts."""
+    """Cuts at the ends of submodules that nothing jumps over, where those make ``depth`` pieces of like cost.
+
+    Else the places after sums are taken too, and else all cuts.
+    """
     best: list[Call] | None = None
     places: list[Call] = []
-    for jumped in (False, True):
-        places = chain(trace, usable, jumped)
+    for sums, jumped in ((False, False), (True, False), (True, True)):
+        places = chain(trace, usable, sums, jumped)
         if depth > len(places) + 1:
             continue
         costs = _costs(trace, places)
@@ -243,7 +252,7 @@ def _named(trace: Trace, cuts: Sequence[str], usable: Usable) -> list[Call]:
         obstacle = _obstacle(trace, calls[path], usable)
         if obstacle:
             raise ConfigError("cuts", name, f"{obstacle}; {_nearest(trace, calls[path], usable)}")
-        chosen[path] = calls[path]
+        chosen[path] = trace.sum_after(calls[path]) or calls[path]
     return sorted(chosen.values(), key=lambda call: call.end)
 
 
@@ -269,7 +278,7 @@ def _obstacle(trace: Trace, call: Call, usable: Usable) -> str:
 
 
 def _nearest(trace: Trace, call: Call, usable: Usable) -> str:
-    places = chain(trace, usable) or chain(trace, usable, jumped=True)
+    places = chain(trace, usable) or chain(trace, usable, sums=True, jumped=True)
     before = [place.path for place in places if place.end < call.end][-1:]
     after = [place.path for place in places if place.end > call.end][:1]
     if not before + after:

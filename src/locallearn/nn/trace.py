@@ -7,6 +7,7 @@ model's prediction and of its own loss in an earlier and a later part.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ class Call:
         outputs: the same of each of its outputs, depth first.
         batch: the axis of its first output that holds the examples, or None where no axis does.
         channels: the axis of its first output that holds the channels, or None where nothing tells.
+        summed: whether it stands for the place after the sum that its output goes into.
         other_tokens: whether its positions are other tokens than those that the model scores.
         recomputed: whether it runs again in the backward pass (activation checkpointing).
     """
@@ -46,6 +48,7 @@ class Call:
     batch: int | None = None
     channels: int | None = None
     other_tokens: bool = False
+    summed: bool = False
     recomputed: bool = False
 
 
@@ -84,6 +87,30 @@ class Trace:
     def scores(self) -> tuple[int, ...]:
         """Shape of the model's prediction; empty where the model gives its loss alone."""
         return self.calls[-1].shape or ()
+
+    def sum_after(self, call: Call) -> Call | None:
+        """The place after ``x + layer(x)``, for a call of ``layer``; None where its output goes anywhere else.
+
+        The other addend is there before the call ends, and has the same shape; what runs again in a backward pass has
+        no such places.
+        """
+        uses = self._uses_of.get(call.node, []) if call.node is not None else []
+        node = uses[0] if uses else None
+        if node is None or len(uses) > 1 or not node.name().startswith("AddBackward"):
+            return None
+        others = [earlier for earlier in self.before(node) if call.node is None or earlier is not call.node[0]]
+        number = node._sequence_nr()
+        before = bool(others) and all(each._sequence_nr() < call.end for each in others)
+        if not before or call.recomputed or tuple(node._input_metadata[0].shape) != call.shape:
+            return None
+        return dataclasses.replace(call, node=(node, 0), end=number + 1, summed=True)
+
+    @functools.cached_property
+    def _uses_of(self) -> dict[tuple[_NODE, int], list[_NODE]]:
+        found: dict[tuple[_NODE, int], list[_NODE]] = {}
+        for later, earlier, output in self.edges:
+            found.setdefault((earlier, output), []).append(later)
+        return found
 
     def crossing(self, call: Call) -> list[tuple[_NODE, int]]:
         """What is made before the end of a call and used after it, other than the call's own output."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,7 +77,9 @@ def _shapes(
 
     hooks = [part.register_forward_hook(note(path)) for path, part in model.named_modules()]
     try:
-        output = model(*args, **kwargs)
+        with warnings.catch_warnings():  # inputs of other sizes are none of the user's
+            warnings.simplefilter("ignore")
+            output = model(*args, **kwargs)
     except Exception:
         return None
     finally:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from locallearn.core.batches import CalledBatch
 from locallearn.core.network import LocalNetwork
 from locallearn.core.split_network import ModelStage, SplitNetwork
+from locallearn.core.stage_ends import at_ends
 from locallearn.data.store import Batch
 from locallearn.errors import UsageError
 from locallearn.nn.features import Layout, features_of, fitted_mask, prediction, seen_by_objective
@@ -68,21 +69,21 @@ def _read(network: SplitNetwork, stages: Sequence[ModelStage], pool: int, batch:
     found: dict[str, Tensor] = {}
     calls: list[tuple[Tensor, Any]] = []
 
-    def at_cut(stage: ModelStage, _module: nn.Module, _args: Any, output: Any) -> None:
+    def at_cut(k: int, output: Any) -> None:
         features = features_of(output)
         if features is not None:
-            found[stage.name] = _seen(stage.piece.layout.ordered(features), stage.tokens, batch, pool)
-        if stage is stages[-1]:
+            found[cut[k].name] = _seen(cut[k].piece.layout.ordered(features), cut[k].tokens, batch, pool)
+        if cut[k] is stages[-1]:
             raise _ReadError
 
     def note(_module: nn.Module, args: Any, output: Any) -> None:
         calls.append((args[0], output))
 
     scored, model, scores = stages[-1].last, network.model, None
-    cuts = [(model.get_submodule(each.piece.path), partial(at_cut, each)) for each in stages if not each.last]
-    layers = [(layer, note) for layer in model.modules() if isinstance(layer, nn.Linear) and scored]
-    hooks = [layer.register_forward_hook(hook) for layer, hook in (*cuts, *layers)]
-    with _hooked(hooks), contextlib.suppress(_ReadError):
+    cut = [stage for stage in stages if not stage.last]
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and scored]
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    with _hooked(hooks), contextlib.suppress(_ReadError), at_ends(model, [each.piece for each in cut], at_cut):
         scores = prediction(network.output(batch))
     if scored:
         found[stages[-1].name] = _last(network, stages[-1], calls, scores, batch, pool)

@@ -75,6 +75,7 @@ def digest(config: RunConfig) -> str:
     values = _changed(config)
     for key in (
         "seed",
+        "init_from",  # init_weights says which weights they are
         "checkpoint",
         "plugins",
         "threads",

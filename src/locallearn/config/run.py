@@ -69,6 +69,11 @@ class RunConfig:
     distributed (the same on a mesh of processes), sequential (one module after the other, each for all its epochs,
     for a device that holds one module only), or asynchronous (a process for every module, which trains at its own
     pace from a buffer of the newest features)."""
+    init_from: str | None = None
+    """Begin with trained weights: the folder of a run or of an export, or a safetensors file. Model and width must be
+    the same; heads that do not fit start from random weights. By default all weights do."""
+    init_weights: Annotated[str | None, Suppress] = None
+    """Digest of those weights, noted when the run starts."""
     plugins: Annotated[tuple[str, ...], Suppress] = ()
     """Files of the user's own that were loaded with --plugin; a resume loads them again."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

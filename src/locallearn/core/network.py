@@ -307,12 +307,12 @@ def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:
         modules.append(
             _module("classifier", nn.Sequential(), classifier_layout(config), shape, config, backbone, image)
         )
-    _follow(modules, config)
+    follow_next(modules, config)
     return LocalNetwork(modules)
 
 
-def _follow(modules: Sequence[LocalModule], config: RunConfig) -> None:
-    """Let heads that look through the next module's first block follow it.
+def follow_next(modules: Iterable[LocalModule], config: RunConfig) -> None:
+    """Let heads that look through the next module's first block follow it, from its present weights on.
 
     Raises:
         ConfigError: the runtime has other modules at another step.

@@ -25,6 +25,7 @@ from locallearn.runtime.replay import ReplayBuffer, Sample
 from locallearn.training import checkpoint as checkpoints
 from locallearn.training import record
 from locallearn.training.guard import FiniteGuard
+from locallearn.training.initial import start_from
 from locallearn.training.nodes import feature_shapes
 from locallearn.training.optim import build_optimizer, rates
 from locallearn.training.setup import image_shape
@@ -80,7 +81,7 @@ class ModuleTraining:
         assert train.device is not None
         assert train.precision is not None
         self.device = torch.device(train.device)
-        image = image_shape(job.dataset)
+        image = self._image = image_shape(job.dataset)
         network = build_network(job.config, image)
         names = [module.name for module in network]
         self.index, self.module = job.index, list(network)[job.index].to(self.device)
@@ -138,6 +139,7 @@ class ModuleTraining:
         for problem in problems:
             self.report({"kind": "warning", "text": f"{problem}; using the one before it"})
         if found is None or path is None:
+            self._begin()
             return
         if found.progress["digest"] != digest(self.config):
             raise CheckpointError(f"checkpoint {path} belongs to another configuration than the run's config.toml")
@@ -148,6 +150,14 @@ class ModuleTraining:
         self.progress = {key: value for key, value in found.progress.items() if key not in ("step", "digest")}
         for epoch in self.progress["epochs"]:
             self.report(epoch)
+
+    def _begin(self) -> None:
+        """Take the weights that the run begins with, where they are not random."""
+        if self.config.init_from is not None:
+            whole = build_network(self.config, self._image)
+            if self.module.name in start_from(whole, self.config):
+                self.report({"kind": "warning", "text": f"the head of module {self.module.name} starts random"})
+            self.module.load_weights(list(whole)[self.index].weights())
 
     # --- training ----------------------------------------------------------------------------------------------
 

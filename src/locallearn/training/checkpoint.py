@@ -45,7 +45,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     progress = json.dumps(checkpoint.progress, sort_keys=True)
     make_folder(path.parent)
     with replacing(path) as temporary:
-        save_file(tensors, temporary, {"progress": progress, "sha256": _checksum(tensors, progress)})
+        save_file(tensors, temporary, {"progress": progress, "sha256": checksum(tensors, progress)})
 
 
 def load(path: Path) -> Checkpoint:
@@ -60,7 +60,7 @@ def load(path: Path) -> Checkpoint:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     progress = metadata.get("progress", "")
-    if metadata.get("sha256") != _checksum(tensors, progress):
+    if metadata.get("sha256") != checksum(tensors, progress):
         raise CheckpointError(f"checkpoint {path} is damaged: its checksum does not match its content")
     return Checkpoint(tensors, _dictionary(progress, path))
 
@@ -123,7 +123,22 @@ def _noted_checksum(path: Path) -> str | None:
         return (file.metadata() or {}).get("sha256")
 
 
-def _checksum(tensors: Mapping[str, Tensor], progress: str) -> str:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint, or all tensors of another safetensors file, by name.
+
+    Raises:
+        CheckpointError: it is not there, or damaged.
+    """
+    if not path.is_dir():
+        with _opened(path) as file:
+            if "progress" not in (file.metadata() or {}):
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    weights = {name: value for name, value in load(path).tensors.items() if name.startswith("network/")}
+    return {name.removeprefix("network/"): value for name, value in weights.items()}
+
+
+def checksum(tensors: Mapping[str, Tensor], progress: str) -> str:
+    """SHA-256 of named tensors on the CPU and a text."""
     digest = hashlib.sha256(progress.encode())
     for name in sorted(tensors):
         tensor = tensors[name]

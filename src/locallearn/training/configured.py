@@ -12,6 +12,7 @@ from locallearn.data.streaming import open_store
 from locallearn.runtime.world import Alone, ProcessWorld
 from locallearn.training.allocator import keep_freed_memory
 from locallearn.training.evaluate import Evaluation, evaluate_run
+from locallearn.training.initial import start_from
 from locallearn.training.loop import Loop
 from locallearn.training.observer import Observer
 from locallearn.training.record import RunFolder
@@ -48,6 +49,11 @@ class Training(Loop):
             keep_freed_memory()
         image = image_shape(dataset)
         network = build_network(config, image).to(device)
+        if config.init_from is not None:
+            fresh = start_from(network, config)
+            if fresh:
+                told = f"the heads of modules {', '.join(fresh)} are not in it, and start from random weights"
+                observer.on_warning(f"weights are from {config.init_from}; {told}")
         if train.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dataset = dataset

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from locallearn.runtime.world import Alone, ProcessWorld, local_device, process_
 from locallearn.training.asynchronous import AsynchronousTraining
 from locallearn.training.configured import Training
 from locallearn.training.events import DamagedRecordError
+from locallearn.training.initial import trained_weights
 from locallearn.training.loggers import Loggers
 from locallearn.training.observer import Observer, Quiet
 from locallearn.training.record import RunFolder
@@ -62,7 +64,7 @@ def train(
         if world.leader:
             folder.check_free(overwrite)
         dataset = _load(config, world)
-        resolved = from_toml(world.share(to_toml(resolve(config, dataset))))
+        resolved = from_toml(world.share(to_toml(_from_weights(resolve(config, dataset)))))
         training = build(resolved, dataset, folder, observer, world)
         shown = _loggers(folder, resolved, observer, world)
         with _one_writer(folder, world):
@@ -71,6 +73,14 @@ def train(
             world.sync()
             with folder.logging_to(shown):
                 return training.run()
+
+
+def _from_weights(config: RunConfig) -> RunConfig:
+    """The configuration with the place and the digest of the weights that it begins with."""
+    if config.init_from is None:
+        return dataclasses.replace(config, init_weights=None)
+    weights = trained_weights(config.init_from).digest
+    return dataclasses.replace(config, init_from=str(Path(config.init_from).resolve()), init_weights=weights)
 
 
 @checked
@@ -119,6 +129,8 @@ def resume(
         return summary
     with _world(config) as world:
         dataset = _load(config, world)
+        if any(folder.checkpoints.glob("step-*")):  # the weights that the run began with need not be there any more
+            config = dataclasses.replace(config, init_from=None)
         training = build(resolve(config, dataset), dataset, folder, observer, world)
         shown = _loggers(folder, config, observer, world)
         with _one_writer(folder, world):

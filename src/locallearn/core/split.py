@@ -14,6 +14,7 @@ from locallearn.arguments import checked
 from locallearn.config import ObjectiveConfig
 from locallearn.config.checks import non_negative, positive_int
 from locallearn.core.batches import model_call
+from locallearn.core.last_layer import last_layer_loss
 from locallearn.core.network import OptimizerFactory
 from locallearn.core.plain import check_example, check_plain
 from locallearn.core.rehearsal import rehearse, warn
@@ -30,6 +31,7 @@ from locallearn.nn.recording import trace
 from locallearn.nn.split import Piece, pieces
 from locallearn.nn.trace import Call, Trace
 from locallearn.nn.width import split_channels
+from locallearn.validation import Defaults
 
 
 def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -123,6 +125,8 @@ def split(
     config = dataclasses.replace(
         settings or ObjectiveConfig(), head=_head_name(head, parts, task, by_token), loss=task.name or None
     )
+    if config.loss is None and config.options and not isinstance(config.options, Defaults):
+        raise ConfigError("settings.options", config.options, "none with a loss that is not registered with any")
     given = _given(model_copy, call.first, found, config, width, classes or task.classes)
     if head is not None and not isinstance(head, str):
         given = dataclasses.replace(given, make_head=_maker(head))
@@ -132,7 +136,9 @@ def split(
         objective_k, seen = head_objective(task, _placed(given, k, stages), part, tokens, k, seed)
         made.append(objective_k)
         sees.append(seen)
-    made.append(last_objective(task, given, seed, stages))
+    chunk = getattr(given.options, "chunk", 0)
+    last = last_layer_loss(task, found, call, model_copy, parts, chunk) if chunk else None
+    made.append(last or last_objective(task, given, seed, stages))
     like = next(model_copy.parameters())
     for each in made:
         each.to(device=like.device, dtype=like.dtype)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from locallearn.arguments import checked
-from locallearn.core.batches import CalledBatch, model_call
+from locallearn.core.batches import CalledBatch, ModelCall, model_call
+from locallearn.core.last_layer import LastLayerLoss
 from locallearn.core.module import Features, LocalStep, Stage, autocast
 from locallearn.core.network import LocalNetwork, OptimizerFactory, network_name
 from locallearn.core.plain import check_plain
@@ -101,7 +102,14 @@ class ModelStage(Stage):
         assert batch.call is not None
         device = batch.images.device
         begin = partial(_set_draws, device, _draws(device)) if self.random else _nothing
-        return self._alone(features, batch.call, begin)
+        with self.calling(self._alone.model, batch.call) as call:
+            return self._alone(features, call, begin)
+
+    def calling(self, model: nn.Module, call: ModelCall) -> contextlib.AbstractContextManager[ModelCall]:
+        """While it lasts the model does what the stage needs of it: it may leave out its last layer."""
+        if isinstance(self.objective, LastLayerLoss):
+            return self.objective.instead_of_scores(model, call)
+        return contextlib.nullcontext(call)
 
     def handed_on(self, output: Any) -> Features:
         """What the next stage is given, detached: features and what else crosses; of the last stage the scores."""
@@ -259,7 +267,8 @@ class SplitNetwork(LocalNetwork):
             at_ends(self.model, self.pieces[:-1], passing.train_here),
         ):
             _seed(steps[0], index)
-            output = self.model(*batch.call.args, **batch.call.kwargs)
+            with self.model_stages[-1].calling(self.model, batch.call) as call:
+                output = self.model(*call.args, **call.kwargs)
             return passing.end(output)
 
     def look(self, batch: Batch) -> Iterator[tuple[str, Tensor | None, Tensor]]:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError
+from locallearn.losses.chunked import linear_cross_entropy
 from locallearn.losses.objectives import LocalLoss, Objective, ObjectiveInput, objectives
 from locallearn.losses.scores import IGNORED
 from locallearn.nn.heads import heads
@@ -28,23 +35,66 @@ def token_cross_entropy(logits_BTV: Tensor, labels_BT: Tensor, shift: bool) -> T
     return F.cross_entropy(logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORED)
 
 
+@dataclass(frozen=True)
+class TokenOptions:
+    """Which tokens are scored, and how many scores there are at a time."""
+
+    positions: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of a batch's tokens that a module before the last one scores at a training step, drawn anew at each;
+    tokens whose label does not count come last. The last module and evaluation score all."""
+    chunk: Annotated[int, Field(ge=0)] = 0
+    """Compute so many scores at a time and keep none for the backward pass, as well as the last module's where its
+    loss is the cross entropy of its last linear layer [scores]. 0 keeps all scores."""
+
+
 class TokenCrossEntropy(Objective):
-    """Cross entropy of every token through a head of the module's own.
+    """Cross entropy of every token, or of some drawn at random, through a head of the module's own.
 
     Args:
-        head: maps features [B, T, C] to logits [B, T, V].
+        head: maps features [B, T, C] to logits [B, T, V]. Where options are not at their defaults it has a method
+            ``readout`` that gives what its last linear layer is given [B, T, H], and the layer's weight and bias.
         shift: as in :func:`token_cross_entropy`.
+        options: which tokens, and how many scores at a time.
     """
 
-    def __init__(self, head: nn.Module, shift: bool) -> None:
+    def __init__(self, head: nn.Module, shift: bool, options: TokenOptions | None = None) -> None:
         super().__init__()
         self.head = head
         self.shift = shift
+        self.options = options or TokenOptions()
 
     def forward(self, features: Tensor, batch: Batch) -> LocalLoss:
         """Loss [1] of the node whose features are ``features``, [B, T, C]; labels are [B, T]."""
-        total = token_cross_entropy(self.head(features), batch.labels, self.shift)[None]
+        positions = self.options.positions if self.training else 1.0
+        if positions == 1 and not self.options.chunk:
+            total = token_cross_entropy(self.head(features), batch.labels, self.shift)[None]
+        else:
+            total = self._of_some(features, batch.labels, positions)[None]
         return LocalLoss(total, {"cross_entropy": total.detach()}, None)
+
+    def _of_some(self, features: Tensor, labels_BT: Tensor, positions: float) -> Tensor:
+        head: Any = self.head
+        hidden_BTH, weight, bias = head.readout(features)
+        hidden_NH, labels_N = by_token(hidden_BTH, labels_BT, self.shift)
+        if positions < 1:
+            drawn = draw_tokens(labels_N, positions)
+            hidden_NH, labels_N = hidden_NH[drawn], labels_N[drawn]
+        if self.options.chunk:
+            return linear_cross_entropy(hidden_NH, weight, bias, labels_N, self.options.chunk)
+        return F.cross_entropy(F.linear(hidden_NH, weight, bias).float(), labels_N, ignore_index=IGNORED)
+
+
+def by_token(x_BTC: Tensor, labels_BT: Tensor, shift: bool) -> tuple[Tensor, Tensor]:
+    """Tokens [N, C] with their labels [N], the next token's where ``shift``."""
+    if shift:
+        x_BTC, labels_BT = x_BTC[:, :-1], labels_BT[:, 1:]
+    return x_BTC.flatten(0, 1), labels_BT.flatten()
+
+
+def draw_tokens(labels_N: Tensor, share: float) -> Tensor:
+    """Indices of ceil(share N) tokens, drawn at random; those whose label does not count come last."""
+    order_N = torch.rand(len(labels_N), device=labels_N.device) + (labels_N == IGNORED)
+    return order_N.topk(math.ceil(share * len(labels_N)), largest=False).indices
 
 
 def build_token_head(given: ObjectiveInput) -> nn.Module:
@@ -71,13 +121,21 @@ def build_token_head(given: ObjectiveInput) -> nn.Module:
     return TerminalHead(given.shape[1], given.scorer, options.blocks, causal, options.stale)
 
 
-@objectives.register("next-token")
+def _objective(given: ObjectiveInput, shift: bool) -> TokenCrossEntropy:
+    head, options = build_token_head(given), given.options
+    if options != TokenOptions() and not hasattr(head, "readout"):
+        expected = "no options with a head of your own, which scores all tokens at once and keeps its scores"
+        raise ConfigError("objective.options", options, expected)
+    return TokenCrossEntropy(head, shift, options)
+
+
+@objectives.register("next-token", options=TokenOptions)
 def next_token(given: ObjectiveInput) -> TokenCrossEntropy:
     """Causal language modelling: the label of a token is the next one."""
-    return TokenCrossEntropy(build_token_head(given), shift=True)
+    return _objective(given, shift=True)
 
 
-@objectives.register("token")
+@objectives.register("token", options=TokenOptions)
 def token(given: ObjectiveInput) -> TokenCrossEntropy:
     """A label for every token."""
-    return TokenCrossEntropy(build_token_head(given), shift=False)
+    return _objective(given, shift=False)

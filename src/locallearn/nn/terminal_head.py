@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from locallearn.errors import ConfigError
 from locallearn.nn.heads import HeadInput, heads
+from locallearn.nn.token_heads import Readout
 from locallearn.nn.vit import Attend, n_heads
 
 
@@ -80,6 +81,16 @@ class TerminalHead(nn.Module):
         scorer = self._scorer[0]
         bias = None if scorer.bias is None else scorer.bias.detach()
         return F.linear(self.norm(self.blocks(x_BTC)), self._weight(scorer), bias) * (-self.temperature).exp()
+
+    def readout(self, x_BTC: Tensor) -> Readout:
+        """What the unembedding is given, times exp(-t), and its weights; a bias is one more column."""
+        scorer = self._scorer[0]
+        hidden_BTC = self.norm(self.blocks(x_BTC)) * (-self.temperature).exp()
+        if scorer.bias is None:
+            return hidden_BTC, self._weight(scorer), None
+        one_BT1 = (-self.temperature).exp().expand(*hidden_BTC.shape[:2], 1)
+        weight_VC1 = torch.cat([self._weight(scorer), scorer.bias.detach()[:, None]], 1)
+        return torch.cat([hidden_BTC, one_BT1], 2), weight_VC1, None
 
     def _weight(self, scorer: nn.Linear) -> Tensor:
         if not self.stale:

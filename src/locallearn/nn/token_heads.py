@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from locallearn.nn.groups import GroupLinear
 from locallearn.nn.heads import parse_head
 
+Readout = tuple[Tensor, Tensor, Tensor | None]
+"""What a head's last linear layer is given [B, T, H], and the layer's weight [V, H] and bias [V]."""
+
 
 class TokenHead(nn.Module):
     """Layer norm, then the linear layers of ``<n>c<m>f`` with ReLU between, for every token.
@@ -38,6 +41,15 @@ class TokenHead(nn.Module):
         """Scores of every token."""
         return self.linears(self.norm(x_BTC).flatten(0, 1)[None])[0].unflatten(0, x_BTC.shape[:2])
 
+    def readout(self, x_BTC: Tensor) -> Readout:
+        """What the last linear layer is given, and the layer."""
+        *before, last = self.linears
+        hidden_1NH = self.norm(x_BTC).flatten(0, 1)[None]
+        for layer in before:
+            hidden_1NH = layer(hidden_1NH)
+        assert isinstance(last, GroupLinear)
+        return hidden_1NH[0].unflatten(0, x_BTC.shape[:2]), last.weight, last.bias
+
 
 class SharedHead(nn.Module):
     """Layer norm of the module's own, then the model's unembedding, which is read and never trained from here.
@@ -59,6 +71,9 @@ class SharedHead(nn.Module):
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """Scores of every token."""
+        return F.linear(*self.readout(x_BTC))
+
+    def readout(self, x_BTC: Tensor) -> Readout:
+        """What the unembedding is given, and its weights, detached."""
         scorer = self._scorer[0]
-        bias = None if scorer.bias is None else scorer.bias.detach()
-        return F.linear(self.norm(x_BTC), scorer.weight.detach(), bias)
+        return self.norm(x_BTC), scorer.weight.detach(), None if scorer.bias is None else scorer.bias.detach()

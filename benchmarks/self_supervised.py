@@ -22,9 +22,9 @@ from locallearn.core.network import build_network
 from locallearn.costs.nodes import CIFAR10, cost
 from locallearn.data.datasets import Dataset, ImageSet
 from locallearn.data.store import ImageStore
-from locallearn.experiments.recipes import recipe
 from locallearn.losses.contrastive import nt_xent
 from locallearn.losses.two_views import ModifiedNTXent
+from locallearn.recipes.named import recipe
 from locallearn.training.optim import build_optimizer
 
 

@@ -1,11 +1,29 @@
 import os
+from importlib.util import find_spec
 
 import pytest
 import torch
 from hypothesis import settings
 
+from locallearn import processor
 from locallearn.nn import group_conv, groups
-from locallearn.nn.native import build, processor
+from locallearn.nn.native import build
+
+NEEDS = {
+    "bench": (
+        "equivalence/test_bf16_equals_loop.py",
+        "equivalence/test_operator_counts.py",
+        "equivalence/test_other_device.py",
+        "distributed/test_hosts.py",
+        "unit/bench",
+        "unit/costs/test_traffic.py",
+    ),
+    "kernels": ("unit/kernels",),
+    "thesis": ("golden/test_digests.py", "unit/thesis"),
+}
+"""What tests a house of its own, and is left out where the house is not there."""
+
+collect_ignore = [path for house, paths in NEEDS.items() if not find_spec(f"locallearn.{house}") for path in paths]
 
 settings.register_profile("locallearn", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
 settings.load_profile("locallearn")
@@ -27,7 +45,7 @@ def _one_thread():
 
 @pytest.fixture
 def torch_kernels(monkeypatch):
-    monkeypatch.setattr(build, "kernels", lambda: build.Kernels(why_not="torch's are tested"))
+    monkeypatch.setattr(build, "kernels", lambda: build.Kernels())
 
 
 @pytest.fixture

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from locallearn.data.packing import pack
     from locallearn.data.store import Batch
     from locallearn.errors import LocalLearnError
-    from locallearn.experiments.recipes import recipe
     from locallearn.losses.objectives import LocalLoss, Objective, ObjectiveInput, objectives
     from locallearn.nn.backbones import BackboneInput, Block, backbones
     from locallearn.nn.heads import HeadInput, heads
+    from locallearn.recipes.named import recipe
     from locallearn.training.embed import embed
     from locallearn.training.export import load_exported
     from locallearn.training.finished import load_run, open_run
@@ -76,7 +76,7 @@ _PLACES = {
     "open_run": "locallearn.training.finished",
     "optimizers": "locallearn.training.optimizers",
     "probe": "locallearn.training.probe",
-    "recipe": "locallearn.experiments.recipes",
+    "recipe": "locallearn.recipes.named",
     "resume": "locallearn.training.runs",
     "schedules": "locallearn.training.schedules",
     "split": "locallearn.core.split",

@@ -20,9 +20,9 @@ from locallearn.costs.nodes import cost
 from locallearn.data.datasets import load
 from locallearn.data.patches import draw_visible, patches, shown
 from locallearn.data.store import ImageStore
-from locallearn.experiments.recipes import recipe
 from locallearn.losses.masked import hidden_error, standardised
 from locallearn.nn.vit import to_maps, to_tokens
+from locallearn.recipes.named import recipe
 from locallearn.training import runs
 from locallearn.training.checkpoint import load as load_checkpoint
 from locallearn.training.configured import Training

@@ -12,8 +12,8 @@ from locallearn.core.network import ImageShape, build_network
 from locallearn.costs.nodes import CIFAR10, cost
 from locallearn.costs.steps import dry_steps
 from locallearn.errors import ConfigError, UsageError
-from locallearn.experiments.recipes import recipe
 from locallearn.losses.contrastive import nt_xent
+from locallearn.recipes.named import recipe
 from locallearn.training import runs
 from locallearn.training.checkpoint import load
 from locallearn.training.export import export, load_exported

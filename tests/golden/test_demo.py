@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from locallearn.experiments.recipes import recipe
+from locallearn.recipes.named import recipe
 from locallearn.training import runs
 
 

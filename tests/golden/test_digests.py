@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from locallearn.config import digest
-from locallearn.experiments.protocols import Study
-from locallearn.experiments.recipes import recipe
+from locallearn.recipes.named import recipe
+from locallearn.thesis.protocols import Study
 
 GOLDEN = json.loads((Path(__file__).parent / "digests.json").read_text())
 

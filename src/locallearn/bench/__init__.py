@@ -1,1 +1,3 @@
-"""Measurements of speed, as ratios within one run."""
+"""Measurements of speed, as ratios within one run. It brings ``locallearn bench``."""
+
+COMMANDS = {"bench": ("locallearn.bench.command", "measure speed against baselines")}

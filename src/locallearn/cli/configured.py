@@ -12,7 +12,7 @@ from locallearn import plugins
 from locallearn.cli.options import recipe_name, value_of
 from locallearn.config import RunConfig, from_dict, to_dict
 from locallearn.errors import ConfigError, UsageError
-from locallearn.experiments.recipes import recipe
+from locallearn.recipes.named import recipe
 
 SHORT = {
     "--data": "--data.name",

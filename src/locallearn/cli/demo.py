@@ -12,7 +12,7 @@ from locallearn.cli.console import Terminal
 from locallearn.cli.early import working
 from locallearn.cli.options import parse
 from locallearn.errors import UsageError
-from locallearn.experiments.recipes import recipe
+from locallearn.recipes.named import recipe
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Sequence
 
 from locallearn import plugins
+from locallearn.cli import houses
 from locallearn.errors import LocalLearnError, UsageError, one_line
 from locallearn.files import cannot_use
 from locallearn.runtime.parent import end_with_launcher
@@ -28,9 +29,7 @@ COMMANDS = {
     "report": "write one HTML report of one or more runs",
     "cost": "count what every node computes, holds and sends, and predict times",
     "plan": "propose K, G, cuts and head for some devices and a memory limit",
-    "bench": "measure speed against baselines",
     "recipes": "list the recipes",
-    "reproduce": "train what is missing of the thesis's tables, and draw them",
 }
 
 
@@ -98,10 +97,11 @@ def _run(arguments: list[str]) -> int:
         print(f"locallearn {importlib.import_module('importlib.metadata').version('locallearn')}")
         return 0
     command = arguments[0]
-    if command not in COMMANDS:
-        raise UsageError(f"{command!r} is not a command; expected one of {', '.join(COMMANDS)}")
-    # imported only now: --help and a wrong command need no torch
-    module = importlib.import_module(f"locallearn.cli.{command}")
+    modules = {name: f"locallearn.cli.{name}" for name in COMMANDS}
+    modules |= {name: module for name, (module, _) in houses.commands().items()}
+    if command not in modules:
+        raise UsageError(f"{command!r} is not a command; expected one of {', '.join(modules)}")
+    module = importlib.import_module(modules[command])  # only now: --help and a wrong command need no torch
     try:
         return module.run(arguments[1:])
     except SystemExit as stop:  # --help
@@ -128,6 +128,7 @@ def _load_plugins(arguments: list[str]) -> list[str]:
 def _usage() -> str:
     lines = ["usage: locallearn COMMAND [options]", "", "Local learning for PyTorch.", "", "commands:"]
     lines += [f"  {name:10} {what}" for name, what in COMMANDS.items()]
+    lines += [f"  {name:10} {what}" for name, (_, what) in houses.commands().items()]
     lines += [
         "",
         "Every command takes --plugin FILE: Python of your own that registers models, heads, objectives, methods or",

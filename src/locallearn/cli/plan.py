@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from rich.text import Text
 
+from locallearn.cli import houses
 from locallearn.cli.console import Terminal
 from locallearn.cli.early import check_names
 from locallearn.cli.options import check_at_least, check_links, parse
 from locallearn.config import ImageSize, ObjectiveConfig, OptimizerConfig, RunConfig, TrainConfig
-from locallearn.errors import ConfigError, printable
+from locallearn.errors import ConfigError, UsageError, printable
 from locallearn.plan.cuts import DEPTHS, WIDTHS
 
 if TYPE_CHECKING:
@@ -137,6 +138,9 @@ def _plan(options: PlanOptions, config: RunConfig, machine: Machine) -> dict[str
     from locallearn.costs.alternatives import advice, alternatives
     from locallearn.costs.planner import choose, enumerate_candidates
 
+    planned = houses.part("bench", "planned") if options.measure else None
+    if options.measure and planned is None:
+        raise UsageError("--measure: needs locallearn.bench, which is not installed")
     memory = parse_bytes("--memory", options.memory)
     image = ImageShape(options.channels, options.image_size, options.classes)
     with Terminal(stderr=True).status("counting") as status:
@@ -165,12 +169,11 @@ def _plan(options: PlanOptions, config: RunConfig, machine: Machine) -> dict[str
     found["advice"] = advice(plan.proposal.makespan, others, memory)
     found |= {"devices": options.devices, "batch_size": options.batch_size, "batches": options.batches}
     found |= {"device_flops": machine.device_flops, "precision": options.precision}
-    if options.measure:
-        from locallearn.bench.planned import measure
+    if planned:
         from locallearn.training import record
         from locallearn.training.setup import check_device
 
         device, proposal = check_device(options.device), plan.proposal
-        found["measured"] = measure(proposal.config, proposal.cost, image, device, options.repeats)
+        found["measured"] = planned.measure(proposal.config, proposal.cost, image, device, options.repeats)
         found["measured"] |= {"hardware": record.hardware(str(device)), "versions": record.versions()}
     return found

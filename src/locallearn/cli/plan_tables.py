@@ -8,11 +8,12 @@ from typing import Any
 
 from rich.table import Table
 
+from locallearn.cli import houses
 from locallearn.cli.console import Terminal
+from locallearn.config import RunConfig
 from locallearn.costs.alternatives import Alternative
 from locallearn.costs.footprint import bytes_text
 from locallearn.costs.planner import Candidate, Plan
-from locallearn.experiments.published import published_accuracy
 from locallearn.report.units import time_text
 
 
@@ -37,8 +38,14 @@ def _row(one: Candidate) -> dict[str, Any]:
         "memory": one.memory,
         "makespan": one.makespan,
         "wire_bytes": one.wire_bytes,
-        "published_accuracy": published_accuracy(one.config),
+        "published_accuracy": _published(one.config),
     }
+
+
+def _published(config: RunConfig) -> float | None:
+    """The thesis's accuracy [%] of this network, where it has one."""
+    published = houses.part("thesis", "published")
+    return published.published_accuracy(config) if published else None
 
 
 def _nodes(one: Candidate) -> list[dict[str, Any]]:

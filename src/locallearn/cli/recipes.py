@@ -13,8 +13,8 @@ from rich.text import Text
 from locallearn.cli.console import Terminal
 from locallearn.cli.options import parse
 from locallearn.config import to_toml
-from locallearn.experiments.recipes import METHODS, families, recipe, recipe_names
-from locallearn.experiments.variants import VARIANTS
+from locallearn.recipes.named import METHODS, families, recipe, recipe_names
+from locallearn.recipes.newer import VARIANTS
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from locallearn.cli import houses
 from locallearn.cli.console import say
 from locallearn.cli.options import check_ending, parse
 from locallearn.errors import UsageError
@@ -51,9 +52,10 @@ def _is_results(folder: Path) -> bool:
 
 
 def _report_results(folder: Path, output: Path, markdown: str | None) -> None:
-    from locallearn.cli import results  # imports torch, which the report of runs does without
-
-    studies = results.read_studies(folder)
-    say(results.write_html(studies, output))
+    study = houses.part("thesis", "studies")  # imports torch, which the report of runs does without
+    if study is None:
+        raise UsageError(f"{folder}: results of a study need locallearn.thesis, which is not installed")
+    studies = study.read_studies(folder)
+    say(study.write_html(studies, output))
     if markdown:
-        say(results.write_markdown(studies, Path(markdown)))
+        say(study.write_markdown(studies, Path(markdown)))

@@ -21,8 +21,8 @@ from locallearn.cli.options import check_at_least, parse, value_of
 from locallearn.config import MeshConfig, OptimizerConfig, RunConfig, RuntimeName, ScheduleConfig
 from locallearn.data.datasets import data_root
 from locallearn.errors import ConfigError, LocalLearnError, UsageError, one_line
-from locallearn.experiments.recipes import fitted, recipe
 from locallearn.plan.mesh import Mesh, place_nodes
+from locallearn.recipes.named import fitted, recipe
 from locallearn.training.record import RunFolder
 
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from locallearn.first_order import first_order
 from locallearn.nn import peers
-from locallearn.nn.first_order import first_order
 from locallearn.nn.precision import precise
 
 

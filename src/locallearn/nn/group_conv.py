@@ -1,6 +1,6 @@
 """Convolutions of G channel groups at once, in three ways of which the fastest is taken.
 
-Kernels of our own where there are some (:mod:`locallearn.nn.native`); else, where groups have few channels, torch's
+Kernels of our own where there are some (:mod:`locallearn.kernels`); else, where groups have few channels, torch's
 convolution of fewer and larger ones with zeros between (packing); else torch's grouped convolution.
 """
 
@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from locallearn.first_order import first_order
 from locallearn.nn import dense
-from locallearn.nn.first_order import first_order
 from locallearn.nn.native import conv as native
 from locallearn.nn.precision import as_autocast
 

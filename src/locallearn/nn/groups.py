@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from locallearn.first_order import first_order
 from locallearn.nn import dense, peers
-from locallearn.nn.first_order import first_order
 from locallearn.nn.group_conv import pack, packed_together
 from locallearn.nn.native import conv as native
 from locallearn.nn.precision import as_autocast

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from locallearn.nn.first_order import first_order
+from locallearn.first_order import first_order
 
 Module = TypeVar("Module", bound=nn.Module)
 

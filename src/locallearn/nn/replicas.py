@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from locallearn.first_order import first_order
 from locallearn.nn import peers
-from locallearn.nn.first_order import first_order
 from locallearn.nn.heads import GroupBatchNorm
 from locallearn.nn.precision import precise
 

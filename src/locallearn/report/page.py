@@ -21,10 +21,10 @@ class Picture(NamedTuple):
     """What a wide picture must have to be read [rem]; a usual one needs no more than a narrow window."""
 
 
-def environment() -> Environment:
-    """The templates of pages."""
+def environment(*folders: Path) -> Environment:
+    """The templates of pages, and of pages of another house in its folders."""
     templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -14,7 +14,7 @@ from locallearn.data.datasets import Dataset, resolve_augment
 from locallearn.data.store import steps_of_epoch
 from locallearn.errors import ConfigError
 from locallearn.nn.native import build
-from locallearn.nn.native.processor import slow_in_bf16
+from locallearn.processor import slow_in_bf16
 from locallearn.training.optim import rates
 from locallearn.training.tried import check_optimizer
 

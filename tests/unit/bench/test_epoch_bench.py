@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from locallearn.bench.epoch import Epochs, bench_epoch, copy_bandwidth, random_images
+from locallearn.bench.epoch_command import EpochOptions, table
 from locallearn.bench.step import Setting, step_config
-from locallearn.cli.bench_epoch import EpochOptions, table
 from locallearn.config import TrainConfig
 from locallearn.core.network import ImageShape
 from locallearn.training.configured import Training

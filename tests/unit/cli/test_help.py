@@ -9,8 +9,8 @@ from locallearn.cli.configured import SHORT
 from locallearn.cli.main import main
 from locallearn.cli.options import suggestions
 from locallearn.config import RunConfig, to_toml
-from locallearn.experiments.recipes import METHODS, recipe, recipe_names
-from locallearn.experiments.variants import VARIANTS
+from locallearn.recipes.named import METHODS, recipe, recipe_names
+from locallearn.recipes.newer import VARIANTS
 
 
 def printed(capsys, *arguments):

@@ -64,9 +64,7 @@ def test_a_call_that_computes_does_import_torch(tmp_path):
     assert outcomes(["cost --model tiny-resnet"], tmp_path) == {"cost --model tiny-resnet": [0, True]}
 
 
-@pytest.mark.parametrize(
-    "name", ["locallearn.config", "locallearn.experiments.recipes", "locallearn.training.record"]
-)
+@pytest.mark.parametrize("name", ["locallearn.config", "locallearn.recipes.named", "locallearn.training.record"])
 def test_modules_that_wrong_calls_need_do_not_import_torch(name):
     code = f"import sys, {name}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from locallearn.config import OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
-from locallearn.experiments.recipes import recipe
+from locallearn.recipes.named import recipe
 from locallearn.training.optim import build_optimizer, build_schedule, learning_rate
 
 

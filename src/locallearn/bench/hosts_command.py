@@ -1,0 +1,126 @@
+"""``locallearn bench hosts``: throughput of two hosts as latency rises and bandwidth falls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich import box
+from rich.table import Table
+
+from locallearn.bench.distributed import Plan
+from locallearn.bench.hosts import bench_hosts
+from locallearn.bench.measuring import MeasuringOptions, facts, show
+from locallearn.bench.step import Setting
+from locallearn.cli.options import check_at_least, parse
+from locallearn.core.network import ImageShape
+from locallearn.errors import ConfigError
+
+_LEAD = 6
+"""Steps of a turn that are not timed: after a change of the cable TCP takes some to find out how fast it may send."""
+
+
+@dataclass(frozen=True)
+class HostsOptions(MeasuringOptions):
+    """Options of ``bench hosts``."""
+
+    model: str = "resnet32"
+    """Backbone, cut into two modules."""
+    cuts: tuple[str, ...] = ("auto",)
+    """Where: auto, balanced, or the name of a block."""
+    peers: tuple[Literal["1f1b", "gpipe", "ddp"], ...] = ("1f1b", "ddp")
+    """What to measure beside dgl: torch's pipelines and DistributedDataParallel."""
+    latency: tuple[float, ...] = (0.0, 2.0, 10.0, 50.0)
+    """From one host to the other, each once without a limit of bandwidth [ms]."""
+    bandwidth: tuple[float, ...] = (100.0,)
+    """Limits of what each host sends, each once without latency [Mbit/s]."""
+    in_flight: int = 4
+    """Batches that module 1 may have on the way to module 2 before it waits [batches]."""
+    batch_size: int = 128
+    """Images a step [images]."""
+    microbatches: int = 4
+    """Parts of a batch in the pipelines; a divisor of --batch-size."""
+    steps: int = 8
+    """Timed steps of a turn."""
+    repeats: int = 3
+    """Turns of each; medians are printed."""
+    device: str | None = "cpu"
+    """cpu."""
+    threads: int | None = 1
+    """CPU threads of each host."""
+    timeout: float = 120.0
+    """A turn that takes longer has failed [s]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, in_flight=1, steps=1)
+        if self.device != "cpu":
+            raise ConfigError("--device", self.device, "cpu")
+        for name, least in (("latency", 0.0), ("bandwidth", 0.1)):
+            for value in getattr(self, name):
+                if not least <= value < math.inf:
+                    raise ConfigError(f"--{name}", value, f"at least {least:g}")
+        if not 0 < self.timeout < math.inf:
+            raise ConfigError("--timeout", self.timeout, "seconds, above 0")
+        if self.microbatches < 2 or self.batch_size % self.microbatches:
+            expected = f"a divisor of the {self.batch_size} images of a batch, at least 2"
+            raise ConfigError("--microbatches", self.microbatches, expected)
+        if self.batch_size < 2 * self.microbatches:
+            raise ConfigError("--batch-size", self.batch_size, f"at least {2 * self.microbatches}")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    description = (
+        "Time dgl K=2 on two hosts in turns with torch's pipelining and data parallelism. The hosts are network "
+        "namespaces of this machine, which needs Linux and root."
+    )
+    options = parse(HostsOptions, arguments, "bench hosts", description)
+    device, precision = options.prepare()
+    image = ImageShape(3, options.image_size, 10)
+    setting = Setting(image, options.batch_size, device, precision, options.repeats, options.threads)
+    plan = Plan(
+        model=options.model,
+        processes=2,
+        cells=((2, 1),),
+        cuts=options.cuts,
+        peers=options.peers,
+        microbatches=options.microbatches,
+        steps=options.steps,
+        setting=setting,
+        timeout=options.timeout,
+        in_flight=options.in_flight,
+        lead=_LEAD,
+    )
+    conditions = [(latency / 1e3, None) for latency in options.latency]
+    conditions += [(0.0, bandwidth * 1e6 / 8) for bandwidth in options.bandwidth]
+    names = ("model", "cuts", "batch_size", "microbatches", "in_flight", "steps")
+    found = {name: getattr(options, name) for name in names} | facts(device, precision, options.repeats)
+    found["rows"] = bench_hosts(plan, conditions)
+    show(options, found, [_table(found)])
+    return 0
+
+
+def _table(found: dict[str, Any]) -> Table:
+    rows = found["rows"]
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    caption = "images/s, and the timeline's prediction from the parts of a step without messages"
+    title = f"{found['model']} on two hosts, batch {found['batch_size']}, {found['precision']}"
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
+    table.add_column("cable")
+    for name in names:
+        table.add_column(name, justify="right")
+        table.add_column("predicted", justify="right")
+    for i in range(0, len(rows), len(names)):
+        cells = []
+        for row in rows[i : i + len(names)]:
+            cells += [f"{row['images_per_second']:,.0f}", f"{row['predicted_images_per_second']:,.0f}"]
+        table.add_row(_cable(rows[i]), *cells)
+    return table
+
+
+def _cable(row: dict[str, Any]) -> str:
+    limit = f", {8 * row['bandwidth'] / 1e6:g} Mbit/s" if row["bandwidth"] else ""
+    return f"{1e3 * row['latency']:g} ms{limit}"

@@ -1,1 +1,0 @@
-"""Recipes: complete configurations by name."""

@@ -1,0 +1,208 @@
+"""``locallearn reproduce TABLE...``: train what is missing of the thesis's tables, and draw them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from locallearn.cli.console import Terminal
+from locallearn.cli.options import check_at_least, parse
+from locallearn.config import OneProcess
+from locallearn.errors import ConfigError, UsageError
+from locallearn.thesis import cell_records, chapter4, claims, sweep
+from locallearn.thesis import results_grids as drawing
+from locallearn.thesis.catalogue import LAYOUTS, cells_of
+from locallearn.thesis.estimate import Estimates
+from locallearn.thesis.protocols import Study
+from locallearn.thesis.queue import Job, Outcome, Queue, cores, default_jobs
+from locallearn.thesis.queue_display import QueueDisplay, print_list
+from locallearn.thesis.studies import print_study, read_studies, study_data, write_html
+from locallearn.thesis.worker import Request
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where data are."""
+
+    root: str | None = None
+    """Folder that holds the data; by default $LOCALLEARN_DATA, then ~/.cache/locallearn/data."""
+    download: bool = False
+    """Fetch a data set if it is not there."""
+
+
+@dataclass(frozen=True)
+class ReproduceOptions:
+    """Options of ``reproduce``."""
+
+    tables: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TABLE")] = ()
+    """Tables and figures: table-3.1 to table-3.6, figure-3.5 to figure-3.7; table-4.1 to table-4.4, figure-4.3 to
+    figure-4.9, figure-a.3 to figure-a.5; small-4.1, small-4.8 and small-a.3 with -vgg6a or -resnet18 for small
+    machines; digits and digits-4, trials of minutes; methods-2026, methods of the field on ResNet-32; sweep, with
+    the protocol of that name. Or single cells by name, such as cifar10-resnet32-gn-dgl-k2-g2."""
+    protocol: str = "quick"
+    """paper (the thesis's epochs and batch: days), standard (a tenth of its epochs: half an hour to hours a cell) or
+    quick (two epochs). sweep is that of the table of this name."""
+    seeds: int = 1
+    """Train every cell with the seeds 0 to N - 1; seed 0 of all cells comes before seed 1 of any."""
+    budget: float | None = None
+    """Stop cleanly after this wall-clock time [s]; what is unfinished goes on next time."""
+    jobs: int | None = None
+    """Cells at once; by default 1 on a CPU, and on a GPU one for every 6 GiB of free memory, at most one a core."""
+    threads: int | None = None
+    """CPU threads of each cell; by default the cores shared out."""
+    device: str | None = None
+    """Device to train on, cpu or cuda[:N]; by default the GPU where there is one."""
+    runtime: OneProcess = "inline"
+    """How modules of a cell train: one after the other, several at once on the threads of a CPU, or launched together
+    on a GPU. What is trained is the same."""
+    epochs: int | None = None
+    """One-off study: train this many epochs instead [epochs]. Its results are kept apart."""
+    train_limit: int | None = None
+    """One-off study: use only the first N training images [images]. Its results are kept apart."""
+    data: Place = field(default_factory=Place)
+    results: str = "results"
+    """Folder of the records, one JSON file for each cell and seed, and of report.html."""
+    runs: str = "runs/reproduce"
+    """Folder of the runs."""
+    list: bool = False
+    """Show the cells in the order of the queue, how far they are and how long they need still, and train nothing."""
+    json: bool = False
+    """Print what was done, every value and the claims as JSON, and no progress."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, seeds=1, jobs=1, threads=1, epochs=1, train_limit=2)
+        if self.budget is not None and not self.budget > 0:
+            raise ConfigError("--budget", self.budget, "seconds above 0")
+
+
+USAGE = """Train what is missing of the thesis's tables and figures, one process a cell, and draw them.
+
+Every cell and seed is a run of its own and leaves one record; finished ones are skipped. Stop it in any way (Ctrl-C,
+kill -9, --budget) and call it again: it goes on. Several calls at once share the work."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    options = parse(ReproduceOptions, arguments, "reproduce", USAGE)
+    if not options.tables:
+        raise UsageError(f"reproduce: TABLE is missing; expected one or more of {', '.join(LAYOUTS)}")
+    study = Study(options.protocol, options.epochs, options.train_limit)
+    names = [cell for table in dict.fromkeys(options.tables) for cell in _with_scorers(cells_of(table))]
+    _check_sweep(options, names)
+    parallel = options.jobs or default_jobs(options.device)
+    jobs = plan(options, study, names, options.threads or max(1, cores() // parallel))
+    estimates = Estimates(Path(options.runs))
+    if options.list:
+        return print_list(jobs, estimates, options.json)
+    queue = Queue(jobs, parallel)
+    with QueueDisplay(len(jobs), len(queue.outcome.finished), estimates, quiet=options.json) as queue.observer:
+        outcome = queue.run(options.budget)
+    return _finish(options, study, outcome)
+
+
+def _check_sweep(options: ReproduceOptions, names: Sequence[str]) -> None:
+    """The sweep is scored on images that its own protocol alone holds out."""
+    for name in names:
+        if (name in sweep.configs()) != (options.protocol == "sweep"):
+            fitting = "sweep" if name in sweep.configs() else "one other than sweep"
+            raise UsageError(f"--protocol: {options.protocol!r} does not fit {name}; expected {fitting}")
+    if options.protocol == "sweep" and (options.train_limit or 0) > sweep.IMAGES:
+        raise ConfigError("--train-limit", options.train_limit, f"at most {sweep.IMAGES} with protocol sweep")
+
+
+def _with_scorers(names: Sequence[str]) -> list[str]:
+    """The cells, and before them the cells whose networks score pairs for them."""
+    scorers = [scorer for scorer in map(chapter4.scorer_of, names) if scorer]
+    return list(dict.fromkeys([*scorers, *names]))
+
+
+def plan(options: ReproduceOptions, study: Study, names: Sequence[str], threads: int) -> list[Job]:
+    """One job for each cell and seed, in order: seed by seed, cells as :func:`claims.in_order` has them."""
+    return [
+        _job(options, study, cell, seed, threads) for seed in range(options.seeds) for cell in claims.in_order(names)
+    ]
+
+
+def _job(options: ReproduceOptions, study: Study, cell: str, seed: int, threads: int) -> Job:
+    wanted = study.digest(cell)
+    record = cell_records.record_path(Path(options.results), study, cell, seed)
+    run, scorer = _run_folder(options, study, cell, seed), chapter4.scorer_of(cell)
+    needed = _run_folder(options, study, scorer, seed) if scorer else None
+    request = Request(
+        cell=cell,
+        study=dataclasses.asdict(study),
+        seed=seed,
+        run=str(run),
+        record=str(record),
+        root=options.data.root,
+        download=options.data.download,
+        device=options.device,
+        threads=threads,
+        runtime=options.runtime,
+        scorer=str(needed) if needed else None,
+    )
+    return Job(
+        f"{cell} seed {seed}",
+        run,
+        dataclasses.asdict(request),
+        lambda: cell_records.is_finished(record, wanted, seed),
+        lambda: needed is None or (needed / "summary.json").is_file(),
+    )
+
+
+def _run_folder(options: ReproduceOptions, study: Study, cell: str, seed: int) -> Path:
+    """The digest in its name keeps a run apart from one of another configuration."""
+    return Path(options.runs) / study.name / f"{cell}-seed{seed}-{study.digest(cell)}"
+
+
+def _finish(options: ReproduceOptions, study: Study, outcome: Outcome) -> int:
+    """Print the tables, write the report, and return the exit code."""
+    folder = Path(options.results)
+    data = study_data(study, list(dict.fromkeys(options.tables)), cell_records.read_records(folder / study.name))
+    report = write_html(read_studies(folder), folder / "report.html") if data["measured"] else None
+    code = 1 if outcome.failed or outcome.interrupted else 0
+    if options.json:
+        print(json.dumps(_as_json(data, outcome), indent=2))
+        return code
+    console = Terminal()
+    if not console.is_terminal:
+        console.width = 240  # a file or a pipe is as wide as a table needs
+    print_study(console, data)
+    for job, message in outcome.failed:
+        console.print(f"failed: {job.name}: {message}", style="red", soft_wrap=True)
+    console.print(f"{len(outcome.finished)} finished, {len(outcome.failed)} failed, {len(outcome.left)} left")
+    if outcome.left:
+        console.print("the same command goes on with what is left")
+    if report:
+        console.print(f"report: {report}", soft_wrap=True)
+    return code
+
+
+def _as_json(data: drawing.Study, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "study": data["name"],
+        "finished": [job.name for job in outcome.finished],
+        "failed": [{"job": job.name, "error": message} for job, message in outcome.failed],
+        "left": [job.name for job in outcome.left],
+        "interrupted": outcome.interrupted,
+        "tables": [
+            {
+                "name": grid.name,
+                "title": grid.title,
+                "headings": grid.headings,
+                "rows": [
+                    [label, *(value if isinstance(value, str) else value._asdict() for value in values)]
+                    for label, values in grid.rows
+                ],
+            }
+            for grid in drawing.grids(data)
+        ],
+        "claims": data["claims"],
+        "left_out": data["notes"],
+    }

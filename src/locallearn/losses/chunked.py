@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from locallearn.first_order import first_order
 from locallearn.losses.scores import IGNORED
-from locallearn.nn.first_order import first_order
 
 
 def linear_cross_entropy(

@@ -1,6 +1,6 @@
 import pytest
-
 import small_results
+
 from locallearn.thesis.catalogue import LAYOUTS, cells_of
 from locallearn.thesis.chapter4 import SMALL, name_of
 from locallearn.thesis.chapter4_claims import claims

@@ -1,6 +1,6 @@
 import pytest
-
 import small_results
+
 from locallearn.thesis.catalogue import LAYOUTS, published_accuracies
 from locallearn.thesis.claims import CLAIMS
 from locallearn.thesis.judge import AGREES, CANNOT_TELL, DISAGREES, Claim, Comparison, Term, check

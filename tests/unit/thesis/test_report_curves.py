@@ -2,8 +2,8 @@ import dataclasses
 from xml.etree import ElementTree as ET
 
 import pytest
-
 import small_results
+
 from locallearn.thesis.catalogue import LAYOUTS
 from locallearn.thesis.results_curves import curves_figure, measured_curves
 from locallearn.thesis.results_grids import curve_grid, grids, markdown

@@ -4,8 +4,8 @@ import re
 from xml.etree import ElementTree as ET
 
 import pytest
-
 import small_results
+
 from locallearn.thesis import results_plots as plots
 from locallearn.thesis.catalogue import LAYOUTS
 from locallearn.thesis.cell_records import comparable

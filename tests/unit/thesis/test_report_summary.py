@@ -1,8 +1,8 @@
 import math
 
 import pytest
-
 import small_results
+
 from locallearn.thesis.protocols import Study
 from locallearn.thesis.results_summary import gap, points_of, rank_correlation, summary
 from locallearn.thesis.studies import study_data, write_markdown

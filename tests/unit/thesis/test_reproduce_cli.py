@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import small_results
 from rich.console import Console
 
-import small_results
 from locallearn.cli.main import main
 from locallearn.thesis.catalogue import LAYOUTS
 from locallearn.thesis.cell_records import record_path, write_record

@@ -1,9 +1,9 @@
 import json
 
 import pytest
+import small_results
 
 import small
-import small_results
 from locallearn.config import digest
 from locallearn.costs.nodes import cost
 from locallearn.errors import UsageError

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from locallearn.nn.heads import HeadInput, heads
     from locallearn.recipes.named import recipe
     from locallearn.training.embed import embed
-    from locallearn.training.export import load_exported
+    from locallearn.training.export import export, load_exported
     from locallearn.training.finished import load_run, open_run
     from locallearn.training.loggers import LoggerInput, loggers
     from locallearn.training.optimizers import OptimizerInput, optimizers
@@ -66,6 +66,7 @@ _PLACES = {
     "datasets": "locallearn.data.datasets",
     "pack": "locallearn.data.packing",
     "embed": "locallearn.training.embed",
+    "export": "locallearn.training.export",
     "from_toml": "locallearn.config",
     "heads": "locallearn.nn.heads",
     "load_exported": "locallearn.training.export",
@@ -113,6 +114,7 @@ __all__ = [
     "cost",
     "datasets",
     "embed",
+    "export",
     "from_toml",
     "heads",
     "load_exported",

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import io
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,66 +15,82 @@ from locallearn.arguments import checked
 from locallearn.config import from_dict, sides, to_dict
 from locallearn.core.inference import EnsembleNetwork, InferenceNetwork
 from locallearn.core.network import ImageShape, build_network
+from locallearn.core.split_network import SplitNetwork
 from locallearn.data.images import FITTING
 from locallearn.errors import UsageError
-from locallearn.files import make_folder, replacing, write_atomically
+from locallearn.files import replacing, write_atomically
+from locallearn.training.export_files import (
+    DESCRIPTION,
+    FORMATS,
+    WEIGHTS,
+    check_formats,
+    describe_onnx,
+    new_files,
+    without_chatter,
+    write_program,
+)
+from locallearn.training.export_own import export_network
 from locallearn.training.finished import OpenedRun
-
-FORMATS = ("safetensors", "torch-export", "onnx")
-"""What can be written."""
-
-WEIGHTS = "network.safetensors"
-
-DESCRIPTION = "network.json"
-"""What the outputs mean and what the inputs must be; it is inside each of the other files, too."""
 
 Exported = InferenceNetwork | EnsembleNetwork
 
 
 @checked
 def export(
-    run: OpenedRun, folder: str | Path, formats: Sequence[str] = FORMATS, ensemble: bool = False
+    of: OpenedRun | SplitNetwork,
+    folder: str | Path,
+    formats: Sequence[str] = FORMATS,
+    ensemble: bool = False,
+    *,
+    example: Any = None,
 ) -> list[Path]:
-    """Write the network of a run without its auxiliary heads.
+    """Write a trained network without its auxiliary heads.
 
-    Every file takes images [B, C, H, W] with pixels in [0, 1], for any B, and gives scores [B, classes]; that of a
-    self-supervised network gives features [B, C].
-    ``network.safetensors`` is read back by :func:`load_exported`, ``network.pt2`` by ``torch.export.load``,
-    ``network.onnx`` by any ONNX runtime.
+    Of a run every file takes images [B, C, H, W] with pixels in [0, 1], for any B, and gives scores [B, classes];
+    that of a self-supervised network gives features [B, C]. ``network.safetensors`` is read back by
+    :func:`load_exported`, ``network.pt2`` by ``torch.export.load``, ``network.onnx`` by any ONNX runtime.
+
+    Of a user's own model (:func:`locallearn.split`) ``network.safetensors`` has the weights of ``merge()``, which the
+    user's own class loads (``mine.load_state_dict(safetensors.torch.load_file(path))``); the others take the model's
+    arguments as in ``example``, without labels, and give its scores. Width groups stay split in those.
 
     Args:
-        run: an opened run.
+        of: an opened run, or a network of :func:`locallearn.split`.
         folder: where the files go; it must not hold files of these names yet.
-        formats: some of :data:`FORMATS`.
+        formats: some of ``safetensors``, ``torch-export`` and ``onnx``.
         ensemble: keep the auxiliary heads, and give the layerwise ensemble's class probabilities [B, classes].
+        example: of a user's own model, a batch as its ``step`` takes it. Its size is free where the model allows
+            that, as is the length of token sequences; ``network.json`` tells which sizes are.
 
     Returns:
-        The files; the last one, ``network.json``, has class names and preprocessing. They are also in the metadata of
-        ONNX and safetensors (key ``locallearn``) and in the extra file ``locallearn.json`` of ``torch.export``.
+        The files; the last one, ``network.json``, has class names and preprocessing, or inputs and output. They are
+        also in the metadata of ONNX and safetensors (key ``locallearn``) and in the extra file ``locallearn.json`` of
+        ``torch.export``.
 
     Raises:
-        UsageError: a file is there already or cannot be written, a format is not known or its package is missing.
+        UsageError: a file is there already or cannot be written, a format is not known or its package is missing, or
+            torch cannot trace a user's own model.
         DiskError: the disk is full or broken; files that were finished stay.
     """
-    folder = Path(folder)
-    names = {"safetensors": WEIGHTS, "torch-export": "network.pt2", "onnx": "network.onnx"}
-    for name in formats:
-        if name not in names:
-            raise UsageError(f"--formats: {name!r} is not valid; expected some of {', '.join(FORMATS)}")
-    if "onnx" in formats and importlib.util.find_spec("onnxscript") is None:
-        raise UsageError("--formats: onnx needs the packages onnx and onnxscript; install locallearn[onnx]")
+    check_formats(formats)
+    if isinstance(of, SplitNetwork):
+        if ensemble:
+            raise UsageError("--ensemble: not for a user's own model; the network's own scores are written")
+        return export_network(of, Path(folder), formats, example)
+    if example is not None:
+        raise UsageError("example: only of a user's own model; a run has images")
+    return _export_run(of, Path(folder), formats, ensemble)
+
+
+def _export_run(run: OpenedRun, folder: Path, formats: Sequence[str], ensemble: bool) -> list[Path]:
     if ensemble and not run.network.has_classifier:
         raise UsageError(f"--ensemble: method {run.config.method} trains no classifiers")
-    paths = [folder / names[name] for name in formats]
-    taken = [str(path) for path in (*paths, folder / DESCRIPTION) if path.exists()]
-    if taken:
-        raise UsageError(f"--output: {taken[0]} is there already; name another folder")
-    make_folder(folder)
+    paths = new_files(folder, formats)
     network = exported(run, ensemble)
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     writers = {"safetensors": _write_safetensors, "torch-export": _write_torch_export, "onnx": _write_onnx}
     for name, path in zip(formats, paths, strict=True):
-        with replacing(path) as temporary, torch.no_grad(), _without_chatter():  # tracing needs no backward pass
+        with replacing(path) as temporary, torch.no_grad(), without_chatter():  # tracing needs no backward pass
             writers[name](network, run, temporary)
     write_atomically(folder / DESCRIPTION, json.dumps(_described(network, run), indent=2) + "\n")
     return [*paths, folder / DESCRIPTION]
@@ -100,19 +111,6 @@ def accuracy(network: Exported, run: OpenedRun) -> float:
         right += int((network(pixels).argmax(1) == batch.labels.cpu()).sum())
         images += len(batch.labels)
     return right / images
-
-
-@contextlib.contextmanager
-def _without_chatter() -> Iterator[None]:
-    """Keep the exporters' remarks on their own insides (deprecations, no torchvision) off the user's terminal."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _described(network: Exported, run: OpenedRun) -> dict[str, Any]:
@@ -155,14 +153,10 @@ def _example(run: OpenedRun) -> torch.Tensor:
 def _write_torch_export(network: Exported, run: OpenedRun, path: Path) -> None:
     batch = {0: torch.export.Dim("batch", min=1)}
     program = torch.export.export(network, (_example(run),), dynamic_shapes=(batch,))
-    buffer = io.BytesIO()  # on a full disk torch's own writer ends the process
-    torch.export.save(program, buffer, extra_files={"locallearn.json": json.dumps(_described(network, run))})
-    path.write_bytes(buffer.getbuffer())
+    write_program(program, _described(network, run), path)
 
 
 def _write_onnx(network: Exported, run: OpenedRun, path: Path) -> None:
-    import onnx
-
     description = _described(network, run)
     torch.onnx.export(
         network,
@@ -175,9 +169,7 @@ def _write_onnx(network: Exported, run: OpenedRun, path: Path) -> None:
         external_data=False,
         verbose=False,
     )
-    model = onnx.load(path)
-    onnx.helper.set_model_props(model, {"locallearn": json.dumps(description)})
-    onnx.save(model, path)
+    describe_onnx(path, description)
 
 
 @checked

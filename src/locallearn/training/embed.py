@@ -29,8 +29,8 @@ Module = int | Literal["last"]
 
 @checked
 def embed(
-    of: OpenedRun | LocalNetwork,
-    examples: str | Path | Iterable[Any],
+    run: OpenedRun | LocalNetwork,
+    folder: str | Path | Iterable[Any],
     output: str | Path,
     module: Module = "last",
     pool: int = 1,
@@ -42,9 +42,9 @@ def embed(
     The network is in eval mode; only one batch is in memory at a time.
 
     Args:
-        of: an opened run, with a folder of images; or a network, of :func:`locallearn.split` for example, with a
+        run: an opened run, with a folder of images; or a network, of :func:`locallearn.split` for example, with a
             loader.
-        examples: images, which are resized to the network's input, the shorter side first, and cut to the centre; or
+        folder: of images, which are resized to the network's input, the shorter side first, and cut to the centre; or
             batches as the network's ``step`` takes them.
         output: ``.parquet`` with columns ``path`` (of a loader ``index``, from 0, and ``label`` where there is a
             class for every example) and ``features`` (list of float32), or ``.npz`` with arrays of these names. It is
@@ -66,11 +66,11 @@ def embed(
     if pool < 1:
         raise ConfigError("--pool", pool, "a whole number of at least 1")
     check_output(output, overwrite)
-    if isinstance(of, LocalNetwork):
-        return _of_loader(of, examples, output, module, pool, precision)
-    if not isinstance(examples, (str, Path)):
-        raise UsageError("examples: a loader is for a network; an opened run takes a folder of images")
-    return _of_folder(of, Path(examples), output, module, pool)
+    if isinstance(run, LocalNetwork):
+        return _of_loader(run, folder, output, module, pool, precision)
+    if not isinstance(folder, (str, Path)):
+        raise UsageError("folder: a loader is for a network; an opened run takes a folder of images")
+    return _of_folder(run, Path(folder), output, module, pool)
 
 
 def _of_folder(run: OpenedRun, folder: Path, output: Path, module: Module, pool: int) -> dict[str, Any]:
@@ -92,8 +92,8 @@ def _of_loader(
 ) -> dict[str, Any]:
     """Features go to a temporary file first, for a loader may not say how many examples it has."""
     if isinstance(loader, (str, Path)):
-        raise UsageError(f"examples: {str(loader)!r} is a folder's name; of a network give a loader of batches")
-    check_loader("examples", loader)
+        raise UsageError(f"folder: {str(loader)!r} is a folder's name; of a network give a loader of batches")
+    check_loader("folder", loader)
     where = stage_places(network)
     place = where[checked_stage(None if module == "last" else module, len(where)) - 1]
     read = stage_reader(network, [place.module], precision, pool)
@@ -107,7 +107,7 @@ def _of_loader(
             spool.write(features_BD.cpu().numpy().astype(np.float32).tobytes())
             labels += batch.labels.tolist() if are_classes(batch.labels) else []
         if not sizes:
-            raise UsageError("examples: the loader gave no batch")
+            raise UsageError("folder: the loader gave no batch")
         spool.seek(0)
         count = sum(sizes)
         names = ["index", "label"] if len(labels) == count else ["index"]

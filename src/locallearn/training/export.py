@@ -37,7 +37,7 @@ Exported = InferenceNetwork | EnsembleNetwork
 
 @checked
 def export(
-    of: OpenedRun | SplitNetwork,
+    run: OpenedRun | SplitNetwork,
     folder: str | Path,
     formats: Sequence[str] = FORMATS,
     ensemble: bool = False,
@@ -55,7 +55,7 @@ def export(
     arguments as in ``example``, without labels, and give its scores. Width groups stay split in those.
 
     Args:
-        of: an opened run, or a network of :func:`locallearn.split`.
+        run: an opened run, or a network of :func:`locallearn.split`.
         folder: where the files go; it must not hold files of these names yet.
         formats: some of ``safetensors``, ``torch-export`` and ``onnx``.
         ensemble: keep the auxiliary heads, and give the layerwise ensemble's class probabilities [B, classes].
@@ -73,13 +73,13 @@ def export(
         DiskError: the disk is full or broken; files that were finished stay.
     """
     check_formats(formats)
-    if isinstance(of, SplitNetwork):
+    if isinstance(run, SplitNetwork):
         if ensemble:
             raise UsageError("--ensemble: not for a user's own model; the network's own scores are written")
-        return export_network(of, Path(folder), formats, example)
+        return export_network(run, Path(folder), formats, example)
     if example is not None:
         raise UsageError("example: only of a user's own model; a run has images")
-    return _export_run(of, Path(folder), formats, ensemble)
+    return _export_run(run, Path(folder), formats, ensemble)
 
 
 def _export_run(run: OpenedRun, folder: Path, formats: Sequence[str], ensemble: bool) -> list[Path]:

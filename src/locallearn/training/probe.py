@@ -26,7 +26,7 @@ from locallearn.training.probe_training import Batches, OnEpoch, point, score_pr
 
 @checked
 def probe(
-    of: OpenedRun | LocalNetwork,
+    run: OpenedRun | LocalNetwork,
     config: ProbeConfig,
     on_epoch: OnEpoch | None = None,
     *,
@@ -41,7 +41,7 @@ def probe(
     in all where features fit ``config.cache_mib`` and images are not augmented, else once an epoch.
 
     Args:
-        of: an opened run, which is probed on its own training and test images; or a network, of
+        run: an opened run, which is probed on its own training and test images; or a network, of
             :func:`locallearn.split` for example, with the loaders ``train`` and ``test``. A user's own model is
             probed at the ends of its stages, as their heads see the features; the last one where a linear layer makes
             its scores, at what that is given.
@@ -63,14 +63,14 @@ def probe(
         DivergedError: a probe's loss became NaN or infinite.
     """
     loaders = [given for given in (train, test) if given is not None]
-    if isinstance(of, OpenedRun):
+    if isinstance(run, OpenedRun):
         if loaders:
             raise UsageError("train, test: loaders are for a network; an opened run has data of its own")
-        found = _of_run(of, config, on_epoch)
+        found = _of_run(run, config, on_epoch)
     elif train is None or test is None:
         raise UsageError("train, test: a network is probed on loaders; give both")
     else:
-        found = probe_network(of, config, train, test, precision, on_epoch)
+        found = probe_network(run, config, train, test, precision, on_epoch)
     if output is not None:
         write_record(Path(output), found)
     return found

@@ -143,17 +143,17 @@ def test_features_without_classes_have_no_labels(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("examples", "module", "message"),
+    ("folder", "module", "message"),
     [
-        ("images/", "last", "examples: 'images/' is a folder's name; of a network give a loader"),
+        ("images/", "last", "folder: 'images/' is a folder's name; of a network give a loader"),
         (DATA, 4, "stage: 4 is not valid; expected a number from 1 to 3"),
-        ([], 1, "examples: the loader gave no batch"),
-        (iter(DATA), 1, "examples: list_iterator can be read only once"),
+        ([], 1, "folder: the loader gave no batch"),
+        (iter(DATA), 1, "folder: list_iterator can be read only once"),
     ],
 )
-def test_wrong_calls_of_embed_are_one_line(tmp_path, examples, module, message):
+def test_wrong_calls_of_embed_are_one_line(tmp_path, folder, module, message):
     with pytest.raises(UsageError, match=message):
-        ll.embed(network(), examples, tmp_path / "out.npz", module)
+        ll.embed(network(), folder, tmp_path / "out.npz", module)
     assert list(tmp_path.iterdir()) == []
 
 

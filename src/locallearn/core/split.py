@@ -18,6 +18,7 @@ from locallearn.core.last_layer import last_layer_loss
 from locallearn.core.network import OptimizerFactory
 from locallearn.core.plain import check_example, check_plain
 from locallearn.core.rehearsal import rehearse, warn
+from locallearn.core.shares import find as find_shares
 from locallearn.core.split_network import SplitNetwork
 from locallearn.core.tasks import Task, choose, head_objective, last_objective
 from locallearn.errors import ConfigError
@@ -97,7 +98,7 @@ def split(
 
     Warns:
         SplitWarning: parameters that nothing trains, stages of very different cost, parts of the model's own loss
-            that do not reach the stage that they are about.
+            that do not reach the stage that they are about and are no numbers that it adds.
     """
     positive_int("width", width)
     positive_int("depth", depth)
@@ -115,7 +116,7 @@ def split(
     model_copy = copied(model)
     stages = depth or len(cuts or ()) + 1
     task = choose(objective, found, call, model_copy, stages)
-    parts = pieces(found, cuts, depth, partial(_unusable, task=task))
+    parts = find_shares(model_copy, found, pieces(found, cuts, depth, partial(_unusable, task=task)), call)
     grouped: list[str] = []
     if width > 1:
         grouped = split_channels(model_copy, call.args, call.kwargs, found, parts, width)

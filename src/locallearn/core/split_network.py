@@ -19,6 +19,7 @@ from locallearn.core.last_layer import LastLayerLoss
 from locallearn.core.module import Features, LocalStep, Stage, autocast
 from locallearn.core.network import LocalNetwork, OptimizerFactory, network_name
 from locallearn.core.plain import check_plain
+from locallearn.core.shares import listen, listening, share_of
 from locallearn.core.stage_ends import at_ends
 from locallearn.core.stage_pass import Recorder, StagePass, share
 from locallearn.core.tasks import Task
@@ -28,7 +29,7 @@ from locallearn.losses.objectives import LocalLoss, Objective
 from locallearn.nn.checkpointing import non_reentrant
 from locallearn.nn.copies import copied
 from locallearn.nn.features import features_of, fitted_mask, prediction, seen_by_objective, with_features
-from locallearn.nn.split import Piece
+from locallearn.nn.split import Piece, Share
 from locallearn.nn.width import join_channels
 
 
@@ -45,6 +46,7 @@ class ModelStage(Stage):
         before: the piece before it; None for the first.
 
     Attributes:
+        noted: tensors of the present pass that the stage's shares of the model's own loss are made of.
         rest: names of parameters and buffers that belong to no stage (frozen or never used), kept with this one.
     """
 
@@ -61,6 +63,8 @@ class ModelStage(Stage):
         super().__init__(str(k), objective, groups)
         self.piece, self.before, self.tokens = piece, before, tokens
         self._model = [model]  # not a submodule: what the stage owns is its part of it
+        self._computes = [model]
+        self.noted: dict[Share, Tensor] = {}
         self.rest: tuple[str, ...] = ()
         self._alone: StagePass | None = None
 
@@ -74,17 +78,23 @@ class ModelStage(Stage):
         """Whether the stage ends with the model's own output."""
         return not self.piece.path
 
-    def run_alone(self, recorder: Recorder, owners: Mapping[str, int]) -> None:
+    def run_alone(self, recorder: Recorder, owners: Mapping[str, int], earlier: Sequence[Share] = ()) -> None:
         """Let the stage compute without the others, on copies of the model's modules that share its tensors.
 
         Args:
             recorder: knows which submodules run.
             owners: which stage, counted from 0, trains a parameter.
+            earlier: what stages before it train of the model's own loss, and which is 0 in this one's.
         """
         before = self.before
         received = () if before is None else _places(before)
         view = share(self.model, apart=self.piece.reads)
+        self._computes = [view]
+        listen(view, self.piece.shares, self.noted)  # before the hook that leaves the pass
         self._alone = StagePass(view, recorder, before, self.piece, received, _places(self.piece))
+        for each in earlier:
+            if isinstance(each.place, str):
+                setattr(view.get_submodule(each.path), each.place, next(self.model.parameters()).new_zeros(()))
         self.reads.clear()
         for name in self.piece.reads:
             pair = self.model.get_parameter(name), view.get_parameter(name)
@@ -122,14 +132,23 @@ class ModelStage(Stage):
 
     def loss(self, output: Any, batch: Batch) -> LocalLoss:
         """Losses [G] of the nodes, from what the submodule at the stage's end gave."""
+        assert isinstance(batch, CalledBatch)
         if self.last:
             return self.objective(output, batch)
         features = features_of(output)
         assert features is not None
-        assert isinstance(batch, CalledBatch)
         ordered = self.piece.layout.ordered(features)
         kept = None if batch.call is None or ordered.dim() != 3 else fitted_mask(batch.call.kept, ordered.shape[1])
-        return self.objective(seen_by_objective(ordered, self.tokens, kept), batch.without_padding())
+        loss = self.objective(seen_by_objective(ordered, self.tokens, kept), batch.without_padding())
+        return self._with_shares(loss, batch) if self.piece.shares else loss
+
+    def _with_shares(self, loss: LocalLoss, batch: CalledBatch) -> LocalLoss:
+        """The loss and the stage's shares of the model's own one, which all groups have a part of."""
+        assert batch.call is not None
+        more = share_of(self._computes[0], self.piece.shares, self.noted, batch.call)
+        self.noted.clear()
+        terms = {**loss.terms, "own": more.detach().expand(self.groups)}
+        return LocalLoss(loss.total + more / self.groups, terms, loss.logits)
 
     def own_parameters(self) -> dict[str, nn.Parameter]:
         """The stage's part of the model (``model.NAME``, the user's own names), and its head."""
@@ -264,12 +283,21 @@ class SplitNetwork(LocalNetwork):
             non_reentrant(),
             _drawing(device, index),
             autocast(device, steps[0].precision),
+            self._listening(),
             at_ends(self.model, self.pieces[:-1], passing.train_here),
         ):
             _seed(steps[0], index)
             with self.model_stages[-1].calling(self.model, batch.call) as call:
                 output = self.model(*call.args, **call.kwargs)
             return passing.end(output)
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """While it lasts, stages note what their shares of the model's own loss are made of."""
+        with contextlib.ExitStack() as stack:
+            for stage in self.model_stages:
+                stack.enter_context(listening(self.model, stage.piece.shares, stage.noted))
+            yield
 
     def look(self, batch: Batch) -> Iterator[tuple[str, Tensor | None, Tensor]]:
         """What evaluation needs of every stage: its name, scores [G, B, classes] or None, and losses [G]."""
@@ -278,7 +306,7 @@ class SplitNetwork(LocalNetwork):
         def ended(k: int, output: Any) -> None:
             losses[k] = self.model_stages[k].loss(output, batch)
 
-        with at_ends(self.model, self.pieces[:-1], ended):
+        with self._listening(), at_ends(self.model, self.pieces[:-1], ended):
             output = self.output(batch)
         losses[self.depth - 1] = self.model_stages[-1].loss(output, batch)
         for k, stage in enumerate(self.model_stages):
@@ -298,11 +326,14 @@ class SplitNetwork(LocalNetwork):
         """
         recorder = Recorder(self.model)
         owners = {name: k for k, piece in enumerate(self.pieces) for name in piece.parameters}
-        for stage in self.model_stages:
+        for k, stage in enumerate(self.model_stages):
             if any(getattr(part, "reads_scorer", False) for part in stage.objective.modules()):
                 expected = f"inline with the head of module {stage.name}, which reads the model's own unembedding"
                 raise ConfigError("runtime", "threads", expected)
-            stage.run_alone(recorder, owners)
+            if any(share.weight is None for share in stage.piece.shares):
+                expected = "inline for a model whose own loss balances the experts of all stages"
+                raise ConfigError("runtime", "threads", expected)
+            stage.run_alone(recorder, owners, [share for piece in self.pieces[:k] for share in piece.shares])
 
     def release(self, held: Sequence[int]) -> None:
         """Let go of the weights of the stages that are not ``held`` (counted from 0): they become one NaN each."""

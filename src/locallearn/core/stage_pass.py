@@ -9,7 +9,6 @@ pass is left. Submodules without part in the gradients' path (masks, rotary embe
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from locallearn.core.batches import ModelCall
 from locallearn.core.stage_ends import Sums
 from locallearn.errors import UsageError
-from locallearn.nn.copies import without_data
+from locallearn.nn.copies import copied, without_data
 from locallearn.nn.features import features_of, map_tensors, tensors_of, with_features
 from locallearn.nn.split import Piece
 
@@ -100,7 +99,7 @@ def share(model: nn.Module, buffers: bool = True, apart: Sequence[str] = ()) -> 
     shared: list[Tensor] = [tensor for name, tensor in model.named_parameters() if name not in apart]
     if buffers:
         shared += model.buffers()
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+    return copied(model, shared)
 
 
 def _recorded(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Ran]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,13 @@ from torch.overrides import TorchFunctionMode
 from locallearn.errors import UsageError
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """A copy with weights and everything else of its own.
+def copied(model: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
+    """A copy with weights and everything else of its own, but for the tensors that are ``shared``.
 
     Raises:
         UsageError: it cannot be copied.
     """
-    return _copy(model, lambda tensor: tensor.detach().clone())
+    return _copy(model, lambda tensor: tensor.detach().clone(), shared)
 
 
 def without_data(model: nn.Module, device: torch.device | str = "meta") -> nn.Module:
@@ -39,9 +39,11 @@ def without_data(model: nn.Module, device: torch.device | str = "meta") -> nn.Mo
     return _copy(model, lambda tensor: torch.empty_like(tensor, device=device))
 
 
-def _copy(model: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
-    memo: dict[int, Any] = {}
+def _copy(model: nn.Module, convert: Callable[[Tensor], Tensor], shared: Iterable[Tensor] = ()) -> nn.Module:
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
     for name, parameter in model.named_parameters():
+        if id(parameter) in memo:
+            continue
         if is_lazy(parameter):
             raise UsageError(f"model: {name} has no shape yet; run the model once, then split it")
         if type(parameter) is nn.Parameter or getattr(

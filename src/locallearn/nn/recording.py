@@ -100,6 +100,7 @@ def _record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         names=tuple(names.values()),
         trainable=frozenset(name for name, p in model.named_parameters() if p.requires_grad),
         buffers=tuple(name for name, _ in model.named_buffers() if name in model.state_dict()),
+        kept=_kept(model),
         aliases=_aliases(model),
     )
     _walk([x.grad_fn for x in roots], names, found)
@@ -154,6 +155,16 @@ def _scorer(model: nn.Module, calls: Iterable[Call], node: tuple[_NODE, int] | N
     """The linear layer whose output a tensor is."""
     ends = (call.path for call in calls if node is not None and call.node == node)
     return next((path for path in ends if isinstance(model.get_submodule(path), nn.Linear)), None)
+
+
+def _kept(model: nn.Module) -> list[tuple[str, str, _NODE]]:
+    """Single numbers with a gradient that submodules keep in attributes, as layers do that record a loss."""
+    return [
+        (path, name, value.grad_fn)
+        for path, part in model.named_modules()
+        for name, value in vars(part).items()
+        if isinstance(value, Tensor) and value.numel() == 1 and value.grad_fn is not None
+    ]
 
 
 def _aliases(model: nn.Module) -> dict[str, str]:

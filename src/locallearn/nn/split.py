@@ -33,6 +33,22 @@ class Crossing:
 
 
 @dataclass(frozen=True)
+class Share:
+    """A tensor of a stage that the model's own loss uses beside its prediction, and that trains the stage.
+
+    Attributes:
+        path: the submodule that gives or keeps it.
+        place: which of the tensors in its output it is, counted depth first from 0, or the name of an attribute.
+        weight: what the model's own loss multiplies this number by; None for a router's scores of experts, which are
+            balanced with the stage's other ones.
+    """
+
+    path: str
+    place: int | str
+    weight: float | None = 0.0
+
+
+@dataclass(frozen=True)
 class Piece:
     """The part of a user's model that is one stage.
 
@@ -52,6 +68,7 @@ class Piece:
         lost: submodules of whose tensors the model's own loss makes use after the stage, beside the prediction; that
             part of the loss trains nothing here.
         idle: names of parameters that the features do not depend on, so that nothing trains them.
+        shares: what the stage's loss has of the model's own loss beside its prediction.
     """
 
     path: str
@@ -66,6 +83,7 @@ class Piece:
     recomputed: bool
     lost: tuple[str, ...]
     idle: tuple[str, ...]
+    shares: tuple[Share, ...] = ()
 
 
 def pieces(
@@ -97,6 +115,23 @@ def pieces(
     return tuple(found)
 
 
+def end_of(trace: Trace, part: Piece) -> Call:
+    """Where a piece ends."""
+    call = next(call for call in reversed(trace.calls) if call.path == part.path)
+    return (trace.sum_after(call) if part.summed else None) or call
+
+
+def crossing(trace: Trace, part: Piece, loss: bool = True) -> tuple[Crossing, ...]:
+    """What crosses the end of a piece beside its features.
+
+    Args:
+        trace: a forward pass of the model.
+        part: the piece.
+        loss: whether what the model's own loss alone uses counts.
+    """
+    return tuple(_crossing(trace, end_of(trace, part), loss)) if part.path else ()
+
+
 def _piece(
     trace: Trace,
     call: Call,
@@ -110,20 +145,20 @@ def _piece(
     layout = Layout(call.batch or 0, call.channels)
     shape = tuple(call.shape or ())[1:] if last else layout.shape(call.shape or ())
     macs = (trace.macs if last else call.macs) - macs_before
-    crossing = () if last else tuple(_crossing(trace, call))
+    crosses = () if last else tuple(_crossing(trace, call))
     again = call.recomputed and not last
-    lost = () if last else tuple(trace.lost(start, call.end))
+    lost = () if last else tuple(dict.fromkeys(map(trace.maker, trace.lost(start, call))))
     idle = () if last else tuple(_idle(trace, start, call))
     return Piece(
-        call.path, call.summed, shape, tuple(own), tuple(reads), buffers, macs, layout, crossing, again, lost, idle
+        call.path, call.summed, shape, tuple(own), tuple(reads), buffers, macs, layout, crosses, again, lost, idle
     )
 
 
-def _crossing(trace: Trace, cut: Call) -> list[Crossing]:
+def _crossing(trace: Trace, cut: Call, loss: bool = True) -> list[Crossing]:
     """What crosses a cut beside its features."""
     ended = [call for call in trace.calls if call.end <= cut.end and trace.times[call.path] == 1]
     found = []
-    for node, output in trace.crossing(cut):
+    for node, output in trace.crossing(cut, loss):
         givers = [call for call in ended if (node, output) in call.outputs]
         metadata = node._input_metadata
         shape = tuple(metadata[output].shape) if output < len(metadata) else ()
@@ -195,7 +230,8 @@ def chain(trace: Trace, usable: Usable = lambda _: "", sums: bool = False, jumpe
     """
     kept: list[Call] = []
     found = [(trace.sum_after(call) if sums else None) or call for call in legal_cuts(trace, usable)]
-    places = [call for call in sorted(found, key=lambda call: call.end) if jumped or not trace.crossing(call)]
+    found.sort(key=lambda call: call.end)
+    places = [call for call in found if jumped or not trace.crossing(call, loss=False)]
     for _, group in itertools.groupby(places, key=lambda call: call.macs):
         best = min(reversed(list(group)), key=lambda call: call.path.count("."))
         start = kept[-1].end if kept else -1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +68,7 @@ class Trace:
         trainable: names of those that require gradients.
         loss_edges: those of the edges that are in the graph of the model's own loss alone.
         buffers: names of the model's buffers that ``state_dict`` has.
+        kept: (path, attribute, operation that made it) of single numbers that submodules keep in attributes.
         aliases: other paths of submodules that have several, by the path that calls have.
     """
 
@@ -81,6 +82,7 @@ class Trace:
     trainable: frozenset[str] = frozenset()
     loss_edges: frozenset[int] = frozenset()
     buffers: tuple[str, ...] = ()
+    kept: Sequence[tuple[str, str, _NODE]] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -112,21 +114,70 @@ class Trace:
             found.setdefault((earlier, output), []).append(later)
         return found
 
-    def crossing(self, call: Call) -> list[tuple[_NODE, int]]:
-        """What is made before the end of a call and used after it, other than the call's own output."""
+    def crossing(self, call: Call, loss: bool = True) -> list[tuple[_NODE, int]]:
+        """What is made before the end of a call and used after it, other than the call's own output.
+
+        Args:
+            call: the call.
+            loss: whether what the model's own loss alone uses counts.
+        """
         later, earlier = self._numbers
         over = np.flatnonzero((earlier < call.end) & (call.end <= later))
-        found = {self.edges[i][1:]: None for i in over}
+        found = {self.edges[i][1:]: None for i in over if loss or i not in self.loss_edges}
         if call.node is not None:
             found.pop(call.node, None)
         return list(found)
 
-    def lost(self, start: float, end: float) -> list[str]:
-        """Submodules between two moments whose tensors the model's own loss uses later, past its prediction."""
+    def lost(self, start: float, cut: Call) -> list[_NODE]:
+        """Operations from a moment to a cut, whose results the model's own loss uses later, past its prediction.
+
+        The cut's own features are not among them.
+        """
         later, earlier = self._numbers
-        over = np.flatnonzero((start <= earlier) & (earlier < end) & (end <= later))
-        makers = [self.maker(self.edges[i][1]) for i in over if i in self.loss_edges]
-        return list(dict.fromkeys(makers))
+        over = np.flatnonzero((start <= earlier) & (earlier < cut.end) & (cut.end <= later))
+        found = dict.fromkeys(self.edges[i][1] for i in over if i in self.loss_edges)
+        return [node for node in found if cut.node is None or node is not cut.node[0]]
+
+    def numbers_given(self, start: float, end: float) -> list[tuple[str, int | str, _NODE]]:
+        """Single numbers that submodules give or keep between two moments, with where, the last made first.
+
+        Of several of which one is made of the others there is that one.
+        """
+        found: dict[_NODE, tuple[str, int | str]] = {}
+        for path, place, node in self.kept:
+            if start <= node._sequence_nr() < end:
+                found.setdefault(node, (path, place))
+        for call in self.calls[:-1]:
+            for place, made in enumerate(call.outputs):
+                if made is None or self.times[call.path] > 1 or not start <= made[0]._sequence_nr() < end:
+                    continue
+                if tuple(made[0]._input_metadata[made[1]].shape) in ((), (1,)):
+                    found.setdefault(made[0], (call.path, place))
+        chosen: list[_NODE] = []
+        for node in sorted(found, key=lambda node: -node._sequence_nr()):
+            if not any(node in self._behind([later]) for later in chosen):
+                chosen.append(node)
+        return [(*found[node], node) for node in chosen]
+
+    def covered(self, nodes: Collection[_NODE], start: float, cut: Call) -> bool:
+        """Whether what is made from a moment to a cut enters the model's own loss through some operations alone."""
+        fresh = {name for number, name in self.uses if start <= number < cut.end}
+        for each in self.lost(start, cut):
+            behind = self._behind([each], without=nodes)
+            if any(self._entering.get(node, set()) & fresh for node in behind if node not in nodes):
+                return False
+        return True
+
+    def _behind(self, nodes: Collection[_NODE], without: Collection[_NODE] = ()) -> set[_NODE]:
+        """Operations that some depend on, those included; not past those of ``without``."""
+        waiting, seen = list(nodes), set(nodes)
+        while waiting:
+            each = waiting.pop()
+            if each not in without:
+                fresh = [earlier for earlier in self.before(each) if earlier not in seen]
+                seen.update(fresh)
+                waiting += fresh
+        return seen
 
     @functools.cached_property
     def _numbers(self) -> tuple[np.ndarray, np.ndarray]:
@@ -163,14 +214,7 @@ class Trace:
 
     def upstream(self, node: _NODE) -> frozenset[str]:
         """Names of the parameters that an operation's output depends on, with a gradient."""
-        waiting, seen, found = [node], {node}, set[str]()
-        while waiting:
-            each = waiting.pop()
-            found |= self._entering.get(each, set())
-            fresh = [earlier for earlier in self.before(each) if earlier not in seen]
-            seen.update(fresh)
-            waiting += fresh
-        return frozenset(found)
+        return frozenset(name for each in self._behind([node]) for name in self._entering.get(each, ()))
 
     @functools.cached_property
     def _entering(self) -> dict[_NODE, set[str]]:

@@ -38,6 +38,8 @@ class CostOptions:
     """G: width groups of every module, or one number for each module."""
     cuts: tuple[str, ...] = ("auto",)
     """Where modules end: auto (the thesis's table, else balanced), balanced, or the names of blocks."""
+    overlap: int = 0
+    """With 1 a module's loss also reaches into the module before it."""
     patch_size: int | None = None
     """Side of the patches of a vision transformer [pixels]; by default the model's own."""
     objective: Annotated[ObjectiveConfig, tyro.conf.arg(name="")] = field(default_factory=ObjectiveConfig)
@@ -86,6 +88,7 @@ def run(arguments: Sequence[str]) -> int:
         depth=options.depth,
         width=options.width,
         cuts=options.cuts,
+        overlap=options.overlap,
         patch_size=options.patch_size,
         objective=options.objective,
     )
@@ -138,6 +141,9 @@ def _show(found: Cost, values: dict[str, Any]) -> None:
         console.print(
             f"{max(values['followed_bytes']):>13,} bytes of weights at most that a step sends back to a node"
         )
+    if "returned_bytes" in values:
+        most = max(values["returned_bytes"])
+        console.print(f"{most:>13,} bytes of gradients at most that a step gives back to a module")
     for schedule in values.get("timeline", {}).get("schedules", ()):
         _show_schedule(console, schedule, values["timeline"]["microbatches"])
     if "timeline" in values:

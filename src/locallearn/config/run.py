@@ -59,6 +59,10 @@ class RunConfig:
     initial_variance: Literal["group", "module"] = "group"
     """Output channels that the initial variance of a convolution in a backbone counts: those of one group, or of all
     groups of its module together, which makes initial weights of G groups smaller by sqrt(G)."""
+    overlap: int = 0
+    """With 1 a module's loss also trains the module before it: its gradient crosses one cut, and no other. Off (0) no
+    gradient crosses a cut, which is what local learning is; runtime inline alone has the exception, whose graphs are
+    of two modules at a time (docs/guides/methods.md)."""
     patch_size: int | None = None
     """Side of the patches that a vision transformer cuts images into [pixels]; by default the model's own."""
     seed: int = 0
@@ -102,6 +106,7 @@ class RunConfig:
         fraction("dropout", self.dropout)
         choice("initial_variance", self.initial_variance, "group", "module")
         positive_int("patch_size", self.patch_size)
+        check("overlap", self.overlap, lambda v: is_int(v) and v in (0, 1), "0, or 1 (the module before)")
         slow = self.asynchronous.slow_module
         check("asynchronous.slow_module", slow, lambda v: v <= self.depth, f"at most depth ({self.depth})")
         check("seed", self.seed, lambda v: is_int(v) and 0 <= v < 2**63, "a whole number in [0, 2^63)")
@@ -113,8 +118,23 @@ class RunConfig:
             raise ConfigError("mesh.wire", self.mesh.wire, f"none with runtime {self.runtime}, where nothing travels")
         if self.train.precision == "fp16" and self.runtime not in ("inline", "threads"):
             raise ConfigError("train.precision", "fp16", f"fp32 or bf16 with runtime {self.runtime}")
+        self._check_overlap()
         if self.checkpoint.keep_epochs and self.runtime == "asynchronous":
             raise ConfigError("checkpoint.keep_epochs", self.checkpoint.keep_epochs, "0 with runtime asynchronous")
+
+    def _check_overlap(self) -> None:
+        """Gradients go from module to module in one process alone, and one module after the other."""
+        if not self.overlap:
+            return
+        if self.depth == 1:
+            raise ConfigError("overlap", self.overlap, "0 with depth 1: there is no module before")
+        if self.runtime != "inline":
+            expected = "inline with overlap 1, where a module's gradient goes back into the module before"
+            raise ConfigError("runtime", self.runtime, expected)
+        if self.train.precision == "fp16":
+            raise ConfigError(
+                "train.precision", "fp16", "fp32 or bf16 with overlap 1: every stage scales its own loss"
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel to another process as TOML, which there is read after the plugins that know its components."""

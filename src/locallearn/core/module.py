@@ -126,7 +126,11 @@ class LocalModule(Stage):
 
     def handed_on(self, output: Any) -> Features:
         """What the next stage is given of the stage's output, detached."""
-        return (output.features if isinstance(output, Passage) else output).detach()
+        return self.features(output).detach()
+
+    def features(self, output: Any) -> Tensor:
+        """The stage's features in its output, with their graph."""
+        return output.features if isinstance(output, Passage) else output
 
     def loss(self, output: Any, batch: Batch) -> LocalLoss:
         """Losses [G] of the nodes, from the stage's output."""
@@ -240,6 +244,18 @@ class LocalStep:
         hand_on: Callable[[Features], None] | None = None,
     ) -> tuple[Features, LocalLoss]:
         """Forward pass, loss and backward pass, which leave gradients in the parameters; else as the whole call."""
+        out, loss = self.compute(features, batch, index, hand_on)
+        self.backward(loss)
+        return self.module.handed_on(out), loss.detached()
+
+    def compute(
+        self,
+        features: Features,
+        batch: Batch,
+        index: int | None = 0,
+        hand_on: Callable[[Features], None] | None = None,
+    ) -> tuple[Any, LocalLoss]:
+        """The stage's output and the losses, with their graphs; else as the whole call."""
         first = features if isinstance(features, Tensor) else features[0]
         self.module.begin()
         with (
@@ -248,12 +264,9 @@ class LocalStep:
             autocast(first.device, self.precision),
         ):
             out = self.module(features, batch)
-            handed_on = self.module.handed_on(out)
             if hand_on is not None:
-                hand_on(handed_on)
-            loss = self.module.loss(out, batch)
-        self.backward(loss)
-        return handed_on, loss.detached()
+                hand_on(self.module.handed_on(out))
+            return out, self.module.loss(out, batch)
 
     def learn(self, out: Any, batch: Batch, rate: float | None = None) -> LocalLoss:
         """Train on an output of the stage that is there already, computed in the caller's own forward pass.
@@ -269,9 +282,15 @@ class LocalStep:
         torch.clear_autocast_cache()  # it may hold a weight that a later stage reads, as it was before the update
         return loss.detached()
 
-    def backward(self, loss: LocalLoss) -> None:
-        """Leave gradients in the stage's own parameters; others that it reads get none."""
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+    def backward(self, loss: LocalLoss, reaches: Sequence[Tensor] = (), keep: bool = False) -> None:
+        """Leave gradients in the stage's own parameters; others that it reads get none.
+
+        Args:
+            loss: with its graph.
+            reaches: tensors that get a gradient too.
+            keep: whether the graph is walked again.
+        """
+        parameters = [*self._trained(), *reaches]
         if not self._gathered:
             self.optimizer.zero_grad(set_to_none=True)
         total = loss.total.sum()  # nodes share no parameters: each gets the gradient of its own loss alone
@@ -280,7 +299,16 @@ class LocalStep:
         if self.scaler is not None:
             total = self.scaler.scale(total)
         if parameters and total.requires_grad:  # else all that the loss depends on is frozen
-            total.backward(inputs=parameters)
+            total.backward(inputs=parameters, retain_graph=keep)
+
+    def backward_from(self, output: Tensor, gradient: Tensor) -> None:
+        """Add the gradient of another stage's loss, from what it is by this stage's output."""
+        parameters = self._trained()
+        if parameters and output.requires_grad:
+            output.backward(gradient, inputs=parameters)
+
+    def _trained(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
 
     def update(self, rate: float | None = None) -> None:
         """Update the weights by the gradients that the backward pass left, at this learning rate.

@@ -17,6 +17,7 @@ from locallearn.config.data import is_size
 from locallearn.core.batches import are_classes, as_batch
 from locallearn.core.methods import ModuleLayout, check_follows, classifier_layout, methods
 from locallearn.core.module import LocalModule, LocalStep, Stage, walk
+from locallearn.core.overlap import overlapping_walk
 from locallearn.core.widths import divisible
 from locallearn.data.patches import Masking
 from locallearn.data.store import Batch
@@ -70,14 +71,16 @@ class LocalNetwork(nn.Module):
 
     Attributes:
         stages: what is between two cuts, in order.
+        overlap: with 1 a stage's loss also trains the stage before it (:mod:`locallearn.core.overlap`); else 0.
         steps: the local steps of the stages; :meth:`set_optimizers` makes them.
         clip_norm: largest gradient norm of a node; 0 means no clipping.
     """
 
     @checked
-    def __init__(self, stages: Sequence[Stage]) -> None:
+    def __init__(self, stages: Sequence[Stage], overlap: int = 0) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
+        self.overlap = overlap
         self.steps: list[LocalStep] = []
         self.clip_norm = 0.0
 
@@ -124,6 +127,8 @@ class LocalNetwork(nn.Module):
     def _scale_losses(self, device: str) -> None:
         """Give every stage a loss scaler where the caller's autocast is to fp16, whose small gradients become 0."""
         if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
+            if self.overlap:
+                raise UsageError("network: no autocast to fp16 with overlap 1, for every stage scales its own loss")
             for step in self.steps:
                 step.scaler = step.scaler or torch.amp.GradScaler(device)
 
@@ -136,7 +141,7 @@ class LocalNetwork(nn.Module):
     def walk(
         self, steps: Sequence[LocalStep], batch: Batch, index: int | None = None, rate: float | None = None
     ) -> list[LocalLoss]:
-        """Train the stages one after the other on one batch (Algorithms 1 and 2).
+        """Train the stages one after the other on one batch (Algorithms 1 and 2), overlapping where they do.
 
         Args:
             steps: local steps of this network's stages, in order.
@@ -144,7 +149,7 @@ class LocalNetwork(nn.Module):
             index: number of the step, which seeds what is drawn; None leaves torch's generator as it is.
             rate: learning rate of the step; None leaves the optimizers as they are.
         """
-        return walk(steps, batch, index, rate)
+        return (overlapping_walk if self.overlap else walk)(steps, batch, index, rate)
 
     def look(self, batch: Batch) -> Iterator[tuple[str, Tensor | None, Tensor]]:
         """What evaluation needs of every stage: its name, scores [G, B, classes] or None, and losses [G].
@@ -308,7 +313,7 @@ def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:
             _module("classifier", nn.Sequential(), classifier_layout(config), shape, config, backbone, image)
         )
     follow_next(modules, config)
-    return LocalNetwork(modules)
+    return LocalNetwork(modules, config.overlap)
 
 
 def follow_next(modules: Iterable[LocalModule], config: RunConfig) -> None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from locallearn.config import TrainConfig
 from locallearn.core.module import LocalModule, LocalStep
 from locallearn.core.network import ImageShape, LocalNetwork
+from locallearn.core.overlap import Waiting, train_over
 from locallearn.costs.forward import is_classifier, n_parameters
 from locallearn.costs.memory import ActivationMeter
 from locallearn.data.store import Batch
@@ -37,12 +39,14 @@ class ModuleCost:
         groups: G.
         block_macs: the node's share of the blocks; the rest of its multiply-accumulates is ``head_macs``.
         head_macs: its heads and decoder, and the decoupled classifier where there is one.
-        step_macs: multiply-accumulates of all groups together with the backward pass, of one image or view.
+        step_macs: multiply-accumulates of all groups together with the backward passes, of one image or view.
         shared_bytes: its features of one batch as the heads of the other groups see them; 0 where they do not.
         score_bytes: class scores of one batch that it sends to the other groups (diversity penalty).
         largest_bytes: the largest tensor that is kept for the backward pass, of all groups together.
         weight_bytes: the largest weight, likewise.
         followed_bytes: weights of the next module that the node is sent at every step (head ``momentum``).
+        returned_bytes: the gradient of one batch by what the node is given, which goes back to the module before
+            (``overlap``).
     """
 
     groups: int
@@ -57,6 +61,7 @@ class ModuleCost:
     largest_bytes: int
     weight_bytes: int
     followed_bytes: int = 0
+    returned_bytes: int = 0
 
     @property
     def macs(self) -> int:
@@ -73,11 +78,20 @@ def dry_steps(network: LocalNetwork, image: ImageShape, train: TrainConfig) -> l
     """One training step of every module, on tensors that have a shape, a type and a device but no data."""
     modules: list[ModuleCost] = []
     with without_data(network, image, train) as (network, batch):
-        features = batch.images
+        features, below, meter = batch.images, None, ActivationMeter(network.parameters())
         for module in network:
-            counted, features = _dry_step(module, features, batch, str(train.precision))
+            step = LocalStep(module, torch.optim.SGD(module.parameters()), str(train.precision))
+            train_one = partial(train_over, below=below) if network.overlap else _train_alone
+            counted, features, below = _dry_step(step, features, batch, meter, train_one)
             modules.append(_with_classifier(modules.pop(), counted) if is_classifier(module) else counted)
-    return modules
+    return [_walked_again(m, above) for m, above in zip(modules, (*modules[1:], None), strict=True)]
+
+
+def _walked_again(module: ModuleCost, above: ModuleCost | None) -> ModuleCost:
+    """With the second backward pass of its blocks, for the gradient that the module above returns."""
+    if above is None or not above.returned_bytes:
+        return module
+    return dataclasses.replace(module, step_macs=module.step_macs + 2 * module.groups * module.block_macs)
 
 
 @contextlib.contextmanager
@@ -104,13 +118,25 @@ def _batch(network: LocalNetwork, image: ImageShape, n: int, layout: torch.memor
     return Batch(images, torch.empty(n, dtype=torch.int64), pixels, 0, scores=scores, visible=visible)
 
 
-def _dry_step(module: LocalModule, features: Tensor, batch: Batch, precision: str) -> tuple[ModuleCost, Tensor]:
-    groups, batch_size = module.groups, len(batch.labels)
-    step = LocalStep(module, torch.optim.SGD(module.parameters()), precision)
-    meter, given = ActivationMeter(module.parameters()), set[int]()
+def _train_alone(step: LocalStep, features: Tensor, batch: Batch) -> tuple[Tensor, None, LocalLoss]:
+    features, loss = step(features, batch)
+    return features, None, loss
+
+
+def _dry_step(
+    step: LocalStep,
+    features: Tensor,
+    batch: Batch,
+    meter: ActivationMeter,
+    train_one: Callable[[LocalStep, Tensor, Batch], tuple[Tensor, Waiting | None, LocalLoss]],
+) -> tuple[ModuleCost, Tensor, Waiting | None]:
+    module, inputs = step.module, features
+    assert isinstance(module, LocalModule)
+    groups, batch_size, given = module.groups, len(batch.labels), set[int]()
+    meter.peak_bytes, meter.largest_bytes = meter.live_bytes, 0
     hook = module.objective.register_forward_pre_hook(lambda _, inputs: given.add(id(inputs[0])))
     with meter, counting(module.blocks) as in_blocks, counting(module.objective) as in_objective:
-        features, loss = step(features, batch)
+        features, below, loss = train_one(step, features, batch)
     hook.remove()
     shares = _shares(module.objective, groups)
     whole = sum(call.macs for call in in_objective if shares and call.given in given and _is_plain(call.layer))
@@ -129,8 +155,9 @@ def _dry_step(module: LocalModule, features: Tensor, batch: Batch, precision: st
         largest_bytes=meter.largest_bytes,
         weight_bytes=max((p.nbytes for p in module.parameters()), default=0),
         followed_bytes=share(sum(m.followed_bytes for m in _following(module)), groups),
+        returned_bytes=inputs.nbytes if inputs.requires_grad else 0,
     )
-    return counted, features
+    return counted, features, below
 
 
 def _following(module: LocalModule) -> Iterator[MomentumHead]:

@@ -122,6 +122,8 @@ def timeline(
 def run_local(cost: Cost, machine: Machine, batches: int, in_flight: int) -> Run:
     """Local learning on a device a node; arguments as for :func:`timeline`."""
     modules = cost.modules
+    if any(module.returned_bytes for module in modules):
+        raise ConfigError("overlap", 1, "0 with predicted times and plans: no gradient travels between devices here")
 
     def seconds(work: Work) -> float:
         module = modules[work.module - 1]

@@ -345,6 +345,7 @@ def _described(network: LocalNetwork) -> dict[str, Any]:
     """The network as a configuration names it."""
     stages = [stage for stage in network if stage.name.isdigit()]
     found: dict[str, Any] = {"depth": len(stages), "width": tuple(stage.groups for stage in stages)}
+    found |= {"overlap": network.overlap}
     if isinstance(network, SplitNetwork):
         cuts = tuple(piece.path for piece in network.pieces[:-1])
         return {**found, "model": type(network.model).__name__, "cuts": cuts or ("auto",)}

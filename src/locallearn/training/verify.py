@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,10 @@ from torch import Tensor
 from locallearn import seeding
 from locallearn.config import AugmentConfig, CheckpointConfig, DataConfig, RunConfig, sides
 from locallearn.core.module import LocalStep, Stage, autocast
+from locallearn.core.overlap import CLASSIFIER
 from locallearn.data.datasets import Dataset, ImageSet, load
 from locallearn.errors import DataError
+from locallearn.losses.objectives import LocalLoss
 from locallearn.runtime.cuda_graphs import WARM_UP, CudaGraphsRuntime
 from locallearn.runtime.threads import ThreadsRuntime
 from locallearn.training.checkpoint import CheckpointFolder
@@ -71,7 +73,7 @@ def verify(config: RunConfig, dataset: Dataset) -> list[Check]:
     config, dataset = shortened(config, dataset)
     with tempfile.TemporaryDirectory(prefix="locallearn-verify-") as folder:
         training = Training(config, dataset, RunFolder(Path(folder) / "gradients"), Quiet())
-        checks = [gradients_stay(training)]
+        checks = [gradients_cross_one_cut(training) if config.overlap else gradients_stay(training)]
         if config.runtime == "asynchronous":  # its results depend on how fast each process was
             return checks
         whole = _train(config, dataset, Path(folder) / "whole")
@@ -162,6 +164,39 @@ def gradients_stay(training: Training) -> Check:
     worst = max(leaks)
     measured = worst if math.isfinite(worst) else None
     return Check("no gradient crosses a boundary", worst == 0 and not silent, measured, detail)
+
+
+class _Alone(LocalStep):
+    """A local step whose own loss counts for nothing but for one stage, and which changes no weight."""
+
+    counts = False
+
+    def backward(self, loss: LocalLoss, reaches: Sequence[Tensor] = (), keep: bool = False) -> None:
+        """Differentiate the loss, or zero times it."""
+        super().backward(dataclasses.replace(loss, total=loss.total * float(self.counts)), reaches, keep)
+
+    def update(self, rate: float | None = None) -> None:
+        """Leave the weights as they are."""
+
+
+def gradients_cross_one_cut(training: Training) -> Check:
+    """With ``overlap`` every module's loss has a gradient in it and in the module before it, and in no other."""
+    network, batch = training.network, next(iter(training.train_store.epoch(0, training.config.train.batch_size)))
+    steps = [_Alone(module, torch.optim.SGD(module.parameters()), training.precision) for module in network]
+    wrong, leaks = [], [0.0]
+    for k, step in enumerate(steps):
+        for each in steps:
+            each.counts = each is step
+        network.walk(steps, batch, 0)
+        reached = {k} if k == 0 or step.module.name == CLASSIFIER else {k - 1, k}
+        for j, module in enumerate(network):
+            largest = max(_largest_by_group(module, [p.grad for p in module.parameters()]))
+            if j in reached and largest == 0:
+                wrong.append(f"module {step.module.name} does not reach module {module.name}")
+            leaks.append(0.0 if j in reached else largest)
+    detail = "; ".join(wrong) or "overlap 1: every module's loss, differentiated by the parameters of all modules"
+    passed = not wrong and max(leaks) == 0
+    return Check("gradients cross one boundary and no other", passed, max(leaks), detail)
 
 
 def _reach(loss: Tensor, steps: list[LocalStep], k: int, group: int) -> tuple[float, float]:

@@ -1,0 +1,82 @@
+"""Overlapping stages: a stage's loss reaches into the stage before it. The one exception to local learning here.
+
+Gradients cross one cut and stop at the next. LoCo (Xiong, Ren and Urtasun, NeurIPS 2020) has stages that share a
+block, interlocking backpropagation (Gomez et al., JMLR 2022) lets the loss of every module reach N - 1 modules below,
+and HPFF (Su et al., ECCV 2024) trains pairs of modules; this is the second, with N = 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from locallearn.core.module import LocalModule, LocalStep
+from locallearn.data.store import Batch
+from locallearn.losses.objectives import LocalLoss
+
+CLASSIFIER = "classifier"
+"""Name of the decoupled classifier, which is no module: nothing of its loss reaches anything but itself."""
+
+
+@dataclass
+class Waiting:
+    """A stage whose graph waits for the loss of the stage after it."""
+
+    step: LocalStep
+    features: Tensor
+
+    def end(self, gradient: Tensor | None, rate: float | None) -> None:
+        """Add the gradient that came back, and update."""
+        if gradient is not None:
+            self.step.backward_from(self.features, gradient)
+        self.step.update(rate)
+
+
+def overlapping_walk(
+    steps: Sequence[LocalStep], batch: Batch, index: int | None = None, rate: float | None = None
+) -> list[LocalLoss]:
+    """Train stages one after the other on one batch, each by its own loss and by that of the stage after it.
+
+    A stage's graph is kept until the loss of the next one has gone through it, so activations are those of two
+    stages at a time; each stage but the last is walked backward twice, and the gradient by its features goes back to
+    it. What the next stage sees is as ever computed before the update.
+
+    Args:
+        steps: local steps of the stages that the package builds, in order.
+        batch: the batch.
+        index: number of the step, which seeds what is drawn; None leaves torch's generator as it is.
+        rate: learning rate of the step; None leaves the optimizers as they are.
+    """
+    losses: list[LocalLoss] = []
+    features, below = batch.images, None
+    for step in steps:
+        features, below, loss = train_over(step, features, batch, index, rate, below)
+        losses.append(loss)
+    assert below is not None
+    below.end(None, rate)
+    return losses
+
+
+def train_over(
+    step: LocalStep,
+    features: Any,
+    batch: Batch,
+    index: int | None = None,
+    rate: float | None = None,
+    below: Waiting | None = None,
+) -> tuple[Any, Waiting, LocalLoss]:
+    """Train one stage over the one below it, which ends with that; else as :func:`overlapping_walk`.
+
+    Returns:
+        The stage's features, detached; the stage, which waits for the next one; and its losses.
+    """
+    assert isinstance(step.module, LocalModule)
+    reaches = [features.requires_grad_()] if below is not None and step.module.name != CLASSIFIER else []
+    out, loss = step.compute(features, batch, index)
+    step.backward(loss, reaches, keep=True)
+    if below is not None:
+        below.end(reaches[0].grad if reaches else None, rate)
+    return step.module.handed_on(out), Waiting(step, step.module.features(out)), loss.detached()

@@ -15,6 +15,7 @@ from rich.table import Table
 from locallearn.cli.console import Terminal, say
 from locallearn.cli.early import check_names
 from locallearn.cli.options import check_at_least, check_ending, check_links, parse
+from locallearn.cli.own import names_own, own_network, refuse_changed
 from locallearn.config import ImageSize, ObjectiveConfig, RunConfig
 from locallearn.plan.clock import Span, picture
 from locallearn.plan.schedule import Work
@@ -29,7 +30,8 @@ class CostOptions:
     """Options of ``cost``."""
 
     model: str = "resnet32"
-    """Backbone, for example resnet32, resnet32x2, vgg6a, vit-tiny."""
+    """Backbone, for example resnet32, resnet32x2, vgg6a, vit-tiny; or package.module:function, a function of your own
+    that gives a pair: your model, or a network of ll.split, and a batch."""
     method: str = "gn-dgl"
     """How the network is cut and trained, for example e2e, dgl, gn-dgl or single-thread."""
     depth: int = 1
@@ -82,25 +84,9 @@ def run(arguments: Sequence[str]) -> int:
     # the objective's settings have the names that they have in `train`, with or without the prefix
     arguments = [argument.replace("--objective.", "--", 1) for argument in arguments]
     options = parse(CostOptions, arguments, "cost", description)
-    config = RunConfig(
-        method=options.method,
-        model=options.model,
-        depth=options.depth,
-        width=options.width,
-        cuts=options.cuts,
-        overlap=options.overlap,
-        patch_size=options.patch_size,
-        objective=options.objective,
-    )
-    check_names(config)
-    from locallearn.core.network import ImageShape
-    from locallearn.costs.nodes import cost
+    found = _own(options) if names_own(options.model) else _built(options)
     from locallearn.costs.timeline import Machine, timeline
-    from locallearn.nn.heads import check_head
 
-    check_head(options.objective.head)  # a wrong head is wrong even where the method has none
-    image = ImageShape(options.channels, options.image_size, options.classes)
-    found = cost(config, image, batch_size=options.batch_size, precision=options.precision)
     values = found.to_json()
     if options.device_flops is not None:
         machine = Machine(options.device_flops, options.bandwidth, options.latency or 0.0)
@@ -114,6 +100,37 @@ def run(arguments: Sequence[str]) -> int:
         if options.report:
             say(options.report)
     return 0
+
+
+def _built(options: CostOptions) -> Cost:
+    """Of a backbone of the package."""
+    config = RunConfig(
+        method=options.method,
+        model=options.model,
+        depth=options.depth,
+        width=options.width,
+        cuts=options.cuts,
+        overlap=options.overlap,
+        patch_size=options.patch_size,
+        objective=options.objective,
+    )
+    check_names(config)
+    from locallearn.core.network import ImageShape
+    from locallearn.costs.nodes import cost
+    from locallearn.nn.heads import check_head
+
+    check_head(options.objective.head)  # a wrong head is wrong even where the method has none
+    image = ImageShape(options.channels, options.image_size, options.classes)
+    return cost(config, image, batch_size=options.batch_size, precision=options.precision)
+
+
+def _own(options: CostOptions) -> Cost:
+    """Of a model of the user's own."""
+    refuse_changed(options, "method", "overlap", "patch_size", "image_size", "channels", "classes", "batch_size")
+    from locallearn.costs.nodes import cost
+
+    network, batch = own_network(options.model, options.depth, options.cuts, options.width, options.objective)
+    return cost(network, batch, precision=None if options.precision == "fp32" else options.precision)
 
 
 def _write_report(options: CostOptions, values: dict[str, Any]) -> None:

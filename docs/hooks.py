@@ -23,8 +23,6 @@ _FIRST = {"train": "train gn-dgl", "bench": "bench"}
 """What some commands need before ``--help`` tells everything."""
 _MARK = re.compile(r"-8\s*<\s*-")
 """What names a file to include; none may be left when a page is finished."""
-_ROLE = re.compile(r":(?:func|class|meth|mod|attr|data|exc):(<code>)~?")
-"""How docstrings refer to a name."""
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -53,9 +51,8 @@ def _directive(name: str) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Show names in docstrings as a user writes them: ``ll.split`` instead of a role and ``locallearn.split``."""
-    public = "|".join(locallearn.__all__)
-    return re.sub(rf"<code>locallearn\.({public})\b", r"<code>ll.\1", _ROLE.sub(r"\1", html))
+    """Show names in docstrings as a user writes them: ``ll.split`` instead of ``locallearn.split``."""
+    return re.sub(rf"<code>locallearn\.({'|'.join(locallearn.__all__)})\b", r"<code>ll.\1", html)
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:

@@ -59,7 +59,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file by way of :func:`replacing`; names of files that are no UTF-8 keep their bytes."""
+    """Write a text file by way of ``replacing``; names of files that are no UTF-8 keep their bytes."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 

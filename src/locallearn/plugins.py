@@ -3,7 +3,7 @@
 ``locallearn COMMAND --plugin my_file.py`` imports a file before the command looks anything up, and so does
 ``LOCALLEARN_PLUGINS`` (file names with the system's path separator between). Processes that a command starts inherit
 them. A run's ``config.toml`` names them, so that a resume finds them; but a file's word is not the user's, see
-:func:`load_of`.
+``load_of``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _loaded: dict[Path, str] = {}
 def load(files: Iterable[str | Path]) -> None:
     """Import files that the user names, each once, here and in processes that are started from now on.
 
-    What he named is noted (:mod:`locallearn.trust`), so that a run that names the same file finds it.
+    What he named is noted (``locallearn.trust``), so that a run that names the same file finds it.
 
     Raises:
         UsageError: a file is not there, or fails; one line says where.
@@ -78,7 +78,7 @@ def load_of(files: Iterable[str], owner: str) -> None:
 
 
 def allow_import(path: str) -> None:
-    """Let :func:`imported` import ``package.module.Class``, here and in processes that are started from now on.
+    """Let ``imported`` import ``package.module.Class``, here and in processes that are started from now on.
 
     For names that the user wrote on the command line; one that only a file holds must not bring code along.
     """

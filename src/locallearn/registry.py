@@ -49,13 +49,13 @@ def named(kind: str) -> Registry[Any]:
 class Registry(Generic[T]):
     """A mapping from names to things that refuses duplicates and explains unknown names.
 
-    A name that is not known yet is looked for in the user's plugins (:mod:`locallearn.plugins`) as well.
+    A name that is not known yet is looked for in the user's plugins (``locallearn.plugins``) as well.
 
     Args:
         kind: what is registered, as the option that names it (``"model"``); used in messages.
         takes: the one argument of what is registered, with its type (``"given: BackboneInput"``); None where it is
             no function. One with another signature is refused.
-        gives: what the function returns; :meth:`build` refuses anything else.
+        gives: what the function returns; ``build`` refuses anything else.
         also: what else may be named where this registry is asked, for messages.
     """
 
@@ -98,7 +98,7 @@ class Registry(Generic[T]):
 
     @checked
     def register(self, name: str, *, options: type | None = None) -> Callable[[T], T]:
-        """The same as :meth:`add`, as a decorator."""
+        """The same as ``add``, as a decorator."""
         return lambda entry: self.add(name, entry, options)
 
     def remove(self, name: str) -> None:

@@ -19,13 +19,13 @@ def derive(seed: int, *keys: int | str) -> int:
 
 
 def generator(seed: int, *keys: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A torch generator seeded with :func:`derive`."""
+    """A torch generator seeded with ``derive``."""
     return torch.Generator(device=device).manual_seed(derive(seed, *keys))
 
 
 @contextlib.contextmanager
 def seeded(seed: int, *keys: int | str) -> Iterator[None]:
-    """Draws from torch's global CPU generator are seeded with :func:`derive` in here, and leave no trace outside."""
+    """Draws from torch's global CPU generator are seeded with ``derive`` in here, and leave no trace outside."""
     with torch.random.fork_rng([]):
         torch.manual_seed(derive(seed, *keys))
         yield

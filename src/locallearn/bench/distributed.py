@@ -1,6 +1,6 @@
 """Training on several processes of this machine: the distributed runtime beside torch's pipelining and DDP, in turns.
 
-Every contender has processes of its own (:mod:`locallearn.bench.crew`), all started before anything is timed. In each
+Every contender has processes of its own (``locallearn.bench.crew``), all started before anything is timed. In each
 turn one after the other trains some steps while the others wait. A turn's time is that of a step in the steady state:
 the longest time from step to step of its processes, without the steps that fill and empty a pipeline.
 """
@@ -63,8 +63,8 @@ def bench_distributed(plan: Plan) -> dict[str, Any]:
     """Measure everything in turns.
 
     Returns:
-        ``link`` (``bandwidth`` [bytes/s] and ``latency`` [s] between two processes here); ``rows``, see :func:`_row`;
-        and ``ratios``, see :func:`ratios`.
+        ``link`` (``bandwidth`` [bytes/s] and ``latency`` [s] between two processes here); ``rows``, see ``_row``;
+        and ``ratios``, see ``ratios``.
 
     Raises:
         LocalLearnError: a process failed or hung; all are ended.
@@ -235,7 +235,7 @@ def _row(job: Job, laps: Laps, plan: Plan) -> dict[str, Any]:
     theirs without a message.
 
     The caller adds for each process ``activation_bytes`` (peak of what autograd keeps), ``peak_bytes`` and
-    ``start_bytes`` (resident memory: the most, and before the first step), and what :func:`predict` tells.
+    ``start_bytes`` (resident memory: the most, and before the first step), and what ``predict`` tells.
     """
     timing = laps.timing
     measured = job.way == "distributed"

@@ -49,7 +49,7 @@ def bench_epoch(
 
     Returns:
         ``bandwidth``, read and written by copies [bytes/s], and a row for every cell. It has of one step
-        ``operators``, ``bytes`` and ``product_bytes`` as :func:`step_traffic` counts them; and where timed, of an
+        ``operators``, ``bytes`` and ``product_bytes`` as ``step_traffic`` counts them; and where timed, of an
         epoch ``seconds`` (median) and ``spread``, ``images_per_second``, ``host_seconds`` (on a GPU, what the host
         needs to launch the work), and ``floor`` and ``product_floor``, the seconds in which such bytes are copied.
     """

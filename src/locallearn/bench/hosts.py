@@ -25,8 +25,8 @@ def bench_hosts(plan: Plan, conditions: Sequence[Condition]) -> list[dict[str, A
 
     Returns:
         A row for every condition and contender: ``latency``, ``bandwidth``, ``name``, ``images_per_second`` (median),
-        ``spread`` (quartile distance over median), ``waiting`` (as :func:`bench_distributed` has it),
-        ``predicted_images_per_second`` and ``deviation`` (as :func:`predict` has them).
+        ``spread`` (quartile distance over median), ``waiting`` (as ``bench_distributed`` has it),
+        ``predicted_images_per_second`` and ``deviation`` (as ``predict`` has them).
 
     Raises:
         LocalLearnError: there can be no two hosts on this machine, or a process failed.

@@ -1,4 +1,4 @@
-"""One process of a :class:`~locallearn.bench.crew.Crew`; its argument is the file number of its connection."""
+"""One process of a ``Crew``; its argument is the file number of its connection."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def bench_read(
         device: where the step is computed.
         precision: of the step, ``"fp32"`` or ``"bf16"``.
         repeats: batches that are timed.
-        step: what is done with images [B, 3, H, W] and labels [B]; by default :func:`resnet50_step`.
+        step: what is done with images [B, 3, H, W] and labels [B]; by default ``resnet50_step``.
 
     Returns:
         ``read_images_per_second``, ``step_images_per_second``, ``together_images_per_second``, ``waiting``, the

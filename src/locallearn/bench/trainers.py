@@ -1,6 +1,6 @@
 """Ways to train on one batch again and again in one process, perhaps beside others: ours and torch's own.
 
-A trainer is built where it runs, in a process of a :class:`~locallearn.bench.crew.Crew`.
+A trainer is built where it runs, in a process of a ``Crew``.
 """
 
 from __future__ import annotations

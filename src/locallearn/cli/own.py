@@ -68,7 +68,7 @@ def own_network(
     """The user's model split as the options say, or as it is where the function gives a split network; and a batch.
 
     Args:
-        spec: as in :func:`own_model`.
+        spec: as in ``own_model``.
         depth: K, where ``cuts`` is ``("auto",)``.
         cuts: paths of submodules.
         width: G, one number.

@@ -15,7 +15,7 @@ from locallearn.recipes.named import FEW_STEPS, fitted
 
 
 class LiveProgress:
-    """Shows a bar of the steps and a line an epoch; an observer of :mod:`locallearn.training.loop`.
+    """Shows a bar of the steps and a line an epoch; an observer of ``locallearn.training.loop``.
 
     Args:
         quiet: show warnings only.

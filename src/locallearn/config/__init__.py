@@ -1,6 +1,6 @@
 """Frozen dataclasses that describe a run completely, validated where they are built.
 
-``RunConfig`` is the whole of it; :func:`to_toml` and :func:`from_toml` write and read it without loss. A field
+``RunConfig`` is the whole of it; ``to_toml`` and ``from_toml`` write and read it without loss. A field
 that is ``None`` is decided when a run starts (from the data set, the model or the machine) and the run folder
 holds what was decided.
 """

@@ -45,13 +45,13 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
 
 @checked
 def to_toml(config: RunConfig) -> str:
-    """The configuration as TOML text; :func:`from_toml` gives back an equal configuration."""
+    """The configuration as TOML text; ``from_toml`` gives back an equal configuration."""
     return tomli_w.dumps(to_dict(config))
 
 
 @checked
 def from_toml(text: str) -> RunConfig:
-    """Read TOML text that :func:`to_toml` wrote, or that a user did.
+    """Read TOML text that ``to_toml`` wrote, or that a user did.
 
     Raises:
         ConfigError: not TOML, an unknown key, a wrong type or a wrong value.

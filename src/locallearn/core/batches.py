@@ -98,7 +98,7 @@ def are_classes(labels: Any) -> bool:
 
 
 def as_batch(batch: Any) -> Batch:
-    """A :class:`~locallearn.Batch`, or a pair (images, labels), as a batch of images."""
+    """A ``ll.Batch``, or a pair (images, labels), as a batch of images."""
     if isinstance(batch, Batch):
         return batch
     if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not all(isinstance(x, Tensor) for x in batch):
@@ -111,7 +111,7 @@ def model_call(model: nn.Module, batch: Any) -> ModelCall:
     """How ``model`` is called on ``batch``.
 
     A mapping becomes named arguments, labels included where the model takes them, as Hugging Face's do (answers that
-    are spans of tokens, in :data:`SPANS`, are labels [B, 2]); a pair is (inputs, labels), and its inputs may be a
+    are spans of tokens, in ``SPANS``, are labels [B, 2]); a pair is (inputs, labels), and its inputs may be a
     tensor, a tuple of positional or a mapping of named arguments; a tensor alone is an input without labels.
     """
     if isinstance(batch, Mapping):

@@ -27,7 +27,7 @@ class LastLayerLoss(ModelLoss):
     """The objective of the last stage where that is the cross entropy of its last linear layer's scores.
 
     In training the model runs up to the layer, and loss and gradients come of what the layer is given
-    (:func:`~locallearn.losses.chunked.linear_cross_entropy`). In evaluation it is the model's own loss as ever.
+    (``linear_cross_entropy``). In evaluation it is the model's own loss as ever.
 
     Args:
         of_scores: the loss of scores and labels.

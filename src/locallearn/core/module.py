@@ -61,7 +61,7 @@ class Stage(nn.Module):
         raise NotImplementedError
 
     def begin(self) -> None:
-        """Called at the start of every training step, when all that the stage :attr:`reads` is there."""
+        """Called at the start of every training step, when all that the stage ``reads`` is there."""
 
     def handed_on(self, output: Any) -> Features:
         """What the next stage is given of the stage's output, detached."""
@@ -80,7 +80,7 @@ class Stage(nn.Module):
         return self.state_dict()
 
     def load_weights(self, values: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`weights` gave."""
+        """Put back what ``weights`` gave."""
         self.load_state_dict(values)
 
 
@@ -104,7 +104,7 @@ class LocalModule(Stage):
     def forward(self, features: Tensor, batch: Batch | None = None) -> Any:
         """The stage's features [B, C, H, W] or [B, C], from those of the stage before it; it needs no batch.
 
-        With a batch, as in a training step, an objective that watches gets the :class:`Passage`.
+        With a batch, as in a training step, an objective that watches gets the ``Passage``.
         """
         if batch is None or not self.objective.watches:
             return self.blocks(features)
@@ -182,7 +182,7 @@ class LocalStep:
         clip_norm: largest gradient norm of a node; 0 means no clipping.
         seed: the run's seed, for dropout and whatever else is drawn.
         peers: the other ranks that share the stage; none by default.
-        accumulate: batches whose mean gradient an update follows; :meth:`flush` updates with fewer.
+        accumulate: batches whose mean gradient an update follows; ``flush`` updates with fewer.
 
     Attributes:
         schedule: a scheduler of torch on the optimizer, stepped after every update; None leaves the rate alone.
@@ -406,7 +406,7 @@ def autocast(device: torch.device, precision: str | None) -> contextlib.Abstract
 def walk(
     steps: Sequence[LocalStep], batch: Batch, index: int | None = None, rate: float | None = None
 ) -> list[LocalLoss]:
-    """Train stages one after the other on one batch (Algorithms 1 and 2); arguments as of :class:`LocalStep`."""
+    """Train stages one after the other on one batch (Algorithms 1 and 2); arguments as of ``LocalStep``."""
     features: Features = batch.images
     losses = []
     for step in steps:

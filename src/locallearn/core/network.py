@@ -66,13 +66,13 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 class LocalNetwork(nn.Module):
     """K stages of G groups each, and the decoupled classifier where the last stage has several groups.
 
-    ``stages`` run in order; each takes the detached features of the one before. Use :func:`build_network`, or
-    :func:`locallearn.split` for a model of your own.
+    ``stages`` run in order; each takes the detached features of the one before. Use ``build_network``, or
+    ``ll.split`` for a model of your own.
 
     Attributes:
         stages: what is between two cuts, in order.
-        overlap: with 1 a stage's loss also trains the stage before it (:mod:`locallearn.core.overlap`); else 0.
-        steps: the local steps of the stages; :meth:`set_optimizers` makes them.
+        overlap: with 1 a stage's loss also trains the stage before it (``locallearn.core.overlap``); else 0.
+        steps: the local steps of the stages; ``set_optimizers`` makes them.
         clip_norm: largest gradient norm of a node; 0 means no clipping.
     """
 
@@ -102,12 +102,12 @@ class LocalNetwork(nn.Module):
         ]
 
     def step(self, batch: Any) -> dict[str, Tensor]:
-        """Train every stage on one batch, with the optimizers of :meth:`set_optimizers`.
+        """Train every stage on one batch, with the optimizers of ``set_optimizers``.
 
         Under autocast to fp16 every stage gets a loss scaler of its own: nothing is left to do around this call.
 
         Args:
-            batch: a pair (images, labels), or a :class:`~locallearn.Batch`, on the network's device.
+            batch: a pair (images, labels), or a ``ll.Batch``, on the network's device.
 
         Returns:
             ``loss/k`` of every stage, the mean over its nodes, and ``loss``, the last one's; ``accuracy/k`` as a
@@ -171,7 +171,7 @@ class LocalNetwork(nn.Module):
         return self(batch.images)
 
     def metrics(self, losses: Sequence[LocalLoss], batch: Batch) -> dict[str, Tensor]:
-        """Losses and accuracies of one batch by stage, as :meth:`step` returns them."""
+        """Losses and accuracies of one batch by stage, as ``step`` returns them."""
         found: dict[str, Tensor] = {}
         for stage, loss in zip(self.stages, losses, strict=True):
             if not loss.total.numel():
@@ -193,12 +193,12 @@ class LocalNetwork(nn.Module):
         return found
 
     def load_weights(self, values: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`weights` gave."""
+        """Put back what ``weights`` gave."""
         for i, stage in enumerate(self):
             stage.load_weights({name: values[network_name(i, name)] for name in stage.weights()})
 
     def training_state(self) -> dict[str, Any]:
-        """Weights, optimizers and scalers, for ``torch.save``; :meth:`load_training_state` continues from them."""
+        """Weights, optimizers and scalers, for ``torch.save``; ``load_training_state`` continues from them."""
         return {
             "network": self.state_dict(),
             "optimizers": [each.state_dict() for each in self.optimizers],
@@ -206,7 +206,7 @@ class LocalNetwork(nn.Module):
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Put back what :meth:`training_state` took; read it with ``torch.load(..., weights_only=True)``."""
+        """Put back what ``training_state`` took; read it with ``torch.load(..., weights_only=True)``."""
         self.load_state_dict(state["network"])
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(values)
@@ -254,7 +254,7 @@ class LocalNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Scores [B, classes] of the last layer, for images [B, C, H, W]. Auxiliary heads are not computed.
 
-        A self-supervised network has no classifier and gives :meth:`features`.
+        A self-supervised network has no classifier and gives ``features``.
         """
         if not self.has_classifier:
             return self.features(images)

@@ -68,7 +68,7 @@ def train_over(
     rate: float | None = None,
     below: Waiting | None = None,
 ) -> tuple[Any, Waiting, LocalLoss]:
-    """Train one stage over the one below it, which ends with that; else as :func:`overlapping_walk`.
+    """Train one stage over the one below it, which ends with that; else as ``overlapping_walk``.
 
     Returns:
         The stage's features, detached; the stage, which waits for the next one; and its losses.

@@ -26,7 +26,7 @@ def rows(tensor: Tensor, groups: range, total: int) -> Tensor:
 
 
 def join(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Put together what :func:`rows` took apart.
+    """Put together what ``rows`` took apart.
 
     Args:
         parts: tensors by name, of ranks by rising groups; a rank has the tensors of its own modules alone.
@@ -41,7 +41,7 @@ def join(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def shard(module: LocalModule, groups: range, replicas: int = 1) -> LocalModule:
     """A copy of a module that has some of its groups only.
 
-    It computes as the module does while its peers are current (:mod:`locallearn.nn.peers`).
+    It computes as the module does while its peers are current (``locallearn.nn.peers``).
 
     Args:
         module: all groups.

@@ -62,13 +62,13 @@ def split(
 
     Args:
         model: any module whose forward pass runs on ``example``. It is copied and not changed.
-        example: a batch as :meth:`SplitNetwork.step` takes it; one forward pass finds where the model can be cut.
+        example: a batch as ``SplitNetwork.step`` takes it; one forward pass finds where the model can be cut.
         cuts: paths of the submodules after which modules end (``"layer2.1"``, ``"encoder.layer.5"``); K is one more.
         depth: K, instead of ``cuts``: K pieces of balanced cost.
         width: G: width groups of every module but the last, which ends in the model's own scores. Modules of
             convolutions and batch norm only; their inner convolutions become grouped ones, so the copy has smaller
             weights than ``model``; ``merge`` makes them dense again.
-        head: auxiliary head: ``<n>c<m>f`` or another registered one, a function of a :class:`HeadInput` that makes
+        head: auxiliary head: ``<n>c<m>f`` or another registered one, a function of a ``HeadInput`` that makes
             one, or a module, of which every stage has a copy. By default ``1c2f``; where the objective sees every
             token ``0c1f`` (layer norm and an unembedding of the stage's own), and ``shared`` reads the model's own
             unembedding, without training it. Where the model scores every position, heads keep positions and

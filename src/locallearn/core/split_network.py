@@ -156,13 +156,13 @@ class ModelStage(Stage):
         return own | {f"objective.{name}": p for name, p in self.objective.named_parameters()}
 
     def weights(self) -> dict[str, Tensor]:
-        """:meth:`own_parameters`, and buffers."""
+        """``own_parameters``, and buffers."""
         state = self.model.state_dict()
         own = {f"model.{name}": state[name] for name in (*self.piece.parameters, *self.piece.buffers, *self.rest)}
         return own | {f"objective.{name}": value for name, value in self.objective.state_dict().items()}
 
     def load_weights(self, values: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`weights` gave."""
+        """Put back what ``weights`` gave."""
         own = self.weights()
         with torch.no_grad():
             for name, value in values.items():
@@ -170,9 +170,9 @@ class ModelStage(Stage):
 
 
 class SplitNetwork(LocalNetwork):
-    """A user's model whose K stages train locally. Use :func:`locallearn.split`.
+    """A user's model whose K stages train locally. Use ``ll.split``.
 
-    Calling it calls the model, without heads. :meth:`step` trains it: the model's own forward pass runs once, and
+    Calling it calls the model, without heads. ``step`` trains it: the model's own forward pass runs once, and
     where a stage ends its head, its loss, its backward pass and its update come at once; what the pass goes on with
     are the features, detached. So one stage's graph is gone before the next one's begins, and the model may do
     whatever it does in its forward pass.
@@ -319,7 +319,7 @@ class SplitNetwork(LocalNetwork):
         return self.model(*batch.call.args, **batch.call.kwargs)
 
     def run_apart(self) -> None:
-        """Let every stage compute without the others; :meth:`walk` needs no such thing.
+        """Let every stage compute without the others; ``walk`` needs no such thing.
 
         Raises:
             ConfigError: a head reads weights that another stage trains.

@@ -1,4 +1,4 @@
-"""How many bytes a device needs for its part of a training: an upper estimate from the counts of a :class:`Cost`.
+"""How many bytes a device needs for its part of a training: an upper estimate from the counts of a ``Cost``.
 
 What is left out is the framework itself and the data set.
 """

@@ -130,13 +130,13 @@ def cost(
     """Count what every node of a network computes, holds and sends; nothing is trained or computed.
 
     Multiply-accumulates follow the accounting of Tables 3.4 and 3.5 (``docs/cost.md``). Those of a user's own model
-    (:func:`locallearn.split`) are of its matrix products, convolutions and attention, as torch's ``FlopCounterMode``
+    (``ll.split``) are of its matrix products, convolutions and attention, as torch's ``FlopCounterMode``
     counts them; one step of a copy without data tells everything.
 
     Args:
         of: a configuration, or a network.
-        image: channels and size [pixels] of the images and number of classes (:class:`~locallearn.ImageShape`); by
-            default CIFAR-10's. Of a network of :func:`locallearn.split` a batch, as its ``step`` takes it.
+        image: channels and size [pixels] of the images and number of classes (``ll.ImageShape``); by
+            default CIFAR-10's. Of a network of ``ll.split`` a batch, as its ``step`` takes it.
         batch_size: images a step, at least 2 (self-supervised methods see two views of each); by default the
             configuration's, 128 for a network; the batch has its own.
         precision: ``"fp32"`` or ``"bf16"``; by default the configuration's, else fp32; a user's own model as it is,

@@ -1,7 +1,7 @@
 """Proposes depth, width, cuts and head for some devices and a memory limit, and says what else would serve.
 
-Candidates are enumerated, their memory and time predicted (:mod:`locallearn.costs.footprint`,
-:mod:`locallearn.costs.timeline`), those that fit are ranked, and the others keep the reason why not. Which
+Candidates are enumerated, their memory and time predicted (``locallearn.costs.footprint``,
+``locallearn.costs.timeline``), those that fit are ranked, and the others keep the reason why not. Which
 candidates there are does not depend on the limits: more memory or more devices never make the proposal slower.
 """
 
@@ -198,7 +198,7 @@ def choose(candidates: Sequence[Candidate], refused: Sequence[Refusal] = (), *, 
     """Rank the candidates that fit: by makespan, then by K times G, then by K.
 
     Args:
-        candidates: from :func:`enumerate_candidates`.
+        candidates: from ``enumerate_candidates``.
         refused: those that could not be built.
         devices: how many there are.
         memory: of each device [bytes].

@@ -56,8 +56,8 @@ def split_costs(network: SplitNetwork, batch: Any, precision: str | None) -> Spl
     """Count one step of a copy of a network; the network itself is never run.
 
     Args:
-        network: of :func:`locallearn.split`.
-        batch: as :meth:`SplitNetwork.step` takes it.
+        network: of ``ll.split``.
+        batch: as ``SplitNetwork.step`` takes it.
         precision: ``"fp32"`` or ``"bf16"`` (autocast); None is as the model computes without autocast.
 
     Raises:

@@ -1,6 +1,6 @@
 """One training step of every module on tensors without data, to see what it counts and what it keeps.
 
-Layers report their multiply-accumulates while they are called, and the meter of :mod:`locallearn.costs.memory` counts
+Layers report their multiply-accumulates while they are called, and the meter of ``locallearn.costs.memory`` counts
 what autograd keeps for the backward pass. So heads, decoders and losses of any objective count as what they really
 do, in any precision, and nothing has to be known about them.
 """

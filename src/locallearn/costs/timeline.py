@@ -78,7 +78,7 @@ def timeline(
         Plain values: the settings, and under ``schedules`` for each way its ``name``, ``devices`` (names),
         ``makespan`` [s], ``speedup`` over backpropagation on one device, ``utilisation`` of every device (share of
         the makespan that it computes), ``wire_bytes``, and ``work``: [device, kind, module, microbatch, start [s],
-        end [s]] of every piece of work (:class:`locallearn.plan.schedule.Work`).
+        end [s]] of every piece of work (``locallearn.plan.schedule.Work``).
 
     Raises:
         ConfigError: a number is too small, or there are more microbatches than images.
@@ -120,7 +120,7 @@ def timeline(
 
 
 def run_local(cost: Cost, machine: Machine, batches: int, in_flight: int) -> Run:
-    """Local learning on a device a node; arguments as for :func:`timeline`."""
+    """Local learning on a device a node; arguments as for ``timeline``."""
     modules = cost.modules
     if any(module.returned_bytes for module in modules):
         raise ConfigError("overlap", 1, "0 with predicted times and plans: no gradient travels between devices here")

@@ -23,7 +23,7 @@ def augment(images: Tensor, config: AugmentConfig, seed: int) -> Tensor:
 
     Args:
         images: uint8 [B, C, H, W], or float in [0, 1]; channels-last memory is the fastest.
-        config: complete settings, see :func:`locallearn.data.datasets.resolve_augment`.
+        config: complete settings, see ``locallearn.data.datasets.resolve_augment``.
         seed: seed of this batch.
 
     Returns:
@@ -54,7 +54,7 @@ def _scaled(images: Tensor) -> Tensor:
 
 
 def crop_boxes(config: AugmentConfig, count: int, height: int | Tensor, width: int | Tensor, seed: int) -> Tensor:
-    """Where :func:`augment` cuts ``count`` images with this seed, as torchvision's RandomResizedCrop draws it.
+    """Where ``augment`` cuts ``count`` images with this seed, as torchvision's RandomResizedCrop draws it.
 
     Ten parts are drawn for each image, of an area uniform in ``resized_crop`` and an aspect ratio log-uniform between
     3:4 and 4:3, and the first that fits is taken; where none fits, the whole image. Height and width are one number,

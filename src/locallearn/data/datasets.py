@@ -48,7 +48,7 @@ class ImageSet:
 
 @runtime_checkable
 class ImagesOnDisk(Protocol):
-    """Images that are read when they are needed (:class:`locallearn.data.packed.PackedImages`)."""
+    """Images that are read when they are needed (``locallearn.data.packed.PackedImages``)."""
 
     labels: Tensor
     """int64 [N], from 0."""

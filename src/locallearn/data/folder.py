@@ -28,7 +28,7 @@ _NAMED = 200
 def read_folder_of_images(config: DataConfig) -> Dataset:
     """Images of ``ROOT/train/<class>/`` and ``ROOT/test/<class>/`` (or ``val``), as RGB of one size.
 
-    Images are brought to ``data.image_size`` by :func:`locallearn.data.images.fit`. Images of the classes take
+    Images are brought to ``data.image_size`` by ``locallearn.data.images.fit``. Images of the classes take
     turns, so that the first N are a fair subset. Mean and standard deviation are those of the training images.
 
     Raises:
@@ -65,7 +65,7 @@ def read_images(path: Path, size: ImageSize, channels: int) -> tuple[list[str], 
 
     Args:
         path: the folder.
-        size: side that the images get, or height and width [pixels]; see :func:`locallearn.data.images.fit`.
+        size: side that the images get, or height and width [pixels]; see ``locallearn.data.images.fit``.
         channels: 3 for RGB, 1 for grey.
 
     Returns:
@@ -152,7 +152,7 @@ def _decoded(listed: Sequence[list[tuple[int, Path]]], size: ImageSize) -> list[
 
 
 def decode_images(files: Sequence[Path], size: ImageSize, channels: int) -> Tensor:
-    """Images as uint8 [N, channels, H, W]; see :func:`read_images`.
+    """Images as uint8 [N, channels, H, W]; see ``read_images``.
 
     Raises:
         DataError: some cannot be read; all of them are named.

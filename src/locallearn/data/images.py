@@ -31,7 +31,7 @@ def decode(source: Path | bytes, where: object, channels: int = 3) -> Image.Imag
         channels: 3 for RGB, 1 for grey.
 
     Raises:
-        DataError: it is damaged, of a format that is not in :data:`FORMATS`, or has not 8 bits a channel.
+        DataError: it is damaged, of a format that is not in ``FORMATS``, or has not 8 bits a channel.
     """
     from PIL import Image, ImageOps
 
@@ -65,11 +65,11 @@ def pixels(image: Image.Image) -> np.ndarray:
 
 
 FITTING = {"resize": "cover", "interpolation": "bilinear", "antialias": True, "crop": "centre", "scale": 1 / 255}
-"""What :func:`fit` does, and the network's factor on pixels, as exports tell it."""
+"""What ``fit`` does, and the network's factor on pixels, as exports tell it."""
 
 
 def cut(image: Image.Image, box: Sequence[int], size: ImageSize) -> np.ndarray:
-    """A part of the image (top, left, height, width) as uint8 [H, W, C] of a size, resized as :func:`fit` does."""
+    """A part of the image (top, left, height, width) as uint8 [H, W, C] of a size, resized as ``fit`` does."""
     from PIL import Image
 
     (top, left, tall, wide), (height, width) = box, sides(size)

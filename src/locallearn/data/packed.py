@@ -1,9 +1,9 @@
 """Packed images: encoded files one behind the other in a few large ones, and an index that finds each of them.
 
 A set is a folder. ``index.json`` describes it and holds the checksums of the other files. ``train-00000.images`` and
-so on are the encoded images; ``train-00000.entries`` beside it has 28 bytes for each (:data:`ENTRY`), the checksum of
+so on are the encoded images; ``train-00000.entries`` beside it has 28 bytes for each (``ENTRY``), the checksum of
 the image among them, which is looked at whenever the image is read. ``locallearn pack`` writes such a folder
-(:mod:`locallearn.data.packing`). Nothing in it can name another file or run.
+(``locallearn.data.packing``). Nothing in it can name another file or run.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def read_index(folder: Path) -> Index:
     """Read ``index.json``.
 
     Raises:
-        DataError: it is missing, or not what :mod:`locallearn.data.packing` wrote.
+        DataError: it is missing, or not what ``locallearn.data.packing`` wrote.
     """
     path = folder / INDEX
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Writing of packed sets (:mod:`locallearn.data.packed`), which goes on where it was interrupted."""
+"""Writing of packed sets (``locallearn.data.packed``), which goes on where it was interrupted."""
 
 from __future__ import annotations
 

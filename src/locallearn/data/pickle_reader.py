@@ -1,4 +1,4 @@
-"""What a pickle of plain values and arrays may do, each operation checked; see :mod:`locallearn.data.pickles`."""
+"""What a pickle of plain values and arrays may do, each operation checked; see ``locallearn.data.pickles``."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Reader:
     Args:
         data: the pickle. Nothing that is made of it takes more memory than a small multiple of its size.
 
-    Every method raises :class:`pickle.UnpicklingError` where the pickle asks for something else.
+    Every method raises ``pickle.UnpicklingError`` where the pickle asks for something else.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -70,7 +70,7 @@ class Reader:
         return self.take(end + 1 - self._at)[:-1]
 
     def number(self, layout: str) -> Any:
-        """A number in one of :mod:`struct`'s layouts."""
+        """A number in one of ``struct``'s layouts."""
         return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
 
     def counted(self, layout: str) -> bytes:

@@ -31,12 +31,12 @@ class Batch:
 
     Attributes:
         images: float [B, C, H, W], augmented and normalised; in masked training their visible patches alone
-            (:func:`locallearn.data.patches.shown`).
+            (``locallearn.data.patches.shown``).
         labels: int64 [B].
         pixels: float [B, C, H, W] in [0, 1], augmented and not normalised (InfoPro reconstructs them).
         step: position in the epoch, from 0.
         boxes: int64 [B, 4], the part of its image that each of two views shows: top, left, height, width [pixels].
-        scores: float [B, B], how similar a scorer finds each pair of views (:mod:`locallearn.training.scorers`).
+        scores: float [B, B], how similar a scorer finds each pair of views (``locallearn.training.scorers``).
         visible: int64 [B, V], numbers of the patches that masked training shows.
     """
 
@@ -109,13 +109,13 @@ class Store:
     Args:
         labels: int64 [N].
         dataset: what the images belong to; its mean and standard deviation normalise them.
-        augment: how :meth:`epoch` changes them: settings, or a function of your own alone; ``None`` leaves them as
+        augment: how ``epoch`` changes them: settings, or a function of your own alone; ``None`` leaves them as
             they are.
         device: where they are changed.
         seed: seed of the run.
         channels_last: give images in channels-last memory.
-        views: augmented views of every image that :meth:`epoch` gives, 1 or 2, each with draws of its own.
-        masking: what :meth:`epoch` shows of every image; all of it by default.
+        views: augmented views of every image that ``epoch`` gives, 1 or 2, each with draws of its own.
+        masking: what ``epoch`` shows of every image; all of it by default.
 
     Raises:
         ConfigError: ``augment`` does not fit the images.
@@ -153,7 +153,7 @@ class Store:
         self._format = torch.channels_last if channels_last else torch.contiguous_format
 
     def steps(self, batch_size: int) -> int:
-        """Batches of one epoch, see :func:`steps_of_epoch`."""
+        """Batches of one epoch, see ``steps_of_epoch``."""
         return steps_of_epoch(len(self._labels), batch_size)
 
     def smallest(self, batch_size: int) -> int:
@@ -234,7 +234,7 @@ class ImageStore(Store):
 
     Args:
         images: the images.
-        others: as for :class:`Store`, from ``dataset`` on.
+        others: as for ``Store``, from ``dataset`` on.
     """
 
     def __init__(self, images: ImageSet, *others: Any, **options: Any) -> None:

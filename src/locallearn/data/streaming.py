@@ -42,7 +42,7 @@ def open_store(
 
     Args:
         images: the images.
-        dataset: see :class:`locallearn.data.store.Store` for these.
+        dataset: see ``locallearn.data.store.Store`` for these.
         augment: see there.
         device: see there.
         seed: see there.
@@ -77,7 +77,7 @@ class StreamedStore(Store):
 
     Args:
         images: the images.
-        others: as for :class:`locallearn.data.store.Store`, from ``dataset`` on.
+        others: as for ``locallearn.data.store.Store``, from ``dataset`` on.
         workers: processes that read; 0 reads where the batch is asked for. By default as many as there are cores.
     """
 

@@ -30,7 +30,7 @@ class LocalLightningModule(lightning.LightningModule):
     and accuracies where labels are classes. Prediction gives the model's scores.
 
     Args:
-        network: from :func:`locallearn.split`, or :func:`locallearn.build_network` with optimizers set.
+        network: from ``ll.split``, or ``ll.build_network`` with optimizers set.
         accumulate: batches whose mean gradient an update follows; the last update of an epoch may have fewer.
         schedule: makes a scheduler of torch for the optimizer of one stage; None leaves rates alone.
         schedule_unit: when schedulers step: after every update (``"step"``) or every epoch (``"epoch"``, which

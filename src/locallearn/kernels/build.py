@@ -54,7 +54,7 @@ def kernels() -> Kernels:
     """Compile and load them, once a process; compiled code is kept in the user's cache folder.
 
     Raises:
-        ConfigError: :data:`VARIABLE` is none of its values, or ``native`` where there can be none.
+        ConfigError: ``VARIABLE`` is none of its values, or ``native`` where there can be none.
     """
     wanted = os.environ.get(VARIABLE) or "auto"
     if wanted not in ("auto", "native", "torch"):

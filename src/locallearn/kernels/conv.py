@@ -57,7 +57,7 @@ def convolution(x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:
     """A grouped convolution with padding 1: [B, I, H, W], [O, I/G, 3, 3] -> [B, O, H', W'], channels-last.
 
     Args:
-        x: in bf16 or fp32, as :func:`fits` allows.
+        x: in bf16 or fp32, as ``fits`` allows.
         weight: is rounded to the same type.
         stride: 1 or 2.
         groups: G.
@@ -70,7 +70,7 @@ def input_gradient(grad: Tensor, weight: Tensor, stride: int, groups: int, sides
     """The gradient of its input, from that of its output: [B, O, H', W'], [O, I/G, 3, 3] -> [B, I, H, W].
 
     Args:
-        grad: in bf16 or fp32, as :func:`fits` allows of a convolution from O to I channels.
+        grad: in bf16 or fp32, as ``fits`` allows of a convolution from O to I channels.
         weight: is rounded to the same type.
         stride: 1 or 2, of the convolution.
         groups: G.
@@ -98,7 +98,7 @@ def weight_gradient(grad: Tensor, x: Tensor, stride: int, groups: int) -> Tensor
 
     Args:
         grad: of the output, in the input's type.
-        x: the input, as :func:`fits_weight` allows.
+        x: the input, as ``fits_weight`` allows.
         stride: 1 or 2.
         groups: G.
     """

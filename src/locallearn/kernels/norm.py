@@ -72,7 +72,7 @@ def norm_relu(
     again.
 
     Args:
-        x: [B, C, H, W], channels-last, as :func:`fits` allows.
+        x: [B, C, H, W], channels-last, as ``fits`` allows.
         more: what is added, like x, or None.
         weight: of the norm, [C] in fp32.
         bias: likewise.
@@ -86,7 +86,7 @@ def norm_relu(
 
 
 class _NormRelu(torch.autograd.Function):
-    """See :func:`norm_relu`."""
+    """See ``norm_relu``."""
 
     @staticmethod
     def forward(

@@ -181,7 +181,7 @@ def layerwise_ensemble(logits: Sequence[Tensor]) -> Tensor:
 
     .. math:: l_e = \sum_j \alpha_j \frac{1}{G_j} \sum_i \mathrm{softmax}(l_{ij})
 
-    with the weights of :func:`layerwise_weights`. Eq. 2 has another constant factor in front, which changes no
+    with the weights of ``layerwise_weights``. Eq. 2 has another constant factor in front, which changes no
     prediction; here the result sums to 1.
 
     Args:

@@ -64,7 +64,7 @@ class Objective(nn.Module):
 
     With replicas (``mesh.data``) features, images and pixels are those of this rank's part of the batch, and labels
     those of the whole: an objective that has ``replicable`` set brings its outputs together with
-    :func:`locallearn.nn.peers.current`, so that every replica computes the loss of the whole batch.
+    ``locallearn.nn.peers.current``, so that every replica computes the loss of the whole batch.
     """
 
     views: ClassVar[int] = 1
@@ -76,14 +76,14 @@ class Objective(nn.Module):
     replicable: ClassVar[bool] = False
     """Whether replicas of a node can compute it together."""
     watches: ClassVar[bool] = False
-    """Whether a training step gives it the :class:`Passage`; the package's own backbones only."""
+    """Whether a training step gives it the ``Passage``; the package's own backbones only."""
 
     def forward(self, features: Tensor, batch: Batch) -> LocalLoss:
         """Losses of the nodes whose features on ``batch`` are ``features``, [B, C, H, W] or [B, C]."""
         raise NotImplementedError
 
     def of_passage(self, passage: Passage, batch: Batch) -> LocalLoss:
-        """Losses of the nodes in a training step, for an objective that :attr:`watches`."""
+        """Losses of the nodes in a training step, for an objective that ``watches``."""
         return self(passage.features, batch)
 
     def logits(self, features: Tensor) -> Tensor | None:

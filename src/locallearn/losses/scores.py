@@ -120,7 +120,7 @@ def class_axis(scores: Sequence[int], channels: int | None, labels: Any) -> int:
 
 
 def picked(scores: Sequence[int], axis: int, labels: Any) -> str:
-    """Which of :data:`KINDS` labels ask for, by their type, shape and values.
+    """Which of ``KINDS`` labels ask for, by their type, shape and values.
 
     Integers for every place are classes. A number for every score is a probability where the numbers are not negative
     and sum to 1 over the classes, a yes or no where all are 0 or 1, and else a value to come near to.

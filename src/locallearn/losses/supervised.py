@@ -29,7 +29,7 @@ class SupervisedContrastive(Objective):
     """The supervised contrastive loss of a projection, and nothing else (SCPL, Wang et al., 2022).
 
     Images of a class are pulled together and those of others pushed apart
-    (:func:`locallearn.losses.functional.supervised_contrastive`), so the module has no class scores of its own. The
+    (``locallearn.losses.functional.supervised_contrastive``), so the module has no class scores of its own. The
     authors' code divides by the number of images of a class with the image itself, and counts images that are alone
     in their class as 0; here both follow Khosla et al. (2020).
 

@@ -53,7 +53,7 @@ class TokenCrossEntropy(Objective):
     Args:
         head: maps features [B, T, C] to logits [B, T, V]. Where options are not at their defaults it has a method
             ``readout`` that gives what its last linear layer is given [B, T, H], and the layer's weight and bias.
-        shift: as in :func:`token_cross_entropy`.
+        shift: as in ``token_cross_entropy``.
         options: which tokens, and how many scores at a time.
     """
 

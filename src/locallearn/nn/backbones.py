@@ -1,6 +1,6 @@
 """Backbones as lists of blocks with their channel counts.
 
-Names and plans are here, the blocks themselves in :mod:`locallearn.nn.blocks` and :mod:`locallearn.nn.vit`, which are
+Names and plans are here, the blocks themselves in ``locallearn.nn.blocks`` and ``locallearn.nn.vit``, which are
 imported when the first one is made: a misspelt model is refused before torch is there.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class MakeBlock(Protocol):
-    """Builds a block for a number of groups (see :mod:`locallearn.nn.blocks`)."""
+    """Builds a block for a number of groups (see ``locallearn.nn.blocks``)."""
 
     def __call__(self, *, groups: int, dense: bool) -> nn.Module:
         """Build it."""
@@ -160,7 +160,7 @@ def build_backbone(
 
 
 def made_block(kind: str, *args: Any, groups: int, dense: bool) -> nn.Module:
-    """A block of the class of that name in :mod:`locallearn.nn.blocks`."""
+    """A block of the class of that name in ``locallearn.nn.blocks``."""
     return getattr(importlib.import_module("locallearn.nn.blocks"), kind)(*args, groups=groups, dense=dense)
 
 
@@ -266,7 +266,7 @@ def _same(make: MakeBlock, inputs: int, outputs: int, halve: bool) -> MakeBlock:
 
 
 def _whole(kind: str, *args: Any) -> MakeBlock:
-    """Builds a block of the class of that name in :mod:`locallearn.nn.vit`, which has no groups."""
+    """Builds a block of the class of that name in ``locallearn.nn.vit``, which has no groups."""
 
     def make(*, groups: int, dense: bool) -> nn.Module:
         return getattr(importlib.import_module("locallearn.nn.vit"), kind)(*args)

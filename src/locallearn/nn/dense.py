@@ -51,14 +51,14 @@ def _in_bf16(x: Tensor) -> bool:
 
 
 def product(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """:func:`forward` as a matrix product."""
+    """``forward`` as a matrix product."""
     height, width = ((side - 1) // stride + 1 for side in x.shape[2:])
     rows = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
     return (_windows(x, stride, height, width) @ rows.t()).view(len(x), height, width, -1).permute(0, 3, 1, 2)
 
 
 def product_gradient(grad: Tensor, x: Tensor, stride: int) -> Tensor:
-    """:func:`weight_gradient` as a matrix product."""
+    """``weight_gradient`` as a matrix product."""
     seen = _windows(x, stride, *grad.shape[2:])
     made = grad.permute(0, 2, 3, 1).reshape(len(seen), -1)
     return (made.t() @ seen).view(-1, 3, 3, x.shape[1]).permute(0, 3, 1, 2)

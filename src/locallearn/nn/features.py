@@ -30,7 +30,7 @@ def features_of(output: Any) -> Tensor | None:
 
 
 def with_features(output: Any, features: Tensor) -> Any:
-    """The same output with :func:`features_of` it replaced; what was given is not changed."""
+    """The same output with ``features_of`` it replaced; what was given is not changed."""
     if isinstance(output, Tensor):
         return features
     items = _items(output)
@@ -150,7 +150,7 @@ class Layout:
         return moved.flatten(2, -2) if moved.dim() > 4 else moved
 
     def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape of one example of :meth:`ordered` features."""
+        """Shape of one example of ``ordered`` features."""
         return tuple(self.ordered(torch.empty(tuple(shape), device="meta")).shape[1:])
 
     def _tokens(self, dims: int) -> bool:

@@ -1,6 +1,6 @@
 """Convolutions of G channel groups at once, in three ways of which the fastest is taken.
 
-Kernels of our own where there are some (:mod:`locallearn.kernels`); else, where groups have few channels, torch's
+Kernels of our own where there are some (``locallearn.kernels``); else, where groups have few channels, torch's
 convolution of fewer and larger ones with zeros between (packing); else torch's grouped convolution.
 """
 
@@ -114,8 +114,8 @@ class _PackedConv(torch.autograd.Function):
 def packed_together(inputs: int, outputs: int, groups: int, least: int | None = None, *, on_gpu: bool = False) -> int:
     """How many groups to compute as one: a divisor of ``groups``.
 
-    All of them where there are few channels (:data:`WHOLE`), else enough to have ``least`` (:data:`LANES`); on a GPU
-    :data:`TILE` for both.
+    All of them where there are few channels (``WHOLE``), else enough to have ``least`` (``LANES``); on a GPU
+    ``TILE`` for both.
     """
     whole, least = (TILE, TILE) if on_gpu else (WHOLE, least or LANES)
     if inputs <= whole:

@@ -240,7 +240,7 @@ class MlpHead(nn.Module):
     On C channels: average pooling to a quarter of each side (but not below 2), three 1x1 convolutions C -> C, average
     pooling to 2x2, three linear layers of 4C units, and a linear layer. Batch norm and ReLU follow all but the last.
     Features that are vectors go through the linear layers alone, which then have C units. What the head of a group
-    sees is as for :class:`AuxiliaryHead`; with ``stop_gradient`` the channels are exchanged pooled.
+    sees is as for ``AuxiliaryHead``; with ``stop_gradient`` the channels are exchanged pooled.
 
     Args:
         shape: features of one image over all groups, (C, H, W) or (C,).

@@ -1,4 +1,4 @@
-"""The one door to kernels of our own: without the house :mod:`locallearn.kernels` torch's operators compute."""
+"""The one door to kernels of our own: without the house ``locallearn.kernels`` torch's operators compute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands for :mod:`locallearn.kernels` where they are not installed: no kernel fits anything."""
+"""What stands for ``locallearn.kernels`` where they are not installed: no kernel fits anything."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A module whose groups sit on several ranks, or that has replicas, computes as it does on one rank; only where a
 node sees others (stop-gradient heads, the diversity penalty) or the whole batch (batch norm, losses) it asks its
-peers, which are :func:`current` while the module computes. On one rank there are none, and nothing is exchanged.
+peers, which are ``current`` while the module computes. On one rank there are none, and nothing is exchanged.
 """
 
 from __future__ import annotations

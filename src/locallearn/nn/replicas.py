@@ -86,7 +86,7 @@ class ReplicaBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class ReplicaGroupBatchNorm(ReplicaBatchNorm):
-    """:class:`locallearn.nn.heads.GroupBatchNorm` over the batch of all replicas, [G, B, F] -> [G, B, F]."""
+    """``locallearn.nn.heads.GroupBatchNorm`` over the batch of all replicas, [G, B, F] -> [G, B, F]."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise every feature of every group."""

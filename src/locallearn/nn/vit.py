@@ -17,7 +17,7 @@ HEAD = 32
 
 
 def n_heads(width: int) -> int:
-    """As many attention heads as divide ``width`` into :data:`HEAD` channels or more each."""
+    """As many attention heads as divide ``width`` into ``HEAD`` channels or more each."""
     return next(n for n in range(max(1, width // HEAD), 0, -1) if width % n == 0)
 
 
@@ -54,7 +54,7 @@ class PatchEmbedding(nn.Module):
         width: channels of a token.
 
     Shapes: images [B, channels, H, W] in, a token for every patch [B, width, H / patch, W / patch] out; or some
-    patches with their numbers (:func:`locallearn.data.patches.shown`) in, and their tokens [B, width, 1, V] out.
+    patches with their numbers (``locallearn.data.patches.shown``) in, and their tokens [B, width, 1, V] out.
     """
 
     places: Tensor
@@ -149,7 +149,7 @@ class PatchDecoder(nn.Module):
         self.out = nn.Linear(width, outputs)
 
     def forward(self, features: Tensor, visible_BV: Tensor) -> Tensor:
-        """Pixels of every patch, as :func:`locallearn.data.patches.patches` has them."""
+        """Pixels of every patch, as ``locallearn.data.patches.patches`` has them."""
         x_BVD = self.linear(self.norm(to_tokens(features)))
         batch, _, width = x_BVD.shape
         hidden_BTD = self.hidden.to(x_BVD.dtype).expand(batch, len(self.places), width)

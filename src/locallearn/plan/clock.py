@@ -25,7 +25,7 @@ class Links:
     A device sends one message after the other and computes meanwhile; it receives without limit.
 
     Attributes:
-        message_bytes: size of what a :class:`~locallearn.plan.schedule.Need` names [bytes].
+        message_bytes: size of what a ``Need`` names [bytes].
         bandwidth: of what one device sends [bytes/s].
         latency: from the last byte sent to its arrival [s].
     """

@@ -63,7 +63,7 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where every node is; use :func:`place_nodes`.
+    """Where every node is; use ``place_nodes``.
 
     Attributes:
         mesh: the ranks.

@@ -1,6 +1,6 @@
 """Schedules: which device does what in which order, and what each piece of work waits for. Pure data.
 
-:mod:`locallearn.plan.clock` turns a schedule into times and a picture.
+``locallearn.plan.clock`` turns a schedule into times and a picture.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def gpipe(stages: int, microbatches: int, batches: int = 1) -> Schedule:
 def one_forward_one_backward(stages: int, microbatches: int, batches: int = 1) -> Schedule:
     """1F1B (PipeDream-Flush, Narayanan et al., 2021): after a few forwards each stage alternates with backwards.
 
-    Stage k of K holds the activations of at most K - k + 1 microbatches. Arguments as for :func:`gpipe`.
+    Stage k of K holds the activations of at most K - k + 1 microbatches. Arguments as for ``gpipe``.
     """
 
     def stage(k: int, first: int) -> list[tuple[str, int]]:

@@ -1,1 +1,1 @@
-"""Recipes: whole configurations by name (:mod:`locallearn.recipes.named`)."""
+"""Recipes: whole configurations by name (``locallearn.recipes.named``)."""

@@ -18,7 +18,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the comparison: its title (with the unit) and how it shows a row of :func:`comparison_rows`."""
+    """A column of the comparison: its title (with the unit) and how it shows a row of ``comparison_rows``."""
 
     title: str
     show: Callable[[dict[str, Any]], str]

@@ -36,7 +36,7 @@ def write_cost_page(values: Mapping[str, Any], settings: Mapping[str, object], o
 
 
 def render(values: Mapping[str, Any], settings: Mapping[str, object]) -> str:
-    """The page as text; arguments as for :func:`write_cost_page`."""
+    """The page as text; arguments as for ``write_cost_page``."""
     return (
         environment()
         .get_template("cost.html.jinja")

@@ -1,4 +1,4 @@
-"""Plots of runs, as matplotlib figures (no pyplot, so no global state); :mod:`locallearn.report.svg` renders them.
+"""Plots of runs, as matplotlib figures (no pyplot, so no global state); ``locallearn.report.svg`` renders them.
 
 Figures carry no title, no vertical label and no legend: the page has captions with units, and one legend for all
 plots of a run. A line's label is its meaning; it becomes the tooltip.

@@ -87,7 +87,7 @@ def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
     """Read several run folders, each once, and give runs in folders of one name longer names.
 
     Raises:
-        UsageError: no folder is given, or :func:`read_run` refuses one.
+        UsageError: no folder is given, or ``read_run`` refuses one.
     """
     if not paths:
         raise UsageError("no run folder is given; name at least one")

@@ -57,7 +57,7 @@ class Message:
         """The message in a document.
 
         Args:
-            document: what :meth:`encode` wrote.
+            document: what ``encode`` wrote.
             shape: features of one image that are expected.
             link: which nodes the boundary lies between, for messages.
 
@@ -152,7 +152,7 @@ class Receiver:
         threading.Thread(target=self._run, daemon=True).start()
 
     def take(self, timeout: float, fresh: bool = False) -> Sample[Message] | None:
-        """A batch to use, waiting for one so many seconds at most; see :meth:`ReplayBuffer.take`.
+        """A batch to use, waiting for one so many seconds at most; see ``ReplayBuffer.take``.
 
         Raises:
             BoundaryError: what came was something else.

@@ -77,8 +77,8 @@ class _Shape:
 class CudaGraphsRuntime(InlineRuntime):
     """Train all modules on one batch after the other; the passes of all of them, forward and backward, are one graph.
 
-    What is computed is what :class:`~locallearn.runtime.inline.InlineRuntime` computes. Updates are not in the graph,
-    for their learning rate changes; nor are the first steps with batches of a shape (:data:`WARM_UP`).
+    What is computed is what ``InlineRuntime`` computes. Updates are not in the graph,
+    for their learning rate changes; nor are the first steps with batches of a shape (``WARM_UP``).
 
     Args:
         steps: the local steps of the modules, in order.

@@ -1,6 +1,6 @@
 """The distributed runtime: this process trains the nodes of its place in the mesh, and features move forward.
 
-Nothing is decided here: :meth:`locallearn.plan.mesh.Placement.actions` lists what a rank does with a batch.
+Nothing is decided here: ``locallearn.plan.mesh.Placement.actions`` lists what a rank does with a batch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class DistributedRuntime(Runtime):
         world: the processes.
         placement: which nodes are where.
         steps: the local steps of this rank's modules by module, counted from 0; their peers are
-            :class:`~locallearn.runtime.peers.ProcessPeers`.
+            ``ProcessPeers``.
         shapes: of one image's features over all groups of every module; None for a user's own model.
         types: of every module's features; None likewise.
         names: of the modules.

@@ -14,7 +14,7 @@ from locallearn.data.store import Batch
 from locallearn.losses.objectives import LocalLoss
 
 Walk = Callable[[Sequence[LocalStep], Batch, int | None, float | None], list[LocalLoss]]
-"""Trains stages one after the other on one batch, as :func:`locallearn.core.module.walk` does."""
+"""Trains stages one after the other on one batch, as ``locallearn.core.module.walk`` does."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Runtime:
     def weighed_step(
         self, batch: Batch, index: int, rate: float | None, stop: bool, parameters: Sequence[Tensor]
     ) -> tuple[list[Trained], int]:
-        """As :meth:`step`, and the peak of what autograd kept for the backward pass [bytes].
+        """As ``step``, and the peak of what autograd kept for the backward pass [bytes].
 
         Args:
             batch: the batch.

@@ -1,4 +1,4 @@
-"""Peers in other processes (:mod:`locallearn.nn.peers`)."""
+"""Peers in other processes (``locallearn.nn.peers``)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ProcessPeers(Peers):
     Attributes:
         parts: rows of the current batch on each replica; set before each step.
         waited: seconds spent in exchanges so far.
-        keeps: whether the features that heads have seen are kept for :meth:`features`.
+        keeps: whether the features that heads have seen are kept for ``features``.
     """
 
     def __init__(self, world: ProcessWorld, name: str, shared: bool) -> None:

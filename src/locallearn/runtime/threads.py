@@ -36,7 +36,7 @@ class ThreadsRuntime(Runtime):
     """Train modules at the same time: a module hands its features on before its own backward pass.
 
     Every module takes the batches in order and sees the features of the batch that it trains on, as computed before
-    the update: what is trained is what :class:`~locallearn.runtime.inline.InlineRuntime` trains, bit for bit where
+    the update: what is trained is what ``InlineRuntime`` trains, bit for bit where
     operators use as many threads. ``step`` returns while the last batches are still on their way; ``settle`` waits.
 
     Args:
@@ -99,7 +99,7 @@ class ThreadsRuntime(Runtime):
     def weighed_step(
         self, batch: Batch, index: int, rate: float | None, stop: bool, parameters: Sequence[Tensor]
     ) -> tuple[list[Trained], int]:
-        """As :meth:`step`, one module after the other; the bytes are the sum of the largest ``at_once`` of them."""
+        """As ``step``, one module after the other; the bytes are the sum of the largest ``at_once`` of them."""
         self._meters = [ActivationMeter(parameters) for _ in self.steps]
         done = self.step(batch, index, rate, stop) + self.settle()
         peaks = sorted((meter.peak_bytes for meter in self._meters), reverse=True)

@@ -148,7 +148,7 @@ class Sender:
         device: where features are.
         in_flight: batches that may be on their way, at least 1.
         wire: how floating point values travel; None leaves them as they are.
-        kind: :data:`FEATURES` or :data:`WEIGHTS`.
+        kind: ``FEATURES`` or ``WEIGHTS``.
     """
 
     def __init__(
@@ -245,7 +245,7 @@ class Receiver:
         end: the step after the last one.
         ahead: batches that may be on their way or here before they are computed, at least 1.
         wire: how they travel; None means as they are.
-        kind: :data:`FEATURES` or :data:`WEIGHTS`.
+        kind: ``FEATURES`` or ``WEIGHTS``.
         count: tensors that a source sends for a batch.
     """
 

@@ -19,7 +19,7 @@ from locallearn.thesis.protocols import Study
 from locallearn.training.record import now
 
 Record = dict[str, Any]
-"""A result as its file holds it; :func:`make_record` lists the fields."""
+"""A result as its file holds it; ``make_record`` lists the fields."""
 
 
 class _Model(BaseModel):

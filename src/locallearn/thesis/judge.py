@@ -88,7 +88,7 @@ def check(
 
     Args:
         claim: the claim.
-        measured: comparable records of every cell (:func:`locallearn.thesis.cell_records.comparable`).
+        measured: comparable records of every cell (``locallearn.thesis.cell_records.comparable``).
         published: the thesis's accuracies [%] by cell and field, which are shown beside.
     """
     judged = [_compare(comparison, measured, published or {}) for comparison in claim.comparisons]

@@ -1,7 +1,7 @@
 """The cells of the thesis's Chapters 3 and 4: every network that its tables and figures need, each under one name.
 
 A cell belongs to no table: Tables 3.4, 3.5 and 3.6 and Fig. 3.5 share theirs. Its configuration is the thesis's own
-recipe; a protocol (:mod:`locallearn.thesis.protocols`) decides how long and with which optimizer it trains.
+recipe; a protocol (``locallearn.thesis.protocols``) decides how long and with which optimizer it trains.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """All methods at the same protocol, same seeds and same data: the table ``methods-2026``.
 
-A method is a recipe of the package (``dgl``) or one made of it (:mod:`locallearn.recipes.newer`). At K = 16
+A method is a recipe of the package (``dgl``) or one made of it (``locallearn.recipes.newer``). At K = 16
 every block of ResNet-32 is a module. Cells that the thesis's tables have already are shared with them.
 """
 

@@ -61,7 +61,7 @@ STANDARD_EPOCHS = 16
 STANDARD_SELF_SUPERVISED_EPOCHS = 30
 STANDARD_BATCH = 128
 STANDARD_SGD = OptimizerConfig(learning_rate=0.4, weight_decay=5e-4)
-"""What the sweep found (:mod:`locallearn.thesis.sweep`)."""
+"""What the sweep found (``locallearn.thesis.sweep``)."""
 STANDARD_SCHEDULE = ScheduleConfig(name="cosine", unit="step", warmup_epochs=1)
 STANDARD_PROBE_EPOCHS = 20
 

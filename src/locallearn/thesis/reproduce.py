@@ -123,7 +123,7 @@ def _with_scorers(names: Sequence[str]) -> list[str]:
 
 
 def plan(options: ReproduceOptions, study: Study, names: Sequence[str], threads: int) -> list[Job]:
-    """One job for each cell and seed, in order: seed by seed, cells as :func:`claims.in_order` has them."""
+    """One job for each cell and seed, in order: seed by seed, cells as ``claims.in_order`` has them."""
     return [
         _job(options, study, cell, seed, threads) for seed in range(options.seeds) for cell in claims.in_order(names)
     ]

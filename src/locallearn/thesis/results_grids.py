@@ -1,6 +1,6 @@
 """The thesis's tables and figures with published and measured values side by side, as text and Markdown.
 
-Everything comes as plain data (:class:`Study`): nothing here knows which cells there are or how they are trained.
+Everything comes as plain data (``Study``): nothing here knows which cells there are or how they are trained.
 """
 
 from __future__ import annotations

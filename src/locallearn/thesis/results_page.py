@@ -127,7 +127,7 @@ RUN_HEADINGS = (
 
 
 def _run(record: Mapping[str, Any]) -> list[str]:
-    """A record as a row under :data:`RUN_HEADINGS`."""
+    """A record as a row under ``RUN_HEADINGS``."""
     memory, hardware = record.get("memory") or {}, record.get("hardware") or {}
     return [
         record["cell"],

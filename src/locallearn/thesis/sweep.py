@@ -16,7 +16,7 @@ RATES = (0.1, 0.2, 0.4)
 DECAYS = (1e-4, 5e-4)
 
 FIELD = "held_out"
-"""Accuracy of the last layer on the last :data:`HELD_OUT` training images."""
+"""Accuracy of the last layer on the last ``HELD_OUT`` training images."""
 
 EPOCHS = 4
 IMAGES = 20_000

@@ -35,7 +35,7 @@ class Request:
 
     Attributes:
         cell: name of the cell.
-        study: fields of :class:`Study`.
+        study: fields of ``Study``.
         seed: the seed.
         run: folder of the run; it is continued where it is there.
         record: file of the result.
@@ -64,7 +64,7 @@ def train_cell(request: Request) -> None:
     """Train a cell, or continue it, and file its record.
 
     Raises:
-        LocalLearnError: as :func:`locallearn.training.runs.train`.
+        LocalLearnError: as ``ll.train``.
     """
     study, run = Study(**request.study), Path(request.run)
     wanted = study.config(request.cell, request.seed)

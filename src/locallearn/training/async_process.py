@@ -76,7 +76,7 @@ class ModuleProcess:
             return
 
     def end(self) -> None:
-        """Ask it to end; :meth:`join` waits."""
+        """Ask it to end; ``join`` waits."""
         if self._process.is_alive():
             self._process.terminate()
 

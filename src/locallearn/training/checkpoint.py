@@ -261,7 +261,7 @@ def optimizer_tensors(name: str, module: Stage, optimizer: torch.optim.Optimizer
 
 
 def load_optimizer(name: str, module: Stage, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what :func:`optimizer_tensors` took."""
+    """Put back what ``optimizer_tensors`` took."""
     for parameter_name, parameter in module.own_parameters().items():
         prefix = f"optimizer/{name}/{parameter_name}/"
         state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -42,14 +42,14 @@ def embed(
     The network is in eval mode; only one batch is in memory at a time.
 
     Args:
-        run: an opened run, with a folder of images; or a network, of :func:`locallearn.split` for example, with a
+        run: an opened run, with a folder of images; or a network, of ``ll.split`` for example, with a
             loader.
         folder: of images, which are resized to the network's input, the shorter side first, and cut to the centre; or
             batches as the network's ``step`` takes them.
         output: ``.parquet`` with columns ``path`` (of a loader ``index``, from 0, and ``label`` where there is a
             class for every example) and ``features`` (list of float32), or ``.npz`` with arrays of these names. It is
             written under a temporary name and renamed.
-        module: whose features: a module (stage) from 1, or the last; as :meth:`locallearn.Trainer.features` says.
+        module: whose features: a module (stage) from 1, or the last; as ``locallearn.Trainer.features`` says.
         pool: side that feature maps are averaged to [positions].
         overwrite: replace ``output``.
         precision: of a network's computation; a run has its own.

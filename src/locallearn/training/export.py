@@ -48,14 +48,14 @@ def export(
 
     Of a run every file takes images [B, C, H, W] with pixels in [0, 1], for any B, and gives scores [B, classes];
     that of a self-supervised network gives features [B, C]. ``network.safetensors`` is read back by
-    :func:`load_exported`, ``network.pt2`` by ``torch.export.load``, ``network.onnx`` by any ONNX runtime.
+    ``load_exported``, ``network.pt2`` by ``torch.export.load``, ``network.onnx`` by any ONNX runtime.
 
-    Of a user's own model (:func:`locallearn.split`) ``network.safetensors`` has the weights of ``merge()``, which the
+    Of a user's own model (``ll.split``) ``network.safetensors`` has the weights of ``merge()``, which the
     user's own class loads (``mine.load_state_dict(safetensors.torch.load_file(path))``); the others take the model's
     arguments as in ``example``, without labels, and give its scores. Width groups stay split in those.
 
     Args:
-        run: an opened run, or a network of :func:`locallearn.split`.
+        run: an opened run, or a network of ``ll.split``.
         folder: where the files go; it must not hold files of these names yet.
         formats: some of ``safetensors``, ``torch-export`` and ``onnx``.
         ensemble: keep the auxiliary heads, and give the layerwise ensemble's class probabilities [B, classes].
@@ -97,7 +97,7 @@ def _export_run(run: OpenedRun, folder: Path, formats: Sequence[str], ensemble: 
 
 
 def exported(run: OpenedRun, ensemble: bool = False) -> Exported:
-    """The network that :func:`export` writes, on the CPU in fp32."""
+    """The network that ``export`` writes, on the CPU in fp32."""
     kind = EnsembleNetwork if ensemble else InferenceNetwork
     return kind(run.network, run.dataset.mean, run.dataset.std).cpu().float()
 

@@ -50,7 +50,7 @@ class ScoresOf(nn.Module):
 
 
 def export_network(network: SplitNetwork, folder: Path, formats: Sequence[str], example: Any) -> list[Path]:
-    """Write the files; see :func:`locallearn.export`."""
+    """Write the files; see ``ll.export``."""
     inputs = _inputs(network, example)
     paths = new_files(folder, formats)
     model = ScoresOf(copied(network.model).cpu().eval(), inputs[1])

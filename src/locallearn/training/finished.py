@@ -129,7 +129,7 @@ def load_run(network: Network, run: str | Path, checkpoint: str = "last") -> Net
     ... # doctest: +SKIP
 
     Args:
-        network: made as the one that was trained, with :func:`locallearn.split` and the same cuts and heads; whatever
+        network: made as the one that was trained, with ``ll.split`` and the same cuts and heads; whatever
             its weights are.
         run: the run's folder; training may go on in it.
         checkpoint: ``"last"`` (the newest that is whole), ``"best"``, or a step that is kept, such as ``"7800"``.

@@ -141,7 +141,7 @@ class Nodes:
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what all processes' :meth:`tensors` are together."""
+        """Put back what all processes' ``tensors`` are together."""
         for i, step in self.steps.items():
             own = self.own(i, tensors)
             keys = {key: f"network/{network_name(i, key)}" for key in step.module.weights()}

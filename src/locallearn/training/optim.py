@@ -59,7 +59,7 @@ def _of_class(given: OptimizerInput) -> torch.optim.Optimizer:
 class RunSchedule(LRScheduler):
     """A run's schedule as one of torch's: step it after every training step.
 
-    The rate of step ``last_epoch`` (torch's name for the number of steps so far) is :func:`learning_rate`, for each
+    The rate of step ``last_epoch`` (torch's name for the number of steps so far) is ``learning_rate``, for each
     of the optimizer's groups from its own initial rate. The state is that number, and what torch keeps beside it.
 
     Args:
@@ -119,5 +119,5 @@ def rates(config: RunConfig, steps_per_epoch: int, initial: float | None = None)
 
 
 def learning_rate(config: RunConfig, step: int, steps_per_epoch: int, initial: float | None = None) -> float:
-    """Learning rate of one step; :func:`rates` says how, and is the faster way to that of many."""
+    """Learning rate of one step; ``rates`` says how, and is the faster way to that of many."""
     return rates(config, steps_per_epoch, initial)(step)

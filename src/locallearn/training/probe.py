@@ -42,7 +42,7 @@ def probe(
 
     Args:
         run: an opened run, which is probed on its own training and test images; or a network, of
-            :func:`locallearn.split` for example, with the loaders ``train`` and ``test``. A user's own model is
+            ``ll.split`` for example, with the loaders ``train`` and ``test``. A user's own model is
             probed at the ends of its stages, as their heads see the features; the last one where a linear layer makes
             its scores, at what that is given.
         config: settings.

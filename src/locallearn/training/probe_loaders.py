@@ -33,7 +33,7 @@ def probe_network(
     precision: str,
     on_epoch: OnEpoch | None,
 ) -> dict[str, Any]:
-    """The record of probes on a network's stages; see :func:`locallearn.probe`."""
+    """The record of probes on a network's stages; see ``ll.probe``."""
     if config.augment != "none":
         raise ConfigError("augment", config.augment, "none with loaders, which change examples themselves")
     for name, loader in (("train", train), ("test", test)):

@@ -93,7 +93,7 @@ class RunFolder:
             raise UsageError(f"{self.path} is being trained by process {lock.holder(path)}; stop that one first")
 
     def claim(self) -> None:
-        """Make the folder, and let no other process train it until :meth:`release`, or until this one has ended.
+        """Make the folder, and let no other process train it until ``release``, or until this one has ended.
 
         Raises:
             UsageError: another process trains it, or the folder cannot be made.
@@ -121,7 +121,7 @@ class RunFolder:
         The old configuration stays until the new one takes its place, so that what a kill leaves is a run.
 
         Raises:
-            UsageError: as :meth:`check_free`, or the folder cannot be made.
+            UsageError: as ``check_free``, or the folder cannot be made.
             DiskError: the disk is full or broken.
         """
         if self._lock is None:
@@ -157,7 +157,7 @@ class RunFolder:
         """The configuration of a run whose network and images it describes completely.
 
         Raises:
-            UsageError: as :meth:`config`; or the run is a Trainer's, whose network and loader are the user's own.
+            UsageError: as ``config``; or the run is a Trainer's, whose network and loader are the user's own.
         """
         config = self.config()
         if config.method == SPLIT:
@@ -178,7 +178,7 @@ class RunFolder:
         return History(self.path / "history.json")
 
     def append(self, event: dict[str, Any]) -> None:
-        """Add an event to metrics.jsonl, and tell the loggers that :meth:`logging_to` opened.
+        """Add an event to metrics.jsonl, and tell the loggers that ``logging_to`` opened.
 
         Raises:
             DiskError: the disk is full or broken.

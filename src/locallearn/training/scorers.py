@@ -30,7 +30,7 @@ class Scorer:
 
     Attributes:
         identity: which trained network it is; a resumed run must find the same.
-        follows: whether :meth:`update` looks at the network that trains.
+        follows: whether ``update`` looks at the network that trains.
     """
 
     identity: str | None = None
@@ -48,7 +48,7 @@ class Scorer:
         return {}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`tensors` gave."""
+        """Put back what ``tensors`` gave."""
 
 
 class Pretrained(Scorer):

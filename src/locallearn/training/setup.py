@@ -19,7 +19,7 @@ from locallearn.training.optim import rates
 from locallearn.training.tried import check_optimizer
 
 _FEW_POSITIONS = 2**18
-"""Sums of so many numbers one after the other, in fp32, are wrong by 2e-5 at most (see :func:`channels_last`)."""
+"""Sums of so many numbers one after the other, in fp32, are wrong by 2e-5 at most (see ``channels_last``)."""
 
 
 def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:

@@ -39,7 +39,7 @@ def step_state(step: LocalStep, schedule: Any) -> dict[str, Tensor]:
 
 
 def load_step_state(step: LocalStep, schedule: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what :func:`step_state` gave."""
+    """Put back what ``step_state`` gave."""
     name = step.module.name
     data = io.BytesIO(tensors[f"settings/{name}"].numpy().tobytes())
     rest = torch.load(data, weights_only=True)

@@ -50,7 +50,7 @@ class Sums:
         return {_PREFIX + name: value for name, value in self.tensors.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what :meth:`saved` gave; the number of images is kept on the CPU, where it is counted."""
+        """Put back what ``saved`` gave; the number of images is kept on the CPU, where it is counted."""
         own = {name.removeprefix(_PREFIX): value for name, value in tensors.items() if name.startswith(_PREFIX)}
         self.tensors = {name: value if name == "images" else value.to(self.device) for name, value in own.items()}
 

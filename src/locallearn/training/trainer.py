@@ -47,14 +47,14 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 class Trainer:
-    """Trains a local network, from :func:`locallearn.split` or :func:`locallearn.build_network`, on any loader.
+    """Trains a local network, from ``ll.split`` or ``ll.build_network``, on any loader.
 
     >>> trainer = ll.Trainer(network, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3), run="runs/mine")
     ... # doctest: +SKIP
     >>> summary = trainer.fit(loader, epochs=3, validation=validation_loader)  # doctest: +SKIP
 
     A run folder holds the configuration, a record of every epoch, checkpoints and a summary, as a run of the command
-    line does: ``locallearn report`` reads it. Calling :meth:`fit` again with the same run continues it where it
+    line does: ``locallearn report`` reads it. Calling ``fit`` again with the same run continues it where it
     stopped, in the middle of an epoch too, and gives what the uninterrupted training gives, bit for bit on the same
     machine. What is drawn in a step (dropout, stochastic depth) is seeded by (seed, stage, step); what the loader
     draws by (seed, epoch).
@@ -162,7 +162,7 @@ class Trainer:
         """Train for so many epochs, or what is left of them where the run has begun.
 
         Args:
-            loader: batches as :meth:`LocalNetwork.step` takes them, with examples on the first dimension, in every
+            loader: batches as ``LocalNetwork.step`` takes them, with examples on the first dimension, in every
                 epoch again: a ``DataLoader``, a list, or any other iterable.
             epochs: of the whole run; a larger number than before continues a finished run.
             validation: batches to evaluate on; the best checkpoint is chosen by them.
@@ -275,7 +275,7 @@ class Trainer:
         """Evaluate the network as it is now, in eval mode.
 
         Args:
-            loader: batches as :meth:`fit` takes them.
+            loader: batches as ``fit`` takes them.
 
         Returns:
             ``last_layer`` and ``ensemble`` (accuracies as fractions, None where there are no classes), ``nodes`` with
@@ -292,7 +292,7 @@ class Trainer:
         """Scores of all examples of a loader, in eval mode: the network's output, or its ``logits``, put together.
 
         Args:
-            loader: batches as :meth:`fit` takes them; labels are not looked at.
+            loader: batches as ``fit`` takes them; labels are not looked at.
         """
         return self._read(loader, lambda batch: prediction(self.network.output(batch)))
 
@@ -304,7 +304,7 @@ class Trainer:
         model ends in scores: its features are what the linear layer that makes them is given.
 
         Args:
-            loader: batches as :meth:`fit` takes them; labels are not looked at.
+            loader: batches as ``fit`` takes them; labels are not looked at.
             stage: from 1; by default the last one.
 
         Raises:

@@ -63,8 +63,8 @@ def verify(config: RunConfig, dataset: Dataset) -> list[Check]:
     replays do.
 
     Args:
-        config: the configuration; :func:`shortened` makes it small.
-        dataset: its images, or those of :func:`synthetic`.
+        config: the configuration; ``shortened`` makes it small.
+        dataset: its images, or those of ``synthetic``.
 
     Raises:
         UsageError: the configuration cannot be trained.

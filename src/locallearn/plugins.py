@@ -8,11 +8,12 @@ them. A run's ``config.toml`` names them, so that a resume finds them; but a fil
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,17 @@ def load(files: Iterable[str | Path]) -> None:
             content = _read(path)
             trust.remember(path, content)
             _import(path, content)
+
+
+@contextlib.contextmanager
+def scope() -> Iterator[None]:
+    """Forget at the end which plugins were imported within, so that they can be imported anew."""
+    before = dict(_loaded)
+    try:
+        yield
+    finally:
+        _loaded.clear()
+        _loaded.update(before)
 
 
 def load_named() -> bool:

@@ -14,7 +14,7 @@ def prefers_float() -> bool:
 
     Processors by Intel start a ``vdpbf16ps`` every other cycle, and two multiplications of float in every cycle.
     """
-    return "GenuineIntel" in _words()
+    return "GenuineIntel" in words()
 
 
 def slow_in_bf16() -> bool:
@@ -22,10 +22,10 @@ def slow_in_bf16() -> bool:
 
     They do with pairs on a processor that prefers float, unless it multiplies tiles (AMX), which torch uses.
     """
-    return prefers_float() and "amx_bf16" not in _words()
+    return prefers_float() and "amx_bf16" not in words()
 
 
 @functools.cache
-def _words() -> frozenset[str]:
+def words() -> frozenset[str]:
     """What Linux says of it; nothing on other systems."""
     return frozenset(CPUINFO.read_text().split()) if CPUINFO.exists() else frozenset()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -105,6 +106,18 @@ class Registry(Generic[T]):
         """Forget what is registered under ``name``, as before a notebook's cell that registers it is run again."""
         for kept in (self._entries, self._places, self._options):
             kept.pop(name, None)
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
+        """Forget at the end what is registered within: for tests of plugins, and for notebooks."""
+        kept = (self._entries, self._places, self._options)
+        before = [dict(one) for one in kept]
+        try:
+            yield
+        finally:
+            for one, entries in zip(kept, before, strict=True):
+                one.clear()
+                one.update(entries)
 
     def options(self, name: str, given: object, where: str) -> Any:
         """The settings of its own that what is registered under ``name`` gets; None where it has none.

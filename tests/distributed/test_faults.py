@@ -139,9 +139,9 @@ def test_the_last_of_four_that_dies_is_named_and_all_end(tmp_path):
 
 
 def test_a_process_that_lives_does_not_hide_one_that_died(monkeypatch):
-    monkeypatch.setattr(launch, "_GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 0.2)
     programs = ("import time; time.sleep(100)", "raise SystemExit(3)")
-    crew = launch._Crew([subprocess.Popen([sys.executable, "-c", program]) for program in programs])
+    crew = launch.Processes([subprocess.Popen([sys.executable, "-c", program]) for program in programs])
     begin = time.monotonic()
     assert crew.wait() == 3
     assert time.monotonic() - begin < 50

@@ -83,21 +83,21 @@ def broken(tmp_path, monkeypatch, config=CASES["gn-dgl"]):
 
 
 def test_batches_that_do_not_reach_the_graph_are_caught(tmp_path, replays, monkeypatch):
-    tensors = cuda_graphs._tensors
+    tensors = cuda_graphs.tensors_of
     monkeypatch.setattr(
-        cuda_graphs, "_tensors", lambda batch: {k: v.clone() for k, v in tensors(batch).items()}
+        cuda_graphs, "tensors_of", lambda batch: {k: v.clone() for k, v in tensors(batch).items()}
     )  # what is copied to is a copy
     assert broken(tmp_path, monkeypatch)
 
 
 def test_gradients_that_are_not_put_back_are_caught(tmp_path, replays, monkeypatch):
-    record = CudaGraphsRuntime._record
+    record = CudaGraphsRuntime.record
 
     def forgetful(self, shape, batch):
         record(self, shape, batch)
         shape.gradients = []
 
-    monkeypatch.setattr(CudaGraphsRuntime, "_record", forgetful)
+    monkeypatch.setattr(CudaGraphsRuntime, "record", forgetful)
     short = dataclasses.replace(CASES["gn-dgl"], data=DataConfig(train_limit=150, test_limit=60))
     assert broken(tmp_path, monkeypatch, short)
 

@@ -130,10 +130,10 @@ def test_images_that_stay_on_the_host_are_caught(tmp_path, monkeypatch):
 
 def test_images_that_are_brought_batch_by_batch_are_caught(tmp_path, monkeypatch):
     def bring(training):
-        normalise = training.train_store._batch
+        normalise = training.train_store.made
         monkeypatch.setattr(
             training.train_store,
-            "_batch",
+            "made",
             lambda images, *rest: normalise(torch.rand(images.shape).to("meta"), *rest),
         )
 
@@ -143,9 +143,9 @@ def test_images_that_are_brought_batch_by_batch_are_caught(tmp_path, monkeypatch
 
 def test_metrics_that_are_kept_on_the_host_are_caught(tmp_path, monkeypatch):
     def look(training):
-        add = training.sums._add
+        add = training.sums.count
         monkeypatch.setattr(
-            training.sums, "_add", lambda name, value: add(name, torch.zeros(value.shape).copy_(value))
+            training.sums, "count", lambda name, value: add(name, torch.zeros(value.shape).copy_(value))
         )
 
     with pytest.raises(NotImplementedError, match="no data"):

@@ -1,5 +1,6 @@
 """Files of the user's own: what they register is found from the command line, in a resume and in processes."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -30,16 +31,16 @@ def _run(*arguments, cwd):
 def call(monkeypatch, capsys):
     """``locallearn ...`` in this process, which forgets its plugins afterwards."""
     registries = (ll.backbones, ll.heads, ll.objectives, ll.methods, ll.datasets, ll.augmentations)
-    for registry in registries:
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
-    monkeypatch.setattr(plugins, "_loaded", {})
     monkeypatch.setenv(plugins.VARIABLE, "")
 
     def run(*arguments):
         code = main([str(argument) for argument in arguments])
         return code, *capsys.readouterr()
 
-    return run
+    with contextlib.ExitStack() as scopes:
+        for scope in (plugins.scope, *(registry.scope for registry in registries)):
+            scopes.enter_context(scope())
+        yield run
 
 
 TRAIN = ("train", "my-method", "--model", "my-net", "--data.name", "stripes", "--depth", "2", "--width", "2", "--run")

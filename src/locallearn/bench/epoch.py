@@ -25,7 +25,7 @@ from locallearn.training.optim import build_optimizer
 from locallearn.training.record import RunFolder
 from locallearn.training.setup import resolve
 
-_COPIED = 2**29
+COPIED = 2**29
 """Bytes of the copies that bandwidth is measured with: more than caches hold."""
 
 
@@ -84,8 +84,8 @@ def _counted(cell: Cell, config: RunConfig, image: ImageShape) -> dict[str, Any]
 
 def copy_bandwidth(device: torch.device, repeats: int) -> float:
     """What copies of 512 MiB read and write [bytes/s]; the median of ``repeats``."""
-    source, target = (torch.ones(_COPIED, dtype=torch.uint8, device=device) for _ in range(2))
-    return 2 * _COPIED / interleaved({"": lambda: target.copy_(source)}, repeats, device)[""].median
+    source, target = (torch.ones(COPIED, dtype=torch.uint8, device=device) for _ in range(2))
+    return 2 * COPIED / interleaved({"": lambda: target.copy_(source)}, repeats, device)[""].median
 
 
 def random_images(image: ImageShape, count: int) -> Dataset:

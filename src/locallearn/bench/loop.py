@@ -142,14 +142,15 @@ class LoopNetwork:
                 logits = [node.head(x) for node, x in zip(nodes, seen, strict=True)]
                 losses = [F.cross_entropy(scores, batch.labels) for scores in logits]
                 if len(nodes) > 1 and self.objective.diversity_weight:
-                    losses = self._with_diversity(losses, logits, batch.labels)
+                    losses = self.with_diversity(losses, logits, batch.labels)
             for loss, optimizer in zip(losses, optimizers, strict=True):
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
             x = torch.cat([f.detach() for f in features], 1)
 
-    def _with_diversity(self, losses: list[Tensor], logits: list[Tensor], labels: Tensor) -> list[Tensor]:
+    def with_diversity(self, losses: list[Tensor], logits: list[Tensor], labels: Tensor) -> list[Tensor]:
+        """Losses of a module's groups with the diversity penalty of each."""
         rest = [_rest(scores.float(), labels, self.objective.diversity_temperature) for scores in logits]
         n = len(rest)
         weight = self.objective.diversity_weight / (n * (n - 1))

@@ -20,7 +20,7 @@ _PRODUCTS = ("convolution", "mm", "addmm", "bmm", "baddbmm", "_scaled_dot_produc
 """How the names of convolutions, matrix products and attention, and of their gradients, begin."""
 _UNREAD = ("copy_", "fill_", "zero_")
 """They write over what was there."""
-_NOTHING = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
+NOTHING = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 
 
 class Traffic(TorchDispatchMode):
@@ -50,7 +50,7 @@ class Traffic(TorchDispatchMode):
             return out
         self.operators += 1
         name = func.overloadpacket.__name__
-        moved = 0 if func.is_view or name in _NOTHING else self._moved(func, args, kwargs or {}, out)
+        moved = 0 if func.is_view or name in NOTHING else self._moved(func, args, kwargs or {}, out)
         self.bytes += moved
         if name.startswith(_PRODUCTS):
             self.product_bytes += moved

@@ -121,20 +121,21 @@ def _crop_flip(images_BCHW: Tensor, padding: int, mode: str, flip: float, seed: 
     # Pixels as rows of C values: a view, where the memory is channels-last.
     table = images_BCHW.permute(0, 2, 3, 1).reshape(-1, C)
     first_B11 = torch.arange(B, device=drawn.device)[:, None, None] * (H * W)
-    index_BHW = first_B11 + _mirror(rows_BH, H)[:, :, None] * W + _mirror(columns_BW, W)[:, None, :]
+    index_BHW = first_B11 + mirror(rows_BH, H)[:, :, None] * W + mirror(columns_BW, W)[:, None, :]
     cropped = table.index_select(0, index_BHW.flatten()).view(B, H, W, C)
     if mode == "constant" and padding > 0:
-        inside_BHW = _inside(rows_BH, H)[:, :, None] & _inside(columns_BW, W)[:, None, :]
+        inside_BHW = inside(rows_BH, H)[:, :, None] & inside(columns_BW, W)[:, None, :]
         cropped.mul_(inside_BHW[..., None])
     return cropped.permute(0, 3, 1, 2)
 
 
-def _mirror(position: Tensor, size: int) -> Tensor:
+def mirror(position: Tensor, size: int) -> Tensor:
     """Positions outside [0, size) reflected at the first and the last pixel, which are not repeated."""
     return size - 1 - (size - 1 - position.abs()).abs()
 
 
-def _inside(position: Tensor, size: int) -> Tensor:
+def inside(position: Tensor, size: int) -> Tensor:
+    """Which positions are in the image."""
     return (position >= 0) & (position < size)
 
 

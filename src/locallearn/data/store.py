@@ -197,7 +197,7 @@ class Store:
         seeds = view_seeds(self._seed, epoch, step, self._views)
         views = [self._changed(view, seed) for view, seed in zip(images(step), seeds, strict=True)]
         labels = self._labels[chosen].repeat(self._views)
-        batch = self._batch(views[0] if self._views == 1 else torch.cat(views), labels, step)
+        batch = self.made(views[0] if self._views == 1 else torch.cat(views), labels, step)
         if self._views > 1 and self._augment is not None:
             boxes = torch.cat([self._boxes(chosen, seed) for seed in seeds])
             batch = dataclasses.replace(batch, boxes=boxes.to(self.device, non_blocking=True))
@@ -223,7 +223,8 @@ class Store:
         visible = draw_visible(count, total, masking.visible, draw).to(batch.images.device, non_blocking=True)
         return dataclasses.replace(batch, images=shown(batch.images, masking.side, visible), visible=visible)
 
-    def _batch(self, images: Tensor, labels: Tensor, step: int) -> Batch:
+    def made(self, images: Tensor, labels: Tensor, step: int) -> Batch:
+        """A batch of these images: pixels in [0, 1], and normalised."""
         pixels = images if images.is_floating_point() else images.float().div_(255)
         pixels = pixels.contiguous(memory_format=self._format)
         return Batch((pixels - self._mean).div_(self._std), labels, pixels, step)
@@ -249,4 +250,4 @@ class ImageStore(Store):
         """All images in their own order and unchanged, for evaluation; a single last image is kept."""
         for step, start in enumerate(range(0, len(self._labels), batch_size)):
             chosen = slice(start, start + batch_size)
-            yield self._batch(self._images[chosen], self._labels[chosen], step)
+            yield self.made(self._images[chosen], self._labels[chosen], step)

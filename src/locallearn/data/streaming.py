@@ -98,7 +98,7 @@ class StreamedStore(Store):
         batches = torch.arange(len(self._labels)).split(batch_size)
         images = self._read(_Steps(self._on_disk, [chosen.numpy() for chosen in batches]))
         for step, chosen in enumerate(batches):
-            yield self._batch(images(step)[0], self._labels[chosen.to(self.device)], step)
+            yield self.made(images(step)[0], self._labels[chosen.to(self.device)], step)
 
     def _images_of(self, batches: Sequence[Tensor], epoch: int) -> StepImages:
         positions = [chosen.cpu().numpy() for chosen in batches]

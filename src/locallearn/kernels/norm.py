@@ -16,7 +16,8 @@ from locallearn.first_order import first_order
 from locallearn.kernels import build
 from locallearn.kernels.build import LANES, at
 
-_POSITIONS, _POOLED, _MASKED = range(3)
+POSITIONS, POOLED, MASKED = range(3)
+"""Which gradient comes from above: of every position, of their mean, or one that is masked already."""
 
 
 class _Maps(ctypes.Structure):
@@ -55,7 +56,7 @@ def statistics(x: Tensor) -> Statistics:
         torch.empty(maps.channels),
         torch.empty(len(x), 2, maps.channels),
     )
-    _library(x).statistics(at(x), at(mean), at(variance), at(work), ctypes.byref(maps))
+    library(x).statistics(at(x), at(mean), at(variance), at(work), ctypes.byref(maps))
     if maps.channels == x.shape[1]:
         return Statistics(mean, variance, count)
     means = mean.view(-1, x.shape[1])
@@ -99,17 +100,17 @@ class _NormRelu(torch.autograd.Function):
         eps: float,
         mean: bool,
     ) -> Tensor:
-        maps, library = _maps(x), _library(x)
+        maps, code = _maps(x), library(x)
         inv_std = (of_batch.variance + eps).rsqrt()
         scale = inv_std * weight
         shift = torch.addcmul(bias, of_batch.mean, scale, value=-1)
         mu, scale, shift = (_repeated(t, maps) for t in (of_batch.mean, scale, shift))
         if mean:
             out = torch.empty(x.shape[:2], dtype=x.dtype)
-            library.normalise_mean(at(x), at(scale), at(shift), at(out), ctypes.byref(maps))
+            code.normalise_mean(at(x), at(scale), at(shift), at(out), ctypes.byref(maps))
         else:
             out = torch.empty_like(x)
-            library.normalise(at(x), at(more), at(scale), at(shift), at(out), ctypes.byref(maps))
+            code.normalise(at(x), at(more), at(scale), at(shift), at(out), ctypes.byref(maps))
         ctx.save_for_backward(x, None if more is None else out, mu, inv_std, scale, shift)
         ctx.mean = mean
         return out
@@ -119,23 +120,24 @@ class _NormRelu(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, out, mu, inv_std, scale, shift = ctx.saved_tensors
         grad = grads[0].contiguous(memory_format=torch.contiguous_format if ctx.mean else torch.channels_last)
-        maps, library = _maps(x), _library(x)
+        maps, code = _maps(x), library(x)
         masked = None if out is None else torch.empty_like(x)
-        kind = _POOLED if ctx.mean else _POSITIONS
+        kind = POOLED if ctx.mean else POSITIONS
         back = _Backward(*(at(t) for t in (x, grad, out, mu, scale, shift)))
         sums, work = torch.empty(2, maps.channels), torch.empty(len(x), 2, maps.channels)
-        library.gradient_sums(ctypes.byref(back), kind, at(masked), at(sums), at(work), ctypes.byref(maps))
+        code.gradient_sums(ctypes.byref(back), kind, at(masked), at(sums), at(work), ctypes.byref(maps))
         of_grad, of_product = sums.view(2, -1, x.shape[1]).sum(1)
         count = x.numel() // x.shape[1]
         first, second = (_repeated(t / count, maps) for t in (of_grad, of_product * inv_std.square()))
         if masked is not None:
-            back, kind = _Backward(*(at(t) for t in (x, masked, None, mu, scale, shift))), _MASKED
+            back, kind = _Backward(*(at(t) for t in (x, masked, None, mu, scale, shift))), MASKED
         grad_x = torch.empty_like(x)
-        library.gradient_of_input(ctypes.byref(back), kind, at(first), at(second), at(grad_x), ctypes.byref(maps))
+        code.gradient_of_input(ctypes.byref(back), kind, at(first), at(second), at(grad_x), ctypes.byref(maps))
         return grad_x, masked, of_product * inv_std, of_grad, None, None, None
 
 
-def _library(x: Tensor) -> Any:
+def library(x: Tensor) -> Any:
+    """The compiled code for numbers of this type."""
     return build.kernels().libraries[x.dtype]
 
 

@@ -56,7 +56,7 @@ class CudaGraph:
 
 
 @dataclass
-class _Shape:
+class RecordedShape:
     """Batches of one shape.
 
     Attributes:
@@ -91,25 +91,25 @@ class CudaGraphsRuntime(InlineRuntime):
     def __init__(self, steps: Sequence[LocalStep], device: torch.device) -> None:
         super().__init__(steps)
         self._device = device
-        self._shapes: dict[tuple[object, ...], _Shape] = {}
+        self._shapes: dict[tuple[object, ...], RecordedShape] = {}
         for step in steps:
             if step.module.random:
                 raise ConfigError("runtime", "cuda-graphs", f"inline with the dropout of module {step.module.name}")
 
     def step(self, batch: Batch, index: int, rate: float | None = None, stop: bool = False) -> list[Trained]:
         """Train every module on one batch. The losses hold until the next step."""
-        given = _tensors(batch)
+        given = tensors_of(batch)
         key = tuple((name, tensor.shape, tensor.stride()) for name, tensor in given.items())
         if key not in self._shapes:
-            self._shapes[key] = _Shape(CudaGraph(self._device))
+            self._shapes[key] = RecordedShape(CudaGraph(self._device))
         shape = self._shapes[key]
         if shape.seen < WARM_UP:
             shape.seen += 1
             return shape.graph.warm_up(lambda: InlineRuntime.step(self, batch, index, rate, stop))
         if shape.given is None:
-            self._record(shape, batch)
+            self.record(shape, batch)
         assert shape.given is not None
-        for name, tensor in _tensors(shape.given).items():
+        for name, tensor in tensors_of(shape.given).items():
             tensor.copy_(given[name])
         shape.graph.replay()
         for parameter, gradient in shape.gradients:
@@ -118,8 +118,9 @@ class CudaGraphsRuntime(InlineRuntime):
             step.update(rate)
         return [Trained(batch.labels, list(shape.losses), batch.examples)]
 
-    def _record(self, shape: _Shape, batch: Batch) -> None:
-        copies = {name: tensor.clone() for name, tensor in _tensors(batch).items()}
+    def record(self, shape: RecordedShape, batch: Batch) -> None:
+        """Record the passes of all modules on batches of this shape, and keep what they write to."""
+        copies = {name: tensor.clone() for name, tensor in tensors_of(batch).items()}
         given = Batch(copies.pop("images"), copies.pop("labels"), copies.pop("pixels"), batch.step, **copies)
         shape.losses = shape.graph.record(lambda: self._passes(given))
         parameters = [p for step in self.steps for p in step.module.parameters()]
@@ -134,7 +135,7 @@ class CudaGraphsRuntime(InlineRuntime):
         return losses
 
 
-def _tensors(batch: Batch) -> dict[str, Tensor]:
+def tensors_of(batch: Batch) -> dict[str, Tensor]:
     """What a batch holds, by name."""
     found = {field.name: getattr(batch, field.name) for field in dataclasses.fields(Batch)}
     return {name: value for name, value in found.items() if isinstance(value, Tensor)}

@@ -17,7 +17,7 @@ from locallearn.runtime.parent import LAUNCHER
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-_GRACE_SECONDS = 30.0
+GRACE_SECONDS = 30.0
 """How long processes that were asked to end may take."""
 
 
@@ -41,7 +41,7 @@ def launch(command: Sequence[str], processes: int, restarts: int, say: Callable[
     code = 0
     for attempt in range(restarts + 1):
         store = open_store()  # a new one, since the old one's entries are stale
-        crew = _Crew([_start(command, rank, processes, attempt, store.port) for rank in range(processes)])
+        crew = Processes([_start(command, rank, processes, attempt, store.port) for rank in range(processes)])
         code = crew.wait()
         if code == 0 or crew.interrupted or attempt == restarts or failed_for_good(store, attempt):
             break
@@ -86,7 +86,7 @@ def _start(command: Sequence[str], rank: int, processes: int, attempt: int, port
     return subprocess.Popen([sys.executable, "-m", "locallearn", *command], env=environment, start_new_session=True)
 
 
-class _Crew:
+class Processes:
     """Processes that end together."""
 
     def __init__(self, crew: list[subprocess.Popen[bytes]]) -> None:
@@ -113,7 +113,7 @@ class _Crew:
             time.sleep(0.05)
             if not self.first_failure:
                 self._look()
-                end = time.monotonic() + _GRACE_SECONDS if self.first_failure else end
+                end = time.monotonic() + GRACE_SECONDS if self.first_failure else end
         self._look()
         return self._code
 

@@ -17,7 +17,7 @@ from locallearn.training.stop import StopRequest
 
 WORKER = (sys.executable, "-m", "locallearn.thesis.worker")
 _POLL = 0.1
-_GRACE = 300.0
+GRACE = 300.0
 """Seconds that a worker has to end a step and write a checkpoint before it is killed."""
 
 
@@ -206,7 +206,7 @@ class Queue:
         """Ask the workers to stop, and wait for their checkpoints."""
         for running in self._running:
             running.process.terminate()
-        end = time.monotonic() + _GRACE
+        end = time.monotonic() + GRACE
         while self._running:
             if time.monotonic() > end:
                 for running in self._running:

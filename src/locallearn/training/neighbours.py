@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-_SIMILARITIES = 1 << 24
+SIMILARITIES = 1 << 24
 """Similarities that are held at once: 64 MiB of fp32."""
 
 
@@ -30,7 +30,7 @@ def knn_votes(queries_QD: Tensor, bank_ND: Tensor, labels_N: Tensor, neighbours:
     classes = int(labels_N.max()) + 1
     k = min(neighbours, len(bank_ND))
     votes = []
-    for part_QD in queries_QD.split(max(1, _SIMILARITIES // len(bank_ND))):
+    for part_QD in queries_QD.split(max(1, SIMILARITIES // len(bank_ND))):
         nearest_Qk, index_Qk = (normalize(part_QD.float(), dim=1) @ bank_ND.T).topk(k, dim=1)
         weights_Qk = ((nearest_Qk - nearest_Qk[:, :1]) / temperature).exp()
         votes.append(weights_Qk.new_zeros(len(part_QD), classes).scatter_add_(1, labels_N[index_Qk], weights_Qk))

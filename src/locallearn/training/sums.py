@@ -37,12 +37,13 @@ class Sums:
         for module, loss in zip(self.network, losses, strict=True):
             values = {"loss": loss.total, **{f"terms/{name}": term for name, term in loss.terms.items()}}
             if loss.logits is not None and are_classes(labels):
-                self._add(f"{module.name}/accuracy", (loss.logits.argmax(-1) == labels).sum(1).double())
+                self.count(f"{module.name}/accuracy", (loss.logits.argmax(-1) == labels).sum(1).double())
             for name, value in values.items():
-                self._add(f"{module.name}/{name}", value.double() * size)
-        self._add("images", torch.tensor(float(size), dtype=torch.float64))
+                self.count(f"{module.name}/{name}", value.double() * size)
+        self.count("images", torch.tensor(float(size), dtype=torch.float64))
 
-    def _add(self, name: str, value: Tensor) -> None:
+    def count(self, name: str, value: Tensor) -> None:
+        """Add to the sum of this name."""
         self.tensors[name] = self.tensors[name] + value if name in self.tensors else value
 
     def saved(self) -> dict[str, Tensor]:

@@ -62,7 +62,7 @@ def test_images_that_are_not_augmented_are_noticed(tmp_path):
 def test_bandwidth_counts_what_is_read_and_what_is_written(monkeypatch):
     from locallearn.bench import epoch, timing
 
-    monkeypatch.setattr(epoch, "_COPIED", 1000)
+    monkeypatch.setattr(epoch, "COPIED", 1000)
     monkeypatch.setattr(epoch, "interleaved", lambda things, *_: {name: timing.Timing((2.0,)) for name in things})
     assert copy_bandwidth(torch.device("cpu"), 1) == 1000.0
 

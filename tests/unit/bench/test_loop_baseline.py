@@ -53,7 +53,7 @@ def test_another_network_is_refused():
 
 
 def test_another_weight_of_the_penalty_is_caught(monkeypatch):
-    own = LoopNetwork._with_diversity
-    monkeypatch.setattr(LoopNetwork, "_with_diversity", lambda *a: [x * 2 for x in own(*a)])
+    own = LoopNetwork.with_diversity
+    monkeypatch.setattr(LoopNetwork, "with_diversity", lambda *a: [x * 2 for x in own(*a)])
     with pytest.raises(AssertionError):
         train_both(1, 2)

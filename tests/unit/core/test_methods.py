@@ -119,9 +119,13 @@ def test_shortcuts_are_the_losses_by_name():
         assert all((short[name] == value).all() for name, value in same.items())
 
 
-def test_a_users_own_method(monkeypatch):
-    monkeypatch.setattr(methods, "_entries", dict(methods._entries))
+@pytest.fixture
+def scope():
+    with methods.scope():
+        yield
 
+
+def test_a_users_own_method(scope):
     @methods.register("last-half")
     def last_half(config):
         found = methods.get("gn-dgl")(config)

@@ -25,12 +25,18 @@ class Depthwise(nn.Module):
         return self.mix(self.norm(self.by_channel(x)))
 
 
-def network(monkeypatch, own=None):
+@pytest.fixture
+def network():
+    """A network of a user's own blocks, which are forgotten afterwards."""
+    with ll.backbones.scope():
+        yield made
+
+
+def made(own=None):
     def build(given):
         stem = ll.Block("stem", 8, partial(Depthwise, 8, own))
         return (stem, *(ll.Block(f"b{i}", 8, partial(Depthwise, 8, own)) for i in range(3))), 1.0
 
-    monkeypatch.setattr(ll.backbones, "_entries", dict(ll.backbones._entries))
     ll.backbones.add("depthwise", build)
     config = dataclasses.replace(ll.recipe("gn-dgl"), model="depthwise", depth=2, width=(2,), cuts=("b0",))
     return ll.build_network(config, ll.ImageShape(8, 8, 10))
@@ -38,8 +44,8 @@ def network(monkeypatch, own=None):
 
 @pytest.mark.parametrize("groups", [range(1), range(1, 2)])
 @pytest.mark.parametrize("own", [None, 4, 2])  # groups of the convolution itself: every channel, or some together
-def test_a_convolution_with_groups_of_its_own_is_shared_out(monkeypatch, own, groups):
-    module = next(iter(network(monkeypatch, own)))
+def test_a_convolution_with_groups_of_its_own_is_shared_out(network, own, groups):
+    module = next(iter(network(own)))
     x = torch.randn(4, 8, 8, 8)
     whole, part = module.blocks(x), shard(module, groups).blocks(x)
     torch.testing.assert_close(part, whole.unflatten(1, (2, 4))[:, groups.start])
@@ -47,8 +53,8 @@ def test_a_convolution_with_groups_of_its_own_is_shared_out(monkeypatch, own, gr
     assert not torch.allclose(part, whole.unflatten(1, (2, 4))[:, 1 - groups.start])
 
 
-def test_groups_that_cannot_be_shared_out_are_refused(monkeypatch):
-    module = next(iter(network(monkeypatch)))
+def test_groups_that_cannot_be_shared_out_are_refused(network):
+    module = next(iter(network()))
     module.blocks.append(nn.Conv2d(6, 6, 3, groups=3))
     with pytest.raises(
         ConfigError, match=r"mesh\.width: 2 .* a convolution of 3 groups, which cannot be shared out by 2"

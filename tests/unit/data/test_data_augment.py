@@ -83,13 +83,13 @@ def test_crops_equal_the_slow_loop_at_the_drawn_places(mode):
 
 def test_padding_that_repeats_the_edge_would_be_seen(monkeypatch):
     """The planted error: clamp instead of reflect."""
-    monkeypatch.setattr(module, "_mirror", lambda position, size: position.clamp(0, size - 1))
+    monkeypatch.setattr(module, "mirror", lambda position, size: position.clamp(0, size - 1))
     with pytest.raises(AssertionError, match="not a cut"):
         _places(_images(), _config(crop_padding=2, padding_mode="reflect"), 0)
 
 
 def test_black_padding_left_out_would_be_seen(monkeypatch):
-    monkeypatch.setattr(module, "_inside", lambda position, size: torch.ones_like(position, dtype=torch.bool))
+    monkeypatch.setattr(module, "inside", lambda position, size: torch.ones_like(position, dtype=torch.bool))
     with pytest.raises(AssertionError, match="not a cut"):
         _places(_images(), _config(crop_padding=2), 0)
 

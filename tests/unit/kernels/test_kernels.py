@@ -127,7 +127,7 @@ def test_the_processor_decides_how_bf16_is_multiplied(cpuinfo, as_float, slow, t
     if cpuinfo is not None:
         (tmp_path / "cpuinfo").write_text(cpuinfo)
     monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
-    monkeypatch.setattr(processor, "_words", processor._words.__wrapped__)
+    monkeypatch.setattr(processor, "words", processor.words.__wrapped__)
     assert (processor.prefers_float(), processor.slow_in_bf16()) == (as_float, slow)
 
 

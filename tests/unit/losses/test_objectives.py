@@ -47,9 +47,13 @@ class Quiet(Objective):
         return LocalLoss(total, {"power": total.detach()}, None)
 
 
-def test_a_users_own_objective_trains(monkeypatch):
-    monkeypatch.setattr(objectives, "_entries", dict(objectives._entries))
-    objectives.add("quiet", lambda given: Quiet(given.groups))
+@pytest.fixture
+def quiet():
+    with objectives.scope():
+        yield objectives.add("quiet", lambda given: Quiet(given.groups))
+
+
+def test_a_users_own_objective_trains(quiet):
     config = RunConfig(model="tiny-resnet", depth=2, width=(2,), objective=ObjectiveConfig(loss="quiet"))
     network = build_network(config, IMAGE)
     steps = [LocalStep(m, build_optimizer(OptimizerConfig(learning_rate=0.01), m.parameters())) for m in network]

@@ -111,16 +111,16 @@ def test_a_single_number_a_channel_is_refused_as_torch_does(kernels):
 
 @pytest.mark.parametrize("kernels", ["pairs"], indirect=True)
 def test_a_lost_mask_is_caught(kernels, monkeypatch):
-    library = native._library(drawn(1, 16, 1, 1))
+    library = native.library(drawn(1, 16, 1, 1))
 
     class Unmasked:
         def __getattr__(self, name):
             return getattr(library, name)
 
         def gradient_of_input(self, back, kind, *rest):
-            library.gradient_of_input(back, native._MASKED, *rest)
+            library.gradient_of_input(back, native.MASKED, *rest)
 
-    monkeypatch.setattr(native, "_library", lambda x: Unmasked())
+    monkeypatch.setattr(native, "library", lambda x: Unmasked())
     norm, x = layers(16), drawn(3, 16, 4, 4).requires_grad_()
     out = norm_relu(norm, nn.ReLU(), x)
     wanted, _ = by_hand(norm, x, torch.zeros_like(x), False)

@@ -160,7 +160,7 @@ def test_a_signal_stops_the_queue_and_its_workers(job, number):
 
 
 def test_a_worker_that_does_not_stop_is_killed(job, monkeypatch):
-    monkeypatch.setattr(queue, "_GRACE", 0.0)
+    monkeypatch.setattr(queue, "GRACE", 0.0)
     deaf = WORKER.replace("signal.signal(signal.SIGTERM, stop)", "signal.signal(signal.SIGTERM, signal.SIG_IGN)")
     a = job("a", "long")
     ready = WaitFor((a.run / "ready").exists)

@@ -79,7 +79,7 @@ def test_queries_in_parts_give_the_same(monkeypatch):
     whole = knn_votes(queries, bank, labels, 20, T)
     products = []
     normalize = neighbours.normalize
-    monkeypatch.setattr(neighbours, "_SIMILARITIES", 7 * len(bank))
+    monkeypatch.setattr(neighbours, "SIMILARITIES", 7 * len(bank))
     monkeypatch.setattr(neighbours, "normalize", lambda x, dim: products.append(len(x)) or normalize(x, dim=dim))
     torch.testing.assert_close(knn_votes(queries, bank, labels, 20, T), whole)
     assert products == [150, 7, 7, 7, 7, 7, 5]

@@ -10,6 +10,7 @@ from locallearn.data.datasets import load as load_dataset
 from locallearn.data.store import Batch, ImageStore
 from locallearn.errors import CheckpointError, ConfigError, UsageError
 from locallearn.losses.contrastive import select_negatives, select_positives
+from locallearn.runtime.inline import InlineRuntime
 from locallearn.training import runs
 from locallearn.training.checkpoint import load
 from locallearn.training.finished import open_run
@@ -177,19 +178,17 @@ class Killed(BaseException):
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path, monkeypatch, scorer):
     given = config(scorer=scorer, positive_ratio=0.8, negative_ratio=0.8)
     runs.train(given, tmp_path / "whole")
-    from locallearn.training import loop
+    step = InlineRuntime.step
 
-    step = loop.Loop._step
-
-    def dying(self, batch):
-        if self.step == 7:
+    def dying(self, batch, index, *rest):
+        if index == 7:
             raise Killed
-        step(self, batch)
+        return step(self, batch, index, *rest)
 
-    monkeypatch.setattr(loop.Loop, "_step", dying)
+    monkeypatch.setattr(InlineRuntime, "step", dying)
     with pytest.raises(Killed):
         runs.train(given, tmp_path / "killed")
-    monkeypatch.setattr(loop.Loop, "_step", step)
+    monkeypatch.setattr(InlineRuntime, "step", step)
     runs.resume(tmp_path / "killed")
     a, b = (load(sorted((tmp_path / run / "checkpoints").glob("step-*"))[-1]).tensors for run in ("whole", "killed"))
     assert a.keys() == b.keys()

@@ -16,7 +16,6 @@ from locallearn.losses import objectives
 from locallearn.nn import heads
 from locallearn.runtime import cuda_graphs
 from locallearn.runtime.inline import InlineRuntime
-from locallearn.runtime.threads import ThreadsRuntime
 from locallearn.training import loop, runs
 from locallearn.training import verify as verify_module
 from locallearn.training.configured import Training
@@ -134,12 +133,12 @@ def test_modules_at_once_are_compared_with_modules_in_turn(monkeypatch):
     check = {check.name: check for check in verify(config, dataset)}["modules at once train what they do in turn"]
     assert check.passed
     assert "2 modules on 2 threads at once" in check.detail
-    train = ThreadsRuntime._train
+    call = LocalStep.__call__
 
-    def late(self, module, job, features):
-        return train(self, module, dataclasses.replace(job, rate=0.5 * job.rate), features)
+    def slow(self, features, batch, index=0, rate=None, hand_on=None):
+        return call(self, features, batch, index, 0.5 * rate if hand_on else rate, hand_on)  # on threads only
 
-    monkeypatch.setattr(ThreadsRuntime, "_train", late)
+    monkeypatch.setattr(LocalStep, "__call__", slow)
     check = {check.name: check for check in verify(config, dataset)}["modules at once train what they do in turn"]
     assert not check.passed
     assert check.difference > 0
@@ -158,8 +157,8 @@ def test_replays_are_compared_with_operators(monkeypatch, torch_kernels):
     check = {check.name: check for check in verify(config, dataset)}["replayed graphs train what operators do"]
     assert check.passed
     assert "after 2 replays of 4 steps" in check.detail
-    tensors = cuda_graphs._tensors  # batches that do not reach the graph
-    monkeypatch.setattr(cuda_graphs, "_tensors", lambda batch: {k: v.clone() for k, v in tensors(batch).items()})
+    tensors = cuda_graphs.tensors_of  # batches that do not reach the graph
+    monkeypatch.setattr(cuda_graphs, "tensors_of", lambda batch: {k: v.clone() for k, v in tensors(batch).items()})
     check = {check.name: check for check in verify(config, dataset)}["replayed graphs train what operators do"]
     assert not check.passed
 
@@ -173,13 +172,15 @@ def test_a_resume_that_forgets_fails(monkeypatch, lost, runtime):
         monkeypatch.setattr(loop.checkpoints, "load_network", lambda *_: None)
         monkeypatch.setattr(nn.Module, "load_state_dict", lambda *_: None)
     else:
-        put_back = loop.Loop._put_back
+        newest = loop.checkpoints.CheckpointFolder.newest
 
-        def forget(self, path, found):
-            put_back(self, path, found)
-            self.step, self.within = self.step - 1, self.within - 1
+        def forget(self):
+            path, found, problems = newest(self)
+            if found is not None:
+                found.progress.update(step=found.progress["step"] - 1, within=found.progress["within"] - 1)
+            return path, found, problems
 
-        monkeypatch.setattr(loop.Loop, "_put_back", forget)
+        monkeypatch.setattr(loop.checkpoints.CheckpointFolder, "newest", forget)
     checks = checks_of(small.config(runtime=runtime))
     assert [check.passed for check in checks] == [True, True, False]
     assert checks[RESUME].difference is None or checks[RESUME].difference > 0

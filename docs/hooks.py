@@ -14,7 +14,7 @@ from mkdocs.exceptions import PluginError
 
 import locallearn
 from locallearn import _PLACES
-from locallearn.cli.main import COMMANDS, main
+from locallearn.cli.main import commands, main
 
 PLACE = "<!-- commands -->"
 _NAMED = re.compile(r"^::: ll\.(\w+)$", re.MULTILINE)
@@ -31,7 +31,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         return names(markdown)
     if PLACE not in markdown:
         return markdown
-    sections = [f"## {name}\n\n{what[0].upper()}{what[1:]}.\n\n{help_block(name)}" for name, what in COMMANDS.items()]
+    sections = [
+        f"## {name}\n\n{what[0].upper()}{what[1:]}.\n\n{help_block(name)}" for name, what in commands().items()
+    ]
     return markdown.replace(PLACE, "\n\n".join(sections))
 
 

@@ -125,10 +125,14 @@ def _load_plugins(arguments: list[str]) -> list[str]:
     return left
 
 
+def commands() -> dict[str, str]:
+    """Every command by name, those of the houses that are installed too, and what it does in a line."""
+    return COMMANDS | {name: what for name, (_, what) in houses.commands().items()}
+
+
 def _usage() -> str:
     lines = ["usage: locallearn COMMAND [options]", "", "Local learning for PyTorch.", "", "commands:"]
-    lines += [f"  {name:10} {what}" for name, what in COMMANDS.items()]
-    lines += [f"  {name:10} {what}" for name, (_, what) in houses.commands().items()]
+    lines += [f"  {name:10} {what}" for name, what in commands().items()]
     lines += [
         "",
         "Every command takes --plugin FILE: Python of your own that registers models, heads, objectives, methods or",

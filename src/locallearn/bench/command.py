@@ -15,6 +15,7 @@ WHAT = {
     "hosts": "the same on two hosts by latency and bandwidth of the network between them",
     "read": "reading of packed images against a training step that needs them",
     "inference": "split networks against the end-to-end one",
+    "model": "a model of your own in every way to train it: time, activation bytes, peak memory",
 }
 """What can be measured; NAME stands in the module ``NAME_command`` beside this one."""
 

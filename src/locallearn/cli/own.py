@@ -34,29 +34,40 @@ def refuse_changed(options: Any, *names: str) -> None:
             raise ConfigError("--" + name.replace("_", "-"), getattr(options, name), expected)
 
 
-def own_model(spec: str) -> tuple[Any, Any]:
-    """What the function gives that the user names: a model, or a network of ``ll.split``, and a batch.
-
-    Modules are looked for in the folder that the command is called in, too.
+def own_object(spec: str, option: str = "--model") -> Any:
+    """What the function gives that the user names. Modules are looked for in the folder of the command's call, too.
 
     Args:
         spec: ``package.module:function``; the function takes no argument.
+        option: how messages name it.
+
+    Raises:
+        UsageError: there is no such function, or it fails.
+    """
+    place, _, name = spec.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return getattr(importlib.import_module(place), name)()
+    except LocalLearnError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{option}: {spec} fails: {type(error).__name__}: {error}") from error
+
+
+def own_model(spec: str) -> tuple[Any, Any]:
+    """What the function gives that the user names: a model, or a network of ``ll.split``, and a batch.
+
+    Args:
+        spec: as in :func:`own_object`.
 
     Raises:
         UsageError: there is no such function, it fails, or gives something else.
     """
     from torch import nn
 
-    place, _, name = spec.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        made = getattr(importlib.import_module(place), name)()
-    except LocalLearnError:
-        raise
-    except Exception as error:
-        raise UsageError(f"--model: {spec} fails: {type(error).__name__}: {error}") from error
+    made = own_object(spec)
     if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[0], nn.Module):
         raise UsageError(f"--model: {spec} gives {type(made).__name__}; expected a pair (model, batch)")
     return made

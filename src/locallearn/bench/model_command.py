@@ -1,0 +1,133 @@
+"""``locallearn bench model``: a user's own model, trained locally and in the usual ways."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from rich import box
+from rich.table import Table
+
+from locallearn.bench.measuring import MeasuringOptions, check_positive, facts, show
+from locallearn.bench.model import Job, bench_model
+from locallearn.bench.user_model import EXPECTED, Inputs
+from locallearn.bench.ways import Heads, Way, ways
+from locallearn.cli.options import check_at_least, parse
+from locallearn.errors import ConfigError, UsageError
+from locallearn.report.units import mebibytes
+
+
+@dataclass(frozen=True)
+class ModelOptions(MeasuringOptions):
+    """Options of ``bench model``."""
+
+    depth: tuple[int, ...] = (2, 4, 12)
+    """K of the local networks, cut at places of balanced cost."""
+    runtimes: tuple[Literal["inline", "threads"], ...] = ("inline",)
+    """How stages train: one after the other, or several at once on the threads of a CPU."""
+    baselines: tuple[Literal["compiled", "checkpointing", "accumulation"], ...] = (
+        "compiled",
+        "checkpointing",
+        "accumulation",
+    )
+    """What else to compare with plain backpropagation: compiled by torch.compile, with its blocks run again in
+    the backward pass, on micro-batches."""
+    micro_batches: int = 2
+    """Micro-batches of a batch, of accumulation."""
+    head: str | None = None
+    """Auxiliary head, as ll.split takes it; by default its own choice."""
+    objective: str | None = None
+    """Loss of the stages, as ll.split takes it; by default what the labels ask for."""
+    positions: float | None = None
+    """Share of the tokens that stages before the last one score, of losses of tokens."""
+    chunk: int | None = None
+    """Scores that are computed at a time and not kept, of losses of tokens [scores]."""
+    batch_size: int = 8
+    """Examples a step, where MODEL brings no batch [examples]."""
+    image_size: int | None = None  # type: ignore[assignment]
+    """Side of an image, where MODEL brings no batch; by default what the model was made for [pixels]."""
+    tokens: int = 256
+    """Length of a text, where MODEL brings no batch [tokens]."""
+    precision: str | None = None
+    """fp32 or bf16 (autocast); by default fp32."""
+    limit: float = 300.0
+    """How long a way may take to build and to warm up, compiling included [s]; one that takes longer is left out."""
+    repeats: int = 5
+    """Turns of each way with plain backpropagation; medians are printed."""
+    bytes_only: bool = False
+    """Time nothing: the bytes that a step keeps for its backward pass."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(self, "depth")
+        check_at_least(self, batch_size=1, tokens=2, micro_batches=2)
+        if not self.limit > 0:
+            raise ConfigError("--limit", self.limit, "a number of seconds above 0")
+
+    def heads(self) -> Heads:
+        """Heads and losses of local stages."""
+        given = {"positions": self.positions, "chunk": self.chunk}
+        return Heads(self.head, self.objective, {name: v for name, v in given.items() if v is not None})
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    help_wanted = {"-h", "--help", "--help-all"} & set(arguments)
+    if not help_wanted and (not arguments or arguments[0].startswith("-")):
+        raise UsageError(f"bench model: MODEL is missing; expected {EXPECTED}")
+    description = (
+        f"Time and memory of a step of a model of your own: {EXPECTED}. Each way runs in a process of its own, "
+        "in turns with plain backpropagation."
+    )
+    rest = arguments if help_wanted else arguments[1:]
+    options = parse(ModelOptions, rest, "bench model MODEL", description)
+    device, _ = options.prepare()
+    precision = options.precision or "fp32"
+    inputs = Inputs(options.batch_size, options.image_size, options.tokens)
+    repeats = 0 if options.bytes_only else options.repeats
+    job = Job(arguments[0], inputs, str(device), torch.get_num_threads(), repeats, options.limit)
+    base = Way("backprop", precision=precision, heads=options.heads())
+    chosen = ways(
+        list(dict.fromkeys(options.baselines)), options.depth, options.runtimes, options.micro_batches, base
+    )
+    rows = bench_model(job, chosen, _tell)
+    setting = {
+        "batch_size": options.batch_size,
+        "tokens": options.tokens,
+        "image_size": options.image_size,
+        "heads": {"head": base.heads.head, "objective": base.heads.objective, **base.heads.options},
+    }
+    found = {"model": arguments[0], **facts(device, precision, repeats), **setting, "rows": rows}
+    show(options, found, [_table(rows, arguments[0], options)])
+    return 0
+
+
+def _tell(name: str) -> None:
+    if sys.stderr.isatty():
+        print(f"{name} ...", file=sys.stderr)
+
+
+def _table(rows: Sequence[dict[str, Any]], model: str, options: ModelOptions) -> Table:
+    failed = [f"{row['name']}: {row['error']}" for row in rows if "error" in row]
+    caption = "MiB kept for the backward pass, and the process's peak in a step; x: over plain backpropagation's"
+    for row in rows:
+        if "graphs" in row:
+            caption += f". {row['name']}: first step {row['warm_up_seconds']:.0f} s, {row['graphs']} graphs, "
+            caption += f"{row['recompiles']} compiled after it"
+    table = Table(title=f"{model}: a training step", caption="\n".join([caption, *failed]), box=box.SIMPLE_HEAD)
+    timed = not options.bytes_only
+    for column in ["", "MiB kept", "x", *(["peak MiB", "x", "s a step", "spread", "x"] if timed else [])]:
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for row in rows:
+        if "error" in row:
+            table.add_row(row["name"], "none")
+            continue
+        cells = [row["name"], mebibytes(row["activation_bytes"]), f"{row['memory']:.3f}"]
+        if timed:
+            cells += [f"{row['resident_bytes'] / 2**20:,.0f}", f"{row['resident']:.2f}"]
+            cells += [f"{row['seconds']:.3f}", f"{row['spread']:.1%}", f"{row['time']:.2f}"]
+        table.add_row(*cells)
+    return table

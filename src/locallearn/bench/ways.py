@@ -1,0 +1,234 @@
+"""Ways to train a user's own model: backpropagation as it is, with less memory or compiled, and local stages."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from torch.utils.checkpoint import checkpoint
+
+from locallearn.bench.step import Contender
+from locallearn.config import ObjectiveConfig
+from locallearn.core.batches import model_call
+from locallearn.core.module import autocast
+from locallearn.core.split import adamw, split
+from locallearn.core.split_network import SplitNetwork
+from locallearn.core.tasks import labels_of
+from locallearn.errors import UsageError
+from locallearn.losses.scores import ScoresLoss, class_axis, picked
+from locallearn.nn.features import own_loss, prediction
+from locallearn.runtime.threads import ThreadsRuntime
+
+Kind = Literal["backprop", "compiled", "checkpointing", "accumulation", "inline", "threads"]
+
+STEPS_ON_THREADS = 4
+"""Steps of one call on threads: a single one would be half of it filling up."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Heads and losses of local stages, as ``ll.split`` takes them."""
+
+    head: str | None = None
+    objective: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to train a model.
+
+    Attributes:
+        kind: how.
+        parts: micro-batches of accumulation, K of local stages; else 1.
+        precision: ``fp32`` or ``bf16``.
+        heads: of local stages.
+    """
+
+    kind: Kind
+    parts: int = 1
+    precision: str = "fp32"
+    heads: Heads = Heads()
+
+    @property
+    def name(self) -> str:
+        """As tables have it."""
+        if self.kind in ("inline", "threads"):
+            return f"local K={self.parts}" + (" threads" if self.kind == "threads" else "")
+        return f"accumulation, {self.parts} micro-batches" if self.kind == "accumulation" else self.kind
+
+    def build(self, model: nn.Module, batch: Any) -> Contender:
+        """What trains the model on the batch when it is called.
+
+        Raises:
+            LocalLearnError: the model cannot be trained in this way.
+        """
+        if self.kind in ("inline", "threads"):
+            return self._local(model, batch)
+        optimizer, run = adamw(model.parameters()), model
+        loss = _loss(model, batch)
+        if self.kind == "checkpointing":
+            checkpoint_blocks(model)
+        if self.kind == "compiled":
+            run = torch.compile(model)  # type: ignore[assignment]
+        batches = _chunks(batch, self.parts) if self.kind == "accumulation" else [batch]
+
+        def step() -> None:
+            optimizer.zero_grad()
+            for part in batches:
+                with autocast(next(model.parameters()).device, self.precision):
+                    value = loss(run, part)
+                (value / len(batches)).backward()
+            optimizer.step()
+
+        return Contender(step, list(model.parameters()))
+
+    def _local(self, model: nn.Module, batch: Any) -> Contender:
+        network = split(
+            model,
+            example=batch,
+            depth=self.parts,
+            head=self.heads.head,
+            objective=self.heads.objective,
+            settings=ObjectiveConfig(options=self.heads.options) if self.heads.options else None,
+        )
+        for each in network.steps:
+            each.precision = self.precision
+        if self.kind == "threads":
+            return OnThreads(network, batch)
+
+        def step() -> None:
+            network.walk(network.steps, network.given_batch(batch))
+
+        return Contender(step, list(network.parameters()))
+
+
+class OnThreads(Contender):
+    """Stages that train at the same time, some steps a call.
+
+    Args:
+        network: the stages.
+        batch: of every step.
+
+    Raises:
+        ConfigError: a stage cannot run beside the others.
+    """
+
+    def __init__(self, network: SplitNetwork, batch: Any) -> None:
+        network.run_apart()
+        threads = torch.get_num_threads()
+        if threads < 2:
+            raise UsageError("stages on threads need two CPU threads or more (--threads)")
+        super().__init__(self._train, list(network.parameters()), STEPS_ON_THREADS)
+        self.network, self.batch = network, batch
+        self.runtime = ThreadsRuntime(network.steps, threads, threads)
+
+    def _train(self) -> None:
+        with self.runtime:
+            for i in range(self.steps):
+                self.runtime.step(self.network.given_batch(self.batch), i)
+            self.runtime.settle()
+
+    def peak_bytes(self) -> int:
+        """Peaks of as many of the largest stages as train at the same time, together."""
+        with self.runtime:
+            given = self.network.given_batch(self.batch)
+            return self.runtime.weighed_step(given, 0, None, False, self.parameters)[1]
+
+
+def _loss(model: nn.Module, batch: Any) -> Callable[[Any, Any], Tensor]:
+    """The model's own loss where it computes one, else the loss that the labels ask for, of its scores."""
+
+    def of(run: Any, part: Any) -> Tensor:
+        call = model_call(model, part)
+        output = run(*call.args, **call.kwargs)
+        value = own_loss(output)
+        if value is not None:
+            return value.mean()
+        scores = prediction(output)
+        if scores is None:
+            raise UsageError("bench model: the model gives neither a loss nor scores")
+        labels = labels_of(call.batch())
+        axis = class_axis(scores.shape, None, labels)
+        return ScoresLoss(picked(scores.shape, axis, labels), axis)(scores, labels)
+
+    return of
+
+
+def _chunks(batch: Any, parts: int) -> list[Any]:
+    """A batch as micro-batches."""
+    sizes: set[int] = set()
+    tree_map_only(Tensor, lambda x: sizes.add(len(x)) if x.dim() else None, batch)
+    if max(sizes, default=0) < parts:
+        raise UsageError(
+            f"--micro-batches: {parts} is not valid; expected at most {max(sizes, default=0)} of the batch"
+        )
+    return [
+        tree_map_only(Tensor, lambda x, i=i: x.tensor_split(parts)[i] if x.dim() else x, batch) for i in range(parts)
+    ]
+
+
+def checkpoint_blocks(model: nn.Module) -> None:
+    """Let the repeated blocks of a model keep nothing but their inputs, and run again in the backward pass.
+
+    Blocks are the children of lists of modules (``nn.ModuleList``, ``nn.Sequential``) that are not inside another
+    such child, where a list has at least two of one class with parameters.
+
+    Raises:
+        UsageError: the model has none.
+    """
+    found: list[nn.Module] = []
+    for child in model.children():
+        found += _blocks(child)
+    if not found:
+        raise UsageError("checkpointing: the model has no list of blocks of one class")
+    for block in found:
+        block.forward = _again(block.forward)  # type: ignore[method-assign]
+
+
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    if isinstance(module, (nn.ModuleList, nn.Sequential)):
+        children = [child for child in module if any(True for _ in child.parameters())]
+        kinds = [type(child) for child in children]
+        if any(kinds.count(kind) > 1 for kind in kinds):
+            lists = [child for child in children if isinstance(child, (nn.ModuleList, nn.Sequential))]
+            return [b for each in lists for b in _blocks(each)] if lists else children
+    return [block for child in module.children() for block in _blocks(child)]
+
+
+def _again(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward pass that is computed again in the backward pass.
+
+    In the reentrant form, whose second pass keeps its tensors where a meter sees them.
+    """
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        names = list(kwargs)
+
+        def call(*given: Any) -> Any:
+            n = len(given) - len(names)
+            return forward(*given[:n], **dict(zip(names, given[n:], strict=True)))
+
+        return checkpoint(call, *args, *kwargs.values(), use_reentrant=True)
+
+    run.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    return run
+
+
+def ways(
+    kinds: Sequence[str], depths: Sequence[int], runtimes: Sequence[str], micro_batches: int, base: Way
+) -> list[Way]:
+    """Backpropagation first, its other forms, then local stages at every K on every runtime."""
+    found = [dataclasses.replace(base, kind="backprop")]
+    for kind in kinds:
+        parts = micro_batches if kind == "accumulation" else 1
+        found.append(dataclasses.replace(base, kind=kind, parts=parts))  # type: ignore[arg-type]
+    for depth in depths:
+        found += [dataclasses.replace(base, kind=each, parts=depth) for each in runtimes]  # type: ignore[arg-type]
+    return found

@@ -32,6 +32,8 @@ CASES = {
     "infopro": small.config("infopro", 2, (1,), seed=1, optimizer=GENTLE),
     "momentum": small.config("dgl", 4, (1,), schedule=RISING, objective=MAN),
     "momentum G=2": small.config("gn-dgl", 3, (2,), optimizer=GENTLE, objective=MAN),
+    "context image": small.config("dgl", 4, (1,), schedule=RISING, context="image"),
+    "context before": small.config("predsim", 3, (1,), optimizer=GENTLE, context="before"),
     "adam": small.config("dgl", 3, (1,), optimizer=OptimizerConfig(name="adam", learning_rate=1e-3, clip_norm=1.0)),
     "bf16": small.config("gn-dgl", 3, (2,), train=dataclasses.replace(small.TRAIN, precision="bf16")),
     "dgssl": small.config("dgssl", 3, (1,), augment=VIEWS, optimizer=GENTLE),

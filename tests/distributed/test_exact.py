@@ -56,6 +56,8 @@ EXACT = {
         "mae": on(MAE, 2),
         "man": on(MAN, 2),
         "gn_man": on(GN_MAN, 2),
+        "context_image": on(dataclasses.replace(DGL3, context="image"), 2),
+        "context_before": on(small.config("predsim", 3, (1,), optimizer=GENTLE, context="before"), 2),
         "vgg": on(dataclasses.replace(VGG, dropout=0.2), 2),
     },
     4: {
@@ -77,6 +79,7 @@ ROUNDED = {
         "width_man": on(GN_MAN, 1, 2),
         "data_man": on(GN_MAN, 1, 1, 2),
         "halved_weights": on(MAN, 2),
+        "data_context": on(dataclasses.replace(DGL, context="image"), 1, 1, 2),
         "width_split": on(SPLIT, 1, 2),
         "data": on(DGL, 1, 1, 2),
         "data_gn": on(GN, 1, 1, 2),

@@ -16,7 +16,7 @@ from locallearn.cli.console import Terminal, say
 from locallearn.cli.early import check_names
 from locallearn.cli.options import check_at_least, check_ending, check_links, parse
 from locallearn.cli.own import names_own, own_network, refuse_changed
-from locallearn.config import ImageSize, ObjectiveConfig, RunConfig
+from locallearn.config import ContextName, ImageSize, ObjectiveConfig, RunConfig
 from locallearn.plan.clock import Span, picture
 from locallearn.plan.schedule import Work
 from locallearn.report.units import time_text
@@ -40,6 +40,8 @@ class CostOptions:
     """G: width groups of every module, or one number for each module."""
     cuts: tuple[str, ...] = ("auto",)
     """Where modules end: auto (the thesis's table, else balanced), balanced, or the names of blocks."""
+    context: ContextName = "none"
+    """What a module is given beside features: none, image or before."""
     overlap: int = 0
     """With 1 a module's loss also reaches into the module before it."""
     patch_size: int | None = None
@@ -110,6 +112,7 @@ def _built(options: CostOptions) -> Cost:
         depth=options.depth,
         width=options.width,
         cuts=options.cuts,
+        context=options.context,
         overlap=options.overlap,
         patch_size=options.patch_size,
         objective=options.objective,
@@ -126,7 +129,8 @@ def _built(options: CostOptions) -> Cost:
 
 def _own(options: CostOptions) -> Cost:
     """Of a model of the user's own."""
-    refuse_changed(options, "method", "overlap", "patch_size", "image_size", "channels", "classes", "batch_size")
+    refuse_changed(options, "method", "context", "overlap", "patch_size")
+    refuse_changed(options, "image_size", "channels", "classes", "batch_size")
     from locallearn.costs.nodes import cost
 
     network, batch = own_network(options.model, options.depth, options.cuts, options.width, options.objective)
@@ -161,6 +165,8 @@ def _show(found: Cost, values: dict[str, Any]) -> None:
     if "returned_bytes" in values:
         most = max(values["returned_bytes"])
         console.print(f"{most:>13,} bytes of gradients at most that a step gives back to a module")
+    if "context_bytes" in values:
+        console.print(f"{max(values['context_bytes']):>13,} bytes of context at most that go with a module's output")
     for schedule in values.get("timeline", {}).get("schedules", ()):
         _show_schedule(console, schedule, values["timeline"]["microbatches"])
     if "timeline" in values:

@@ -13,7 +13,7 @@ from locallearn.config.mesh import MeshConfig
 from locallearn.config.modification import ModificationConfig
 from locallearn.config.objective import ObjectiveConfig
 from locallearn.config.probe import ProbeConfig
-from locallearn.config.run import EVERY_BATCH, OneProcess, RunConfig, RuntimeName
+from locallearn.config.run import EVERY_BATCH, ContextName, OneProcess, RunConfig, RuntimeName
 from locallearn.config.runtime import AsynchronousConfig, SequentialConfig, ThreadsConfig
 from locallearn.config.training import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
@@ -22,6 +22,7 @@ __all__ = [
     "AsynchronousConfig",
     "AugmentConfig",
     "CheckpointConfig",
+    "ContextName",
     "DataConfig",
     "ImageSize",
     "LoggersConfig",

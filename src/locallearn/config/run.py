@@ -26,6 +26,8 @@ from locallearn.errors import ConfigError
 
 OneProcess = Literal["inline", "threads", "cuda-graphs"]
 """Runtimes that train all modules on every batch, at the same step, in one process."""
+ContextName = Literal["none", "image", "before"]
+"""What a module is given beside features."""
 RuntimeName = Literal[OneProcess, "distributed", "sequential", "asynchronous"]
 EVERY_BATCH: tuple[RuntimeName, ...] = (*get_args(OneProcess), "distributed")
 """Those, and the one that does so in several: they train the same thing."""
@@ -59,6 +61,9 @@ class RunConfig:
     initial_variance: Literal["group", "module"] = "group"
     """Output channels that the initial variance of a convolution in a backbone counts: those of one group, or of all
     groups of its module together, which makes initial weights of G groups smaller by sqrt(G)."""
+    context: ContextName = "none"
+    """What a module is given beside the features of the one before it, through a small adapter of its own (ContSup):
+    none, image, or before (what the module before was given). It travels forward with the features."""
     overlap: int = 0
     """With 1 a module's loss also trains the module before it: its gradient crosses one cut, and no other. Off (0) no
     gradient crosses a cut, which is what local learning is; runtime inline alone has the exception, whose graphs are
@@ -119,6 +124,7 @@ class RunConfig:
         if self.train.precision == "fp16" and self.runtime not in ("inline", "threads"):
             raise ConfigError("train.precision", "fp16", f"fp32 or bf16 with runtime {self.runtime}")
         self._check_overlap()
+        self._check_context()
         if self.checkpoint.keep_epochs and self.runtime == "asynchronous":
             raise ConfigError("checkpoint.keep_epochs", self.checkpoint.keep_epochs, "0 with runtime asynchronous")
 
@@ -135,6 +141,21 @@ class RunConfig:
             raise ConfigError(
                 "train.precision", "fp16", "fp32 or bf16 with overlap 1: every stage scales its own loss"
             )
+
+    def _check_context(self) -> None:
+        """Context goes with features of every batch, to one module of one group after the other."""
+        choice("context", self.context, *get_args(ContextName))
+        if self.context == "none":
+            return
+        if self.depth == 1:
+            raise ConfigError("context", self.context, "none with depth 1: there is no module before")
+        if set(self.width) != {1}:
+            raise ConfigError(
+                "width", self.width, f"1 with context {self.context}, whose adapter is a whole module's"
+            )
+        if self.runtime not in EVERY_BATCH:
+            expected = f"inline, threads, cuda-graphs or distributed with context {self.context}"
+            raise ConfigError("runtime", self.runtime, expected)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel to another process as TOML, which there is read after the plugins that know its components."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from locallearn.core.context import ContextModule
 from locallearn.core.network import LocalNetwork
 from locallearn.losses.functional import layerwise_ensemble
 from locallearn.nn.pool import GlobalAveragePool
@@ -32,6 +34,7 @@ class InferenceNetwork(nn.Module):
         super().__init__()
         modules = list(network)
         self.blocks = nn.Sequential(*(module.blocks for module in modules if len(module.blocks)))
+        self.fusions = nn.ModuleList(module.fusion for module in modules if isinstance(module, ContextModule))
         self.classifier = modules[-1].objective.get_submodule("head") if network.has_classifier else None
         self.pool = GlobalAveragePool()
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
@@ -40,10 +43,19 @@ class InferenceNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Scores [B, classes] of the last layer, or features [B, C]."""
-        features = self.blocks((images - self.mean) / self.std)
+        features = self._features((images - self.mean) / self.std)
         if self.classifier is not None:
             return self.classifier(features)[0]
         return self.pool(features) if features.dim() == 4 else features
+
+    def _features(self, images: Tensor) -> Tensor:
+        if not len(self.fusions):
+            return self.blocks(images)
+        carried: Any = images
+        for blocks, fusion in zip(self.blocks, self.fusions, strict=True):
+            given, context = fusion(carried)
+            carried = blocks(given), context
+        return carried[0]
 
 
 class EnsembleNetwork(nn.Module):

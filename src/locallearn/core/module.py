@@ -126,7 +126,12 @@ class LocalModule(Stage):
 
     def handed_on(self, output: Any) -> Features:
         """What the next stage is given of the stage's output, detached."""
-        return self.features(output).detach()
+        carried = self.carried(output)
+        return tuple(x.detach() for x in carried) if isinstance(carried, tuple) else carried.detach()
+
+    def carried(self, output: Any) -> Features:
+        """What the next stage is given, with its graph."""
+        return self.features(output)
 
     def features(self, output: Any) -> Tensor:
         """The stage's features in its output, with their graph."""

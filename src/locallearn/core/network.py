@@ -15,8 +15,9 @@ from locallearn.config import ImageSize, RunConfig, sides, size_of
 from locallearn.config.checks import positive_int
 from locallearn.config.data import is_size
 from locallearn.core.batches import are_classes, as_batch
+from locallearn.core.context import ContextModule
 from locallearn.core.methods import ModuleLayout, check_follows, classifier_layout, methods
-from locallearn.core.module import LocalModule, LocalStep, Stage, walk
+from locallearn.core.module import Features, LocalModule, LocalStep, Stage, walk
 from locallearn.core.overlap import overlapping_walk
 from locallearn.core.widths import divisible
 from locallearn.data.patches import Masking
@@ -25,6 +26,7 @@ from locallearn.errors import ConfigError, UsageError
 from locallearn.losses.functional import cross_entropy
 from locallearn.losses.objectives import LocalLoss, ObjectiveInput, objectives
 from locallearn.nn.backbones import Backbone, Place, build_backbone
+from locallearn.nn.context import Fusion, build_fusion
 from locallearn.nn.init import initialise
 from locallearn.nn.macs import dry_run
 from locallearn.nn.momentum import MomentumHead
@@ -156,11 +158,8 @@ class LocalNetwork(nn.Module):
 
         The losses are the cross entropy of the scores, or the local loss where there are none.
         """
-        features = batch.images
-        for module in self:
-            out = module(features, batch)
-            features = module.handed_on(out)
-            logits = module.logits(features)
+        for module, out in self.passed(batch.images, batch):
+            logits = module.logits(module.features(out))
             if logits is None:
                 yield module.name, None, module.loss(out, batch).total
             else:
@@ -223,10 +222,7 @@ class LocalNetwork(nn.Module):
 
     def all_logits(self, images: Tensor) -> list[Tensor]:
         """Scores [G, B, classes] of every module that has a classifier, in order, for images [B, C, H, W]."""
-        logits, features = [], images
-        for module in self:
-            features = module(features)
-            logits.append(module.logits(features))
+        logits = [module.logits(module.features(out)) for module, out in self.passed(images)]
         return [scores for scores in logits if scores is not None]
 
     @property
@@ -258,17 +254,25 @@ class LocalNetwork(nn.Module):
         """
         if not self.has_classifier:
             return self.features(images)
-        features = images
-        for module in self:
-            features = module(features)
-        return self.stages[-1].logits(features)[0]  # type: ignore[operator]
+        return self.stages[-1].logits(self._last(images))[0]  # type: ignore[operator]
 
     def features(self, images: Tensor) -> Tensor:
         """Features [B, C] of the last of the K modules, averaged over positions, for images [B, C, H, W]."""
-        features = images
-        for module in self:
-            features = module(features)
+        features = self._last(images)
         return features.mean((2, 3)) if features.dim() == 4 else features
+
+    def passed(self, images: Tensor, batch: Batch | None = None) -> Iterator[tuple[Any, Any]]:
+        """Every stage and its output for images [B, C, H, W], in order; with a batch as in a training step."""
+        carried: Features = images
+        for module in self:
+            out = module(carried, batch)
+            yield module, out
+            carried = module.carried(out)
+
+    def _last(self, images: Tensor) -> Tensor:
+        """Features of the last stage."""
+        *_, (module, out) = self.passed(images)
+        return module.features(out)
 
 
 def network_name(i: int, name: str) -> str:
@@ -299,7 +303,8 @@ def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:
         if k == 1 and layout.masked and not isinstance(blocks[0], PatchEmbedding):
             raise ConfigError("model", config.model, f"a vision transformer (vit-tiny) with method {config.method}")
         shape = dry_run(blocks, shape).shape
-        place = Place(backbone.blocks, shapes, span.stop - 1, k, config.depth, span.start)
+        before = spans[k - 2].start if k > 1 else 0
+        place = Place(backbone.blocks, shapes, span.stop - 1, k, config.depth, span.start, before)
         module = _module(str(k), blocks, plan, shape, config, backbone, image, place)
         if module.objective.views != layout.views:
             expected = f"a loss on {layout.views} view(s) of every image with method {config.method}"
@@ -307,13 +312,28 @@ def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:
         if (module.objective.masking is not None) != layout.masked:
             expected = "a loss on whole images, or method mae"
             raise ConfigError("objective.loss", plan.objective.loss, expected)
-        modules.append(module)
+        modules.append(_with_context(module, config, image, place) if config.context != "none" else module)
     if layout.decoupled_classifier:
         modules.append(
             _module("classifier", nn.Sequential(), classifier_layout(config), shape, config, backbone, image)
         )
     follow_next(modules, config)
     return LocalNetwork(modules, config.overlap)
+
+
+def _with_context(module: LocalModule, config: RunConfig, image: ImageShape, place: Place) -> ContextModule:
+    """The same module with an adapter for what it is given beside features."""
+    if module.objective.masking is not None:
+        raise ConfigError("context", config.context, f"none with method {config.method}, which hides patches")
+    fusion = Fusion(config.context)
+    if place.first:
+        context = image.sizes
+        if config.context == "before" and place.before:
+            context = place.shapes[place.before - 1]
+        fusion = build_fusion(config.context, context, place.shapes[place.first - 1])
+    initialise(fusion, 1, config.seed, module.name, "context")
+    last = place.module == place.modules
+    return ContextModule(module.name, module.blocks, module.objective, fusion, last)
 
 
 def follow_next(modules: Iterable[LocalModule], config: RunConfig) -> None:

@@ -74,7 +74,8 @@ def train_over(
         The stage's features, detached; the stage, which waits for the next one; and its losses.
     """
     assert isinstance(step.module, LocalModule)
-    reaches = [features.requires_grad_()] if below is not None and step.module.name != CLASSIFIER else []
+    given = features[0] if isinstance(features, tuple) else features  # beside it there is context at most
+    reaches = [given.requires_grad_()] if below is not None and step.module.name != CLASSIFIER else []
     out, loss = step.compute(features, batch, index)
     step.backward(loss, reaches, keep=True)
     if below is not None:

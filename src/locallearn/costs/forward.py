@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from locallearn.core.context import ContextModule
 from locallearn.core.module import LocalModule
 from locallearn.core.network import ImageShape, LocalNetwork
 from locallearn.nn.groups import GroupLinear
@@ -42,13 +43,19 @@ def forward_pass(network: LocalNetwork, image: ImageShape) -> ForwardPass:
 
     A self-supervised network ends with its features: projection heads are auxiliary.
     """
-    shape: tuple[int, ...] = image.sizes
+    shape = context = tuple(image.sizes)
     stages, module = [], None
     for module in network:
         run = dry_run(module.blocks, shape)
+        macs, parameters = run.macs, n_parameters(module.blocks)
+        if isinstance(module, ContextModule):
+            if module.fusion.adapter is not None:
+                macs += dry_run(module.fusion.adapter, context).macs
+            parameters += n_parameters(module.fusion)
+            context = context if module.fusion.kind == "image" else shape
         shape = run.shape
         if not is_classifier(module):
-            stages.append(Stage(run.macs, torch.Size(shape).numel(), n_parameters(module.blocks)))
+            stages.append(Stage(macs, torch.Size(shape).numel(), parameters))
     assert module is not None
     if not network.has_classifier:
         return ForwardPass(tuple(stages), 0)

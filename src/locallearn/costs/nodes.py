@@ -107,12 +107,13 @@ class Cost:
 
         ``followed_bytes`` is there only where heads follow the next module's weights: what a node of every module is
         sent of them at each step. ``returned_bytes``, with ``overlap`` alone, is the gradient of a batch that every
-        module gives back to the one before it.
+        module gives back to the one before it; ``context_bytes``, with ``context`` alone, what a module hands on
+        beside its features, which ``output_bytes`` have too.
         """
         totals = ("e2e_macs", "max_node_macs", "inference_macs", "training_speedup", "inference_speedup")
         nodes = [dataclasses.asdict(node) for node in self.nodes]
         values = {"nodes": nodes, **{name: getattr(self, name) for name in totals}}
-        for name in ("followed_bytes", "returned_bytes"):
+        for name in ("followed_bytes", "returned_bytes", "context_bytes"):
             found = [getattr(module, name) for module in self.modules]
             values |= {name: found} if any(found) else {}
         return values
@@ -161,7 +162,7 @@ def cost(
             network = build_network(of, image)
             method = "dgl" if network.has_classifier else "dgssl"
             plain = dataclasses.replace(of, method=method, width=(1,), objective=ObjectiveConfig())
-            plain = dataclasses.replace(plain, runtime="inline", mesh=MeshConfig(), overlap=0)
+            plain = dataclasses.replace(plain, runtime="inline", mesh=MeshConfig(), overlap=0, context="none")
             of, reference = network, reference or build_network(plain, image)
     forward = forward_pass(of, image)
     modules = dry_steps(of, image, train)

@@ -17,9 +17,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 from locallearn.config import TrainConfig
-from locallearn.core.module import LocalModule, LocalStep
+from locallearn.core.context import ContextModule
+from locallearn.core.module import Features, LocalModule, LocalStep
 from locallearn.core.network import ImageShape, LocalNetwork
 from locallearn.core.overlap import Waiting, train_over
 from locallearn.costs.forward import is_classifier, n_parameters
@@ -47,6 +49,7 @@ class ModuleCost:
         followed_bytes: weights of the next module that the node is sent at every step (head ``momentum``).
         returned_bytes: the gradient of one batch by what the node is given, which goes back to the module before
             (``overlap``).
+        context_bytes: of ``output_bytes`` what is handed on beside the module's own features (``context``).
     """
 
     groups: int
@@ -62,6 +65,7 @@ class ModuleCost:
     weight_bytes: int
     followed_bytes: int = 0
     returned_bytes: int = 0
+    context_bytes: int = 0
 
     @property
     def macs(self) -> int:
@@ -118,24 +122,24 @@ def _batch(network: LocalNetwork, image: ImageShape, n: int, layout: torch.memor
     return Batch(images, torch.empty(n, dtype=torch.int64), pixels, 0, scores=scores, visible=visible)
 
 
-def _train_alone(step: LocalStep, features: Tensor, batch: Batch) -> tuple[Tensor, None, LocalLoss]:
+def _train_alone(step: LocalStep, features: Features, batch: Batch) -> tuple[Features, None, LocalLoss]:
     features, loss = step(features, batch)
     return features, None, loss
 
 
 def _dry_step(
     step: LocalStep,
-    features: Tensor,
+    features: Features,
     batch: Batch,
     meter: ActivationMeter,
-    train_one: Callable[[LocalStep, Tensor, Batch], tuple[Tensor, Waiting | None, LocalLoss]],
-) -> tuple[ModuleCost, Tensor, Waiting | None]:
+    train_one: Callable[[LocalStep, Features, Batch], tuple[Features, Waiting | None, LocalLoss]],
+) -> tuple[ModuleCost, Features, Waiting | None]:
     module, inputs = step.module, features
     assert isinstance(module, LocalModule)
     groups, batch_size, given = module.groups, len(batch.labels), set[int]()
     meter.peak_bytes, meter.largest_bytes = meter.live_bytes, 0
     hook = module.objective.register_forward_pre_hook(lambda _, inputs: given.add(id(inputs[0])))
-    with meter, counting(module.blocks) as in_blocks, counting(module.objective) as in_objective:
+    with meter, counting(_forward_part(module)) as in_blocks, counting(module.objective) as in_objective:
         features, below, loss = train_one(step, features, batch)
     hook.remove()
     shares = _shares(module.objective, groups)
@@ -149,15 +153,21 @@ def _dry_step(
         step_macs=share(sum(call.step_macs for call in (*in_blocks, *in_objective)), batch_size),
         parameters=share(n_parameters(module), groups),
         activation_bytes=share(meter.peak_bytes, groups),
-        output_bytes=share(features.numel() * features.element_size(), groups),
-        shared_bytes=shared_bytes(module.objective, features, groups),
+        output_bytes=share(sum(x.nbytes for x in tree_leaves(features)), groups),
+        shared_bytes=shared_bytes(module.objective, tree_leaves(features)[0], groups),
         score_bytes=score_bytes(loss, groups),
         largest_bytes=meter.largest_bytes,
         weight_bytes=max((p.nbytes for p in module.parameters()), default=0),
         followed_bytes=share(sum(m.followed_bytes for m in _following(module)), groups),
-        returned_bytes=inputs.nbytes if inputs.requires_grad else 0,
+        returned_bytes=sum(x.nbytes for x in tree_leaves(inputs) if x.requires_grad),
+        context_bytes=sum(x.nbytes for x in tree_leaves(features)[1:]),
     )
     return counted, features, below
+
+
+def _forward_part(module: LocalModule) -> nn.Module:
+    """What a module computes in a forward pass: its blocks, and its adapter where it has one."""
+    return nn.ModuleList([module.blocks, module.fusion]) if isinstance(module, ContextModule) else module.blocks
 
 
 def _following(module: LocalModule) -> Iterator[MomentumHead]:

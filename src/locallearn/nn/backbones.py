@@ -83,6 +83,7 @@ class Place:
         module: k, counted from 1.
         modules: K.
         first: index of the module's first block.
+        before: index of the first block of the module before it.
     """
 
     blocks: tuple[Block, ...]
@@ -91,6 +92,7 @@ class Place:
     module: int
     modules: int
     first: int = 0
+    before: int = 0
 
     def layers(self) -> list[int]:
         """Indices of the blocks that a head may copy: those that give maps and are of a kind that has other sizes.

@@ -38,6 +38,11 @@ def _with(**objective: object) -> Callable[[RunConfig], RunConfig]:
     return change
 
 
+def _set(**settings: object) -> Callable[[RunConfig], RunConfig]:
+    """Other settings of the run."""
+    return lambda config: dataclasses.replace(_with()(config), **settings)  # type: ignore[arg-type]
+
+
 def _layerwise(**objective: object) -> Callable[[RunConfig], RunConfig]:
     """The same with every block a module."""
 
@@ -74,6 +79,16 @@ VARIANTS = {
         "dgl",
         "A penalty on how far blocks move the features (TRGL, Karkar et al., 2023), in all modules but the last.",
         _with(loss="transport"),
+    ),
+    "contsup": Variant(
+        "dgl",
+        "The image beside every module's features, through an adapter (ContSup, Yu et al., 2023; its mode E).",
+        _set(context="image"),
+    ),
+    "interlocking": Variant(
+        "dgl",
+        "Losses that reach one module below (interlocking backpropagation, Gomez et al., 2022, N = 2): not local.",
+        _set(overlap=1),
     ),
     "drtp": Variant(
         "dgl",

@@ -82,10 +82,8 @@ def evaluate_run(network: LocalNetwork, config: RunConfig, train_store: Store, t
 def classifies(network: LocalNetwork, images: Tensor, precision: str) -> bool:
     """Whether the network ends in a classifier; found with a forward pass of a few images [B, C, H, W]."""
     with frozen(network), autocast(images.device, precision):
-        features = images
-        for module in network:
-            features = module(features)
-        return network.stages[-1].logits(features) is not None  # type: ignore[operator]
+        *_, (last, out) = network.passed(images)
+        return last.logits(last.features(out)) is not None
 
 
 @torch.no_grad()

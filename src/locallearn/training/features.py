@@ -6,9 +6,10 @@ import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from locallearn.core.module import autocast
@@ -84,14 +85,21 @@ class Reader:
         The features of group g of G are the g-th of G equal parts of the D.
         """
         self.passes += 1
-        found, features, depth, last = [], images, 0, max(self._depths)
-        with frozen(self.network), autocast(images.device, self.precision):
-            for block in (block for module in self.network for block in module.blocks):
-                features, depth = block(features), depth + 1
-                if depth in self._depths:
-                    found.append(pooled(features, self.pool))
-                if depth == last:
-                    break
+        found: list[Tensor] = []
+        blocks = [block for module in self.network for block in module.blocks]
+
+        def keep(_block: nn.Module, _given: Any, features: Tensor) -> None:
+            found.append(pooled(features, self.pool))
+
+        hooks = [blocks[depth - 1].register_forward_hook(keep) for depth in self._depths]
+        try:
+            with frozen(self.network), autocast(images.device, self.precision):
+                for _ in self.network.passed(images):
+                    if len(found) == len(self._depths):
+                        break
+        finally:
+            for hook in hooks:
+                hook.remove()
         return found
 
 

@@ -86,11 +86,19 @@ class Nodes:
         self.network = LocalNetwork(list(held.values()))
         self.steps = {i: self._step(module, self._peers(world, i, module)) for i, module in held.items()}
         names = [module.name for module in network]
-        shapes, types = feature_shapes(network, image), feature_types(network, image, config)
         self._followed = Followed(modules, held, placement, world.rank)
-        read = self._followed.read
+        plain = config.context == "none"
         self.runtime = DistributedRuntime(
-            world, placement, self.steps, shapes, types, names, config.mesh, network.views, read=read
+            world,
+            placement,
+            self.steps,
+            feature_shapes(network, image) if plain else None,
+            feature_types(network, image, config) if plain else None,
+            names,
+            config.mesh,
+            network.views,
+            counts=() if plain else [2] * (config.depth - 1) + [1, 1],
+            read=self._followed.read,
         )
 
     def _split(self, config: RunConfig, network: SplitNetwork, world: ProcessWorld) -> None:

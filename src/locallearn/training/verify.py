@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from locallearn import seeding
 from locallearn.config import AugmentConfig, CheckpointConfig, DataConfig, RunConfig, sides
@@ -144,19 +145,19 @@ def gradients_stay(training: Training) -> Check:
     batch = next(iter(training.train_store.epoch(0, training.config.train.batch_size)))
     features = batch.images
     for k, step in enumerate(steps):
-        with autocast(features.device, training.precision):
+        with autocast(batch.images.device, training.precision):
             loss = step.module.loss(step.module(features, batch), batch)
         for group in range(step.module.groups):
             own, foreign = _reach(loss.total[group], steps, k, group)
             leaks.append(foreign)
             if own == 0:
                 silent.append(f"module {step.module.name}, group {group + 1}")
-        leaks.append(math.inf if features.requires_grad else 0.0)
+        leaks.append(math.inf if any(x.requires_grad for x in tree_leaves(features)) else 0.0)
         try:
             features, _ = step(features, batch, 0)
         except RuntimeError:  # a graph that reaches into the module before is gone already
             leaks.append(math.inf)
-            features = features.detach()
+            features = tree_map(torch.detach, features)
     nodes = sum(step.module.groups for step in steps)
     detail = f"the loss of each of {nodes} nodes, differentiated by the parameters of every node"
     if silent:

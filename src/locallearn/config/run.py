@@ -36,7 +36,10 @@ EVERY_BATCH: tuple[RuntimeName, ...] = (*get_args(OneProcess), "distributed")
 @checked_fields
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything about one training.
+    """Everything about one training: what the network is, how it is cut, its losses, data, optimizer and runtime.
+
+    It is frozen; ``dataclasses.replace`` makes a changed one. ``ll.recipe(name)`` gives complete ones to begin with,
+    ``ll.to_toml`` writes one as the ``config.toml`` of a run.
 
     Raises:
         ConfigError: where a value is wrong; the message names the field, the value and what would be right.

@@ -46,7 +46,9 @@ class ModuleLayout:
 @checked_fields
 @dataclass(frozen=True)
 class Layout:
-    """How the K modules are built, and whether a decoupled classifier follows them (Fig. 3.4).
+    """What a method answers: how each of the K modules is built, and whether a classifier of its own follows them.
+
+    That classifier (Fig. 3.4) is trained on the detached features of the last module's groups.
 
     ``views`` is the number of views of every image that the losses must be made for: 2 in self-supervised methods,
     whose networks have no classifier. ``masked`` says that the losses must be made for hidden patches; such networks

@@ -284,6 +284,13 @@ def network_name(i: int, name: str) -> str:
 def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:
     """Build the network that a configuration describes, with initial weights drawn from its seed.
 
+    Args:
+        config: method, model, K, G, cuts, objective and seed are looked at.
+        image: channels and size of the images, and number of classes.
+
+    Returns:
+        The network, in fp32 on torch's default device; ``set_optimizers`` or ``ll.Trainer`` comes next.
+
     Raises:
         ConfigError: the method, model, depth, width, cuts or head do not go together.
     """

@@ -58,7 +58,15 @@ def split(
     settings: ObjectiveConfig | None = None,
     seed: int = 0,
 ) -> SplitNetwork:
-    """Turn a model into K local modules.
+    """Cut a model into K modules, each with a head, a loss and an optimizer of its own, and no gradient between them.
+
+    A copy is cut behind K - 1 of its submodules. In a training step the model's own forward pass runs; where a module
+    ends, its auxiliary head turns its features into scores, its loss is computed, and its weights are updated.
+    The features go on detached (decoupled greedy learning: Belilovsky et al., 2020).
+
+    >>> network = ll.split(model, depth=4, example=(images, labels))  # doctest: +SKIP
+    >>> metrics = network.step((images, labels))  # or ll.Trainer(network).fit(loader, epochs=3)  # doctest: +SKIP
+    >>> trained = network.merge()  # the model's own class again, without heads  # doctest: +SKIP
 
     Args:
         model: any module whose forward pass runs on ``example``. It is copied and not changed.

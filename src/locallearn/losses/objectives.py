@@ -58,7 +58,10 @@ class Passage:
 
 
 class Objective(nn.Module):
-    """Base of local objectives. Its child modules are its auxiliary networks; each takes the module's features.
+    """Base class of local objectives: the losses of the G nodes of one module, with the heads that they need.
+
+    A subclass defines ``forward(features, batch)``, which returns a ``LocalLoss`` with one loss a group. Its child
+    modules are its auxiliary networks; each takes the module's features.
 
     Every parameter and buffer is stacked by group on dimension 0, as those of the blocks are.
 

@@ -237,7 +237,13 @@ def fitted(config: RunConfig, images: int) -> RunConfig:
 
 @checked
 def recipe(name: str) -> RunConfig:
-    """The configuration of a recipe: a method, or a model and a method (``resnet32-gn-dgl``).
+    """The whole configuration behind a name, to be changed with ``dataclasses.replace`` and given to ``ll.train``.
+
+    >>> config = dataclasses.replace(ll.recipe("gn-dgl"), depth=2, seed=1)  # doctest: +SKIP
+
+    Args:
+        name: a method alone (``gn-dgl``: ResNet-8 on the digits that come with scikit-learn), or a model and a method
+            (``resnet32-gn-dgl``: the thesis's setting on CIFAR-10). ``locallearn recipes`` lists them.
 
     Raises:
         UsageError: no such recipe.

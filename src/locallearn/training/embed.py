@@ -49,7 +49,7 @@ def embed(
         output: ``.parquet`` with columns ``path`` (of a loader ``index``, from 0, and ``label`` where there is a
             class for every example) and ``features`` (list of float32), or ``.npz`` with arrays of these names. It is
             written under a temporary name and renamed.
-        module: whose features: a module (stage) from 1, or the last; as ``locallearn.Trainer.features`` says.
+        module: whose features: a module (stage) from 1, or the last; as ``ll.Trainer.features`` says.
         pool: side that feature maps are averaged to [positions].
         overwrite: replace ``output``.
         precision: of a network's computation; a run has its own.

@@ -29,9 +29,11 @@ def differing(one, other):
     return [name for name, value in one[0].items() if not torch.equal(value, other[0][name])]
 
 
-@pytest.mark.parametrize(("name", "count"), [("gpt2", 2), ("vit", 3), ("transformer", 2)])
+@pytest.mark.parametrize(("name", "count"), [("gpt2", 2), ("vit", 3), ("transformer", 2), ("llama-shared", 3)])
 def test_processes_train_what_one_does(tmp_path, name, count):
-    """GPT-2's last stage reads the embedding, which the first process trains; the last batch is smaller."""
+    """GPT-2's last stage reads the embedding, which the first process trains; heads of Llama's first stages read the
+    unembedding, which the last one trains. The last batch is smaller.
+    """
     one = alone(name, tmp_path / "one.pt", 2)
     several = together(count, name, tmp_path / "several.pt", 2)
     assert differing(one, several) == []
@@ -39,11 +41,12 @@ def test_processes_train_what_one_does(tmp_path, name, count):
     assert differing(one, alone(name, tmp_path / "shorter.pt", 1)) != []
 
 
-def test_a_run_continues_with_another_number_of_processes(tmp_path):
-    whole = alone("gpt2", tmp_path / "whole.pt", 3)
-    alone("gpt2", tmp_path / "first.pt", 1, tmp_path / "run")
-    together(3, "gpt2", tmp_path / "second.pt", 2, tmp_path / "run")
-    several = together(2, "gpt2", tmp_path / "third.pt", 3, tmp_path / "run")
+@pytest.mark.parametrize("name", ["gpt2", "llama-shared"])
+def test_a_run_continues_with_another_number_of_processes(tmp_path, name):
+    whole = alone(name, tmp_path / "whole.pt", 3)
+    alone(name, tmp_path / "first.pt", 1, tmp_path / "run")
+    together(3, name, tmp_path / "second.pt", 2, tmp_path / "run")
+    several = together(2, name, tmp_path / "third.pt", 3, tmp_path / "run")
     assert differing(whole, several) == []
 
 

@@ -8,6 +8,7 @@ import torch
 import transformers as tf
 
 import locallearn as ll
+from locallearn.config import ObjectiveConfig
 from locallearn.core.module import walk
 from locallearn.runtime.threads import ThreadsRuntime
 from user_models import ResNet, Transformer, images, sequences
@@ -47,11 +48,15 @@ def swin():
     return tf.SwinForImageClassification(tf.SwinConfig(image_size=32, patch_size=2, num_labels=4, **shape))
 
 
+STALE = ObjectiveConfig(head="terminal", head_options={"blocks": 1, "stale": 2})
+
 CASES = {
     "resnet": (ResNet, images(), {}),
     "transformer": (Transformer, sequences(), {}),
     "gpt2": (gpt2, TEXT, {"objective": "next-token"}),
     "llama": (llama, TEXT, {"objective": "next-token"}),
+    "llama-shared": (llama, TEXT, {"objective": "next-token", "head": "shared"}),
+    "gpt2-terminal": (gpt2, TEXT, {"objective": "next-token", "head": "terminal", "settings": STALE}),
     "bert": (bert, TEXT | {"labels": CLASSES}, {}),
     "vit": (vit, {"pixel_values": PIXELS, "labels": CLASSES}, {}),
     "swin": (swin, {"pixel_values": PIXELS, "labels": CLASSES}, {}),
@@ -94,10 +99,29 @@ def test_stages_alone_train_what_one_pass_does(name):
     assert differing(whole, apart) == []
 
 
-def test_a_head_that_reads_the_unembedding_trains_inline_only():
-    network = ll.split(gpt2(), example=TEXT, depth=3, objective="next-token", head="shared")
-    with pytest.raises(ll.LocalLearnError, match="module 1, which reads the model's own unembedding"):
-        network.run_apart()
+@pytest.mark.parametrize("name", ["llama-shared", "gpt2-terminal"])
+def test_an_unembedding_that_is_not_read_anew_would_be_seen(name):
+    whole, apart, batch = both(name)
+    assert any(stage.reads for stage in apart.model_stages[:-1])
+    for stage in apart.model_stages[:-1]:
+        stage.reads.clear()
+    with one_thread():
+        for index in range(2):
+            whole.walk(whole.steps, whole.given_batch(batch), index)
+        with ThreadsRuntime(apart.steps, 2, 2) as runtime:
+            for index in range(2):
+                runtime.step(apart.given_batch(batch), index)
+            runtime.settle()
+    assert differing(whole, apart) != []
+
+
+def test_evaluation_of_stages_that_run_alone_reads_the_model_s_own_unembedding():
+    whole, apart, batch = both("llama-shared")
+    with torch.no_grad():
+        for network in (whole, apart):
+            network.model.lm_head.weight.mul_(2)
+    looks = [[loss for _, _, loss in of.eval().look(of.given_batch(batch))] for of in (whole, apart)]
+    assert all(torch.equal(a, b) for a, b in zip(*looks, strict=True))
 
 
 @contextlib.contextmanager

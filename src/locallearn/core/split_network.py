@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from locallearn.nn.checkpointing import non_reentrant
 from locallearn.nn.copies import copied
 from locallearn.nn.features import features_of, fitted_mask, prediction, seen_by_objective, with_features
 from locallearn.nn.split import Piece, Share
+from locallearn.nn.token_heads import ReadsScorer
 from locallearn.nn.width import join_channels
 
 
@@ -67,6 +69,9 @@ class ModelStage(Stage):
         self.noted: dict[Share, Tensor] = {}
         self.rest: tuple[str, ...] = ()
         self._alone: StagePass | None = None
+        self._copies: dict[ReadsScorer, nn.Linear] = {}
+        self._copied_names: list[tuple[str, nn.Parameter]] = []
+        self._reads_copies = False
 
     @property
     def model(self) -> nn.Module:
@@ -99,6 +104,28 @@ class ModelStage(Stage):
         for name in self.piece.reads:
             pair = self.model.get_parameter(name), view.get_parameter(name)
             self.reads.setdefault(owners[name], []).append(pair)
+        names = {id(self.model.get_parameter(name)): name for name in owners}
+        self._copied_names.clear()
+        heads = [part for part in self.objective.modules() if isinstance(part, ReadsScorer)]
+        self._copies = {part: self._copy(part.scorer, names, owners) for part in heads}
+
+    def _copy(self, scorer: nn.Linear, names: Mapping[int, str], owners: Mapping[str, int]) -> nn.Linear:
+        """The layer, for a head of the stage, with a copy of what other stages train of it."""
+        here = int(self.name) - 1
+        others = {id(p): names[id(p)] for p in scorer.parameters() if owners.get(names.get(id(p), ""), here) != here}
+        layer = copy.deepcopy(scorer, {id(p): p for p in scorer.parameters() if id(p) not in others})
+        for theirs, own in zip(scorer.parameters(), layer.parameters(), strict=True):
+            if id(theirs) in others:
+                name = others[id(theirs)]
+                self.reads.setdefault(owners[name], []).append((theirs, own))
+                self._copied_names.append((name, own))
+        return layer
+
+    @torch.no_grad()
+    def load_copies(self, values: Mapping[str, Tensor]) -> None:
+        """Set the copies of what heads read to the weights of the whole network, by the names in its ``weights``."""
+        for name, own in self._copied_names:
+            own.copy_(values[f"model.{name}"])
 
     def forward(self, features: Features, batch: Batch | None = None) -> Any:
         """What the submodule at the stage's end gives, and the model itself for the last stage.
@@ -112,6 +139,7 @@ class ModelStage(Stage):
         assert batch.call is not None
         device = batch.images.device
         begin = partial(_set_draws, device, _draws(device)) if self.random else _nothing
+        self._reads_copies = True  # the loss that follows is of a stage that computes alone
         with self.calling(self._alone.model, batch.call) as call:
             return self._alone(features, call, begin)
 
@@ -133,6 +161,13 @@ class ModelStage(Stage):
     def loss(self, output: Any, batch: Batch) -> LocalLoss:
         """Losses [G] of the nodes, from what the submodule at the stage's end gave."""
         assert isinstance(batch, CalledBatch)
+        alone, self._reads_copies = self._reads_copies, False
+        with contextlib.ExitStack() as reading:
+            for part, layer in self._copies.items() if alone else ():
+                reading.enter_context(part.reading(layer))
+            return self._loss(output, batch)
+
+    def _loss(self, output: Any, batch: CalledBatch) -> LocalLoss:
         if self.last:
             return self.objective(output, batch)
         features = features_of(output)
@@ -322,14 +357,11 @@ class SplitNetwork(LocalNetwork):
         """Let every stage compute without the others; ``walk`` needs no such thing.
 
         Raises:
-            ConfigError: a head reads weights that another stage trains.
+            ConfigError: the model's own loss has a part that no stage can compute alone.
         """
         recorder = Recorder(self.model)
         owners = {name: k for k, piece in enumerate(self.pieces) for name in piece.parameters}
         for k, stage in enumerate(self.model_stages):
-            if any(getattr(part, "reads_scorer", False) for part in stage.objective.modules()):
-                expected = f"inline with the head of module {stage.name}, which reads the model's own unembedding"
-                raise ConfigError("runtime", "threads", expected)
             if any(share.weight is None for share in stage.piece.shares):
                 expected = "inline for a model whose own loss balances the experts of all stages"
                 raise ConfigError("runtime", "threads", expected)

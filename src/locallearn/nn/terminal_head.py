@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from locallearn.errors import ConfigError
 from locallearn.nn.heads import HeadInput, heads
-from locallearn.nn.token_heads import Readout
+from locallearn.nn.token_heads import Readout, ReadsScorer
 from locallearn.nn.vit import Attend, n_heads
 
 
@@ -40,7 +40,7 @@ class OwnBlock(nn.Module):
         return x_BTC + self.mlp(x_BTC)
 
 
-class TerminalHead(nn.Module):
+class TerminalHead(ReadsScorer):
     r"""H own blocks, layer norm and a learnt temperature before the model's own unembedding (SOLO, arXiv 2609.35440).
 
     .. math:: W \, \mathrm{norm}(f(x)) \, e^{-t}
@@ -62,29 +62,25 @@ class TerminalHead(nn.Module):
     read: Tensor
     steps: Tensor
 
-    reads_scorer = True
-    """Weights of another stage are read in the forward pass."""
-
     def __init__(self, channels: int, scorer: nn.Linear, blocks: int, causal: bool, stale: int = 0) -> None:
-        super().__init__()
+        super().__init__(scorer)
         self.stale = stale
         self.blocks = nn.Sequential(*(OwnBlock(channels, causal) for _ in range(blocks)))
         self.norm = nn.LayerNorm(channels)
         self.temperature = nn.Parameter(torch.zeros(1))
-        self._scorer = (scorer,)  # in a tuple, so that its weights are not registered a second time
         if stale:
             self.register_buffer("read", scorer.weight.detach().clone())
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """Scores of every token."""
-        scorer = self._scorer[0]
+        scorer = self.scorer
         bias = None if scorer.bias is None else scorer.bias.detach()
         return F.linear(self.norm(self.blocks(x_BTC)), self._weight(scorer), bias) * (-self.temperature).exp()
 
     def readout(self, x_BTC: Tensor) -> Readout:
         """What the unembedding is given, times exp(-t), and its weights; a bias is one more column."""
-        scorer = self._scorer[0]
+        scorer = self.scorer
         hidden_BTC = self.norm(self.blocks(x_BTC)) * (-self.temperature).exp()
         if scorer.bias is None:
             return hidden_BTC, self._weight(scorer), None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -51,7 +54,33 @@ class TokenHead(nn.Module):
         return hidden_1NH[0].unflatten(0, x_BTC.shape[:2]), last.weight, last.bias
 
 
-class SharedHead(nn.Module):
+class ReadsScorer(nn.Module):
+    """A head that reads the model's last linear layer, which stays the model's: it is never trained from here.
+
+    Args:
+        scorer: the layer.
+    """
+
+    def __init__(self, scorer: nn.Linear) -> None:
+        super().__init__()
+        self._scorer = (scorer,)  # in a tuple, so that its weights are not registered a second time
+
+    @property
+    def scorer(self) -> nn.Linear:
+        """The layer."""
+        return self._scorer[0]
+
+    @contextlib.contextmanager
+    def reading(self, other: nn.Linear) -> Iterator[None]:
+        """While it lasts another layer is read, such as a copy in a process that has nothing of the model's end."""
+        own, self._scorer = self._scorer, (other,)
+        try:
+            yield
+        finally:
+            self._scorer = own
+
+
+class SharedHead(ReadsScorer):
     """Layer norm of the module's own, then the model's unembedding, which is read and never trained from here.
 
     Args:
@@ -61,13 +90,9 @@ class SharedHead(nn.Module):
     Shapes: input [B, T, C], output [B, T, V].
     """
 
-    reads_scorer = True
-    """Weights of another stage are read in the forward pass."""
-
     def __init__(self, channels: int, scorer: nn.Linear) -> None:
-        super().__init__()
+        super().__init__(scorer)
         self.norm = nn.LayerNorm(channels)
-        self._scorer = (scorer,)  # in a tuple, so that its weights are not registered a second time
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """Scores of every token."""
@@ -75,5 +100,5 @@ class SharedHead(nn.Module):
 
     def readout(self, x_BTC: Tensor) -> Readout:
         """What the unembedding is given, and its weights, detached."""
-        scorer = self._scorer[0]
+        scorer = self.scorer
         return self.norm(x_BTC), scorer.weight.detach(), None if scorer.bias is None else scorer.bias.detach()

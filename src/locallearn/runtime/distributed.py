@@ -118,7 +118,7 @@ class DistributedRuntime(Runtime):
                 continue
             if owns == world.rank:
                 to = [Link(reads, world.names[reads])]
-                sender = Sender(owner, to, world.features, world.device, ahead, kind=WEIGHTS + 2 * reader)
+                sender = Sender(owner, to, world.features, world.device, ahead, kind=self._kind(reader, owner))
                 self._weight_senders[reader, owner] = sender
             elif reads == world.rank:
                 source = [Link(owns, world.names[owns])]
@@ -133,9 +133,13 @@ class DistributedRuntime(Runtime):
                     start,
                     end,
                     ahead,
-                    kind=WEIGHTS + 2 * reader,
+                    kind=self._kind(reader, owner),
                     count=len(pairs),
                 )
+
+    def _kind(self, reader: int, owner: int) -> int:
+        """Tells messages with weights from others between the same processes."""
+        return WEIGHTS + 2 * (reader * len(self.names) + owner)
 
     def _all_senders(self) -> list[Sender]:
         return [*self._senders, *self._weight_senders.values()]

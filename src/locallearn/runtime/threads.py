@@ -178,13 +178,14 @@ class ThreadsRuntime(Runtime):
                 job.read.setdefault((k, module), []).append(source.detach().clone())
 
     def _take(self, module: int, job: _Job) -> None:
-        """Put what the module reads of earlier ones into its own copies; what it reads of later ones it sees."""
+        """Put what the module reads of others into its own copies, where it has copies."""
         with torch.no_grad():
             for owner, pairs in self.steps[module].module.reads.items():
-                if owner > module:
-                    continue
-                for (_, copy), value in zip(pairs, job.read.pop((module, owner)), strict=True):
-                    copy.copy_(value)
+                sources = [source for source, _ in pairs]
+                values = job.read.pop((module, owner)) if owner < module else sources
+                for (_, copy), value in zip(pairs, values, strict=True):
+                    if copy is not value:
+                        copy.copy_(value)
 
     def _train(self, module: int, job: _Job, features: Tensor) -> LocalLoss:
         def hand_on(out: Tensor) -> None:

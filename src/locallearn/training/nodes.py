@@ -13,7 +13,7 @@ from locallearn.config import RunConfig
 from locallearn.core.module import LocalModule, LocalStep, Stage, autocast
 from locallearn.core.network import ImageShape, LocalNetwork, OptimizerFactory, network_name
 from locallearn.core.shard import rows, shard
-from locallearn.core.split_network import SplitNetwork
+from locallearn.core.split_network import ModelStage, SplitNetwork
 from locallearn.costs.steps import dry_steps
 from locallearn.errors import ConfigError
 from locallearn.nn.macs import dry_run
@@ -157,6 +157,9 @@ class Nodes:
             checkpoints.load_optimizer(step.module.name, step.module, step.optimizer, own)
         if self._followed is not None:
             self._followed.load(tensors)
+        for step in self.steps.values():
+            if isinstance(step.module, ModelStage):
+                step.module.load_copies({key.removeprefix("network/"): value for key, value in tensors.items()})
 
     def own(self, i: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The rows that this process has of the tensors that belong to module ``i``."""

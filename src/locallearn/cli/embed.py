@@ -33,8 +33,8 @@ class EmbedOptions:
     overwrite: bool = False
     """Replace the file."""
     checkpoint: str = "last"
-    """The newest checkpoint (last), the one with the best test accuracy of the last layer (best), or a step that is
-    kept."""
+    """The newest checkpoint (last), the best one by accuracy on the images of data.validation, or without any on the
+    test images (best), or a step that is kept."""
     device: str | None = None
     """Device, cpu or cuda[:N]; by default the one that the run was trained on."""
     data_root: str | None = None

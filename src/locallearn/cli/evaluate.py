@@ -22,8 +22,8 @@ class EvaluateOptions:
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
     """Run folder."""
     checkpoint: str = "last"
-    """The newest checkpoint (last), the one with the best test accuracy of the last layer (best), or a step that is
-    kept."""
+    """The newest checkpoint (last), the best one by accuracy on the images of data.validation, or without any on the
+    test images (best), or a step that is kept."""
     device: str | None = None
     """Device, cpu or cuda[:N]; by default the one that the run was trained on."""
     data_root: str | None = None

@@ -30,8 +30,8 @@ class ExportOptions:
     ensemble: bool = False
     """Keep the auxiliary heads and write the layerwise ensemble, which gives class probabilities."""
     checkpoint: str = "last"
-    """The newest checkpoint (last), the one with the best test accuracy of the last layer (best), or a step that is
-    kept."""
+    """The newest checkpoint (last), the best one by accuracy on the images of data.validation, or without any on the
+    test images (best), or a step that is kept."""
     data_root: str | None = None
     """Folder that holds the run's data set (for its normalisation and class names), where it has moved."""
 

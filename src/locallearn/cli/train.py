@@ -150,8 +150,9 @@ def _fitted(config: RunConfig, default: RunConfig) -> RunConfig:
     asked = (config.train.batch_size, config.optimizer) != (default.train.batch_size, default.optimizer)
     if config.data.name != "folder" or default.data.name == "folder" or asked:
         return config
-    images = sum(1 for path in (data_root(config.data) / "train").glob("*/*") if path.is_file())
-    return fitted(config, min(images, config.data.train_limit or images)) if images else config
+    found = sum(1 for path in (data_root(config.data) / "train").glob("*/*") if path.is_file())
+    images = round((1 - config.data.validation) * min(found, config.data.train_limit or found))
+    return fitted(config, images) if images else config
 
 
 def _resume(arguments: Sequence[str]) -> int:

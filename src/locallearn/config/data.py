@@ -12,6 +12,7 @@ from locallearn.config.checks import (
     check,
     choice,
     count,
+    fraction,
     is_int,
     is_real,
     non_negative,
@@ -55,6 +56,10 @@ class DataConfig:
     """Use only the first N training images [images]; 0 means all."""
     test_limit: int = 0
     """Use only the first N test images [images]; 0 means all."""
+    validation: float = 0.0
+    """Share of the training images, the same of every class, that is not trained on and chooses the best checkpoint
+    [fraction]; recipes hold out a tenth. 0 holds out none: the test images then choose it, and its test accuracy is
+    optimistic."""
     image_size: ImageSize | None = None
     """Side that images of a folder or a packed set are resized to, or height and width where they are not square
     [pixels]; by default 32, of a packed set 224. Other sets have their own size."""
@@ -74,6 +79,7 @@ class DataConfig:
         settle_options(self, "data")
         count("data.train_limit", self.train_limit)
         count("data.test_limit", self.test_limit)
+        fraction("data.validation", self.validation)
         non_negative("data.memory_gib", self.memory_gib)
         count("data.workers", self.workers)
         check(

@@ -148,7 +148,8 @@ class CheckpointConfig:
     keep_last: int = 2
     """How many of the newest checkpoints to keep."""
     keep_best: bool = True
-    """Also keep the checkpoint of the best test accuracy of the last layer."""
+    """Also keep the checkpoint of the last layer's best accuracy on the images of data.validation, or where none are
+    held out on the test images."""
     keep_epochs: int = 0
     """Also keep the checkpoint at the end of every Nth epoch [epochs]; 0 means none."""
 

@@ -45,6 +45,10 @@ class ImageSet:
         """The first ``count`` images; a copy, for a view would keep the whole set in memory."""
         return ImageSet(self.images[:count].clone(), self.labels[:count].clone())
 
+    def at(self, positions: Tensor) -> ImageSet:
+        """The images at these positions, int64 [n]."""
+        return ImageSet(self.images[positions], self.labels[positions])
+
 
 @runtime_checkable
 class ImagesOnDisk(Protocol):
@@ -71,6 +75,10 @@ class ImagesOnDisk(Protocol):
         """The first ``count`` images."""
         ...
 
+    def at(self, positions: Tensor) -> ImagesOnDisk:
+        """The images at these positions, int64 [n]."""
+        ...
+
     def read(self, positions: Sequence[int], boxes: Sequence[np.ndarray] = ()) -> list[np.ndarray]:
         """Some images as uint8 [B, H, W, C], or for every view its boxes' parts of them."""
         ...
@@ -90,6 +98,8 @@ class Dataset:
         std: standard deviation of every channel of pixels in [0, 1].
         augment: the data set's own custom; fills every ``None`` of the user's settings.
         source: where the images came from, as one line for records (``"CIFAR-10 (official Python archive)"``).
+        validation: images that only choose the best checkpoint; None where the test images do. Where a reader gives
+            none, they are held out of ``train`` (``data.validation``).
     """
 
     name: str
@@ -100,6 +110,7 @@ class Dataset:
     std: tuple[float, ...]
     augment: AugmentConfig
     source: str
+    validation: ImageSet | ImagesOnDisk | None = None
 
     @property
     def channels(self) -> int:
@@ -120,7 +131,8 @@ datasets: Registry[Callable[[DataConfig], Dataset]] = Registry("data.name", "con
 def load(config: DataConfig) -> Dataset:
     """Read the data set that ``config`` names; ``train_limit`` and ``test_limit`` keep its first N images.
 
-    A limit above the number of images keeps all of them.
+    Of the training images that are left, ``validation`` holds some out. A limit above the number of images keeps all
+    of them.
 
     Raises:
         ConfigError: no data set has this name, or a setting does not fit it.
@@ -138,7 +150,32 @@ def load(config: DataConfig) -> Dataset:
     train, test = _first(dataset.train, config.train_limit), _first(dataset.test, config.test_limit)
     if len(train.labels) < 2:
         raise DataError(f"{config.name}: training needs at least two images, there are {len(train.labels)}")
+    if dataset.validation is None:  # else the reader knows better
+        train, validation = _held_out(train, config.validation)
+        dataset = dataclasses.replace(dataset, validation=validation)
     return dataclasses.replace(_normalised_by(config, dataset), train=train, test=test)
+
+
+def _held_out(
+    train: ImageSet | ImagesOnDisk, share: float
+) -> tuple[ImageSet | ImagesOnDisk, ImageSet | ImagesOnDisk | None]:
+    """The images to train on and those held out: drawn at random, in every run the same, evenly of every class.
+
+    At least one is held out where a share is asked for, and at least two are left.
+    """
+    total = len(train.labels)
+    count = min(max(1, round(share * total)), total - 2) if share else 0
+    if count <= 0:
+        return train, None
+    import torch
+
+    from locallearn.seeding import generator
+
+    shuffled = torch.randperm(total, generator=generator(0, "validation"))
+    by_class = shuffled[train.labels[shuffled].sort(stable=True).indices]
+    held = by_class[((torch.arange(count) + 0.5) * total / count).long()]  # at even distances, so of every class
+    chosen = torch.zeros(total, dtype=torch.bool).index_fill_(0, held, True)
+    return train.at((~chosen).nonzero()[:, 0]), train.at(chosen.nonzero()[:, 0])
 
 
 def _normalised_by(config: DataConfig, dataset: Dataset) -> Dataset:

@@ -26,12 +26,17 @@ def inspected(dataset: Dataset) -> Dataset:
         raise DataError(f"{where}: classes are {classes!r}; expected the name of each")
     train = _part(dataset.train, len(classes), f"{where}, training images")
     test = _part(dataset.test, len(classes), f"{where}, test images")
+    validation = dataset.validation
+    if validation is not None:
+        validation = _part(validation, len(classes), f"{where}, validation images")
+        if validation.shape != train.shape:
+            raise DataError(f"{where}: validation images are of another shape than training images")
     if train.shape != test.shape:
         shapes = " and ".join("x".join(map(str, part.shape)) for part in (train, test))
         raise DataError(f"{where}: training and test images are of different shapes: {shapes}")
     for name in ("mean", "std"):
         _check_moments(getattr(dataset, name), dataset.channels, name == "std", f"{where}: {name}")
-    return dataclasses.replace(dataset, train=train, test=test, classes=tuple(classes))
+    return dataclasses.replace(dataset, train=train, test=test, validation=validation, classes=tuple(classes))
 
 
 def _part(part: ImageSet | ImagesOnDisk, classes: int, where: str) -> ImageSet | ImagesOnDisk:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -26,6 +26,9 @@ from locallearn.config import AugmentConfig, DataConfig, ImageSize, sides
 from locallearn.data.datasets import Dataset, ImageSet, data_root, datasets
 from locallearn.data.images import cut, decode, fit
 from locallearn.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INDEX = "index.json"
 _AT_ONCE = 64
@@ -106,7 +109,7 @@ class PackedImages:
         shards = index.train if split == "train" else index.test
         self.folder, self.split, self.size = folder, split, size
         parts = [_entries(folder, split, i, shard, len(index.classes)) for i, shard in enumerate(shards)]
-        self._ends = np.cumsum([len(part) for part in parts])
+        self._shards = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         self.entries: np.ndarray = np.concatenate(parts) if parts else np.empty(0, ENTRY)
         self.labels = torch.from_numpy(self.entries["label"].astype(np.int64))
         self._files: dict[int, mmap.mmap] = {}
@@ -127,8 +130,16 @@ class PackedImages:
 
     def first(self, count: int) -> PackedImages:
         """The first ``count`` images."""
+        return self._part(slice(count))
+
+    def at(self, positions: Tensor) -> PackedImages:
+        """The images at these positions, int64 [n]."""
+        return self._part(positions.numpy())
+
+    def _part(self, chosen: slice | np.ndarray) -> PackedImages:
         part = PackedImages.__new__(PackedImages)
-        part.__dict__ = self.__getstate__() | {"entries": self.entries[:count], "labels": self.labels[:count]}
+        kept = {"entries": self.entries[chosen], "labels": self.labels[chosen], "_shards": self._shards[chosen]}
+        part.__dict__ = self.__getstate__() | kept
         return part
 
     def encoded(self, position: int) -> bytes:
@@ -137,7 +148,7 @@ class PackedImages:
         Raises:
             DataError: it is damaged.
         """
-        shard = int(np.searchsorted(self._ends, position, side="right"))
+        shard = int(self._shards[position])
         path = shard_file(self.folder, self.split, shard, "images")
         if shard not in self._files:
             with path.open("rb") as file:

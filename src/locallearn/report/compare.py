@@ -70,9 +70,15 @@ def _accuracies(record: RunRecord) -> dict[str, Any]:
     told = [event for event in record.evaluations if event.get("last_layer") is not None]
     if not told:
         return dict.fromkeys(keys)
-    best = max(told, key=lambda event: event["last_layer"])
+    best = max(told, key=_choosing)
     values = (told[-1]["last_layer"], told[-1].get("ensemble"), best["last_layer"], best["epoch"])
     return dict(zip(keys, values, strict=True))
+
+
+def _choosing(event: dict[str, Any]) -> float:
+    """The accuracy that the best checkpoint is chosen by."""
+    found = (event.get("validation") or event).get("last_layer")
+    return -math.inf if found is None else found
 
 
 def _speed(record: RunRecord) -> dict[str, float | None]:

@@ -161,6 +161,7 @@ def _origin(record: RunRecord) -> list[tuple[str, str]]:
     versions = summary.get("versions") or {}
     return [
         ("accuracy of", record.protocol),
+        ("best epoch chosen by", _chosen_by(record)),
         ("seed", str(record.config.seed)),
         ("digest", _digests(record)),
         ("data", summary.get("data_source") or record.config.data.name),
@@ -171,6 +172,13 @@ def _origin(record: RunRecord) -> list[tuple[str, str]]:
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or compare.MISSING),
         ("commit", summary.get("commit") or compare.MISSING),
     ]
+
+
+def _chosen_by(record: RunRecord) -> str:
+    """What the best checkpoint is chosen on."""
+    told = (record.summary or {}).get("accuracy") or (record.evaluations[-1] if record.evaluations else {})
+    held_out = told.get("validation")
+    return f"{held_out['images']:,} held-out images" if held_out else "the test images, so its accuracy is optimistic"
 
 
 def _digests(record: RunRecord) -> str:

@@ -49,6 +49,14 @@ class Train(_Model):
     nodes: list[Node]
 
 
+class Validation(_Model):
+    """Accuracy on images that only choose the best checkpoint (fractions in [0, 1]), and how many they are."""
+
+    last_layer: float | None = None
+    ensemble: float | None = None
+    images: int
+
+
 class Evaluate(_Model):
     """One evaluation on the test images."""
 
@@ -57,6 +65,7 @@ class Evaluate(_Model):
     last_layer: float | None = None
     ensemble: float | None = None
     protocol: str | None = None
+    validation: Validation | None = None
     nodes: list[Node] = Field(default_factory=list)
 
 
@@ -68,6 +77,7 @@ class Accuracy(_Model):
     protocol: str | None = None
     best_last_layer: float | None = None
     best_epoch: int | None = None
+    validation: Validation | None = None
 
 
 class Earlier(_Model):

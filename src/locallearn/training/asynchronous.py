@@ -23,7 +23,7 @@ from locallearn.training import checkpoint as checkpoints
 from locallearn.training import record
 from locallearn.training.async_module import Job, module_folder
 from locallearn.training.async_process import ModuleProcess
-from locallearn.training.evaluate import evaluate, module_label
+from locallearn.training.evaluate import Evaluation, evaluate, module_label
 from locallearn.training.observer import Observer
 from locallearn.training.record import RunFolder
 from locallearn.training.setup import image_shape
@@ -46,7 +46,10 @@ class AsynchronousTraining:
 
     def __init__(self, config: RunConfig, dataset: Dataset, folder: RunFolder, observer: Observer) -> None:
         self.config, self.folder, self.observer = config, folder, observer
-        self.dataset = dataclasses.replace(dataset, train=_shared(dataset.train), test=_shared(dataset.test))
+        held_out = None if dataset.validation is None else _shared(dataset.validation)
+        self.dataset = dataclasses.replace(
+            dataset, train=_shared(dataset.train), test=_shared(dataset.test), validation=held_out
+        )
         assert config.train.device is not None
         assert config.train.precision is not None
         self.device, self.precision = torch.device(config.train.device), config.train.precision
@@ -217,17 +220,23 @@ class AsynchronousTraining:
         step = self.epoch * self.steps_per_epoch
         path = self.kept.write(checkpoints.Checkpoint(tensors, {"step": step, "digest": digest(self.config)}), step)
         checkpoints.load_network(self.network, tensors, path)
-        batches = self._store(self.dataset.test).ordered(self.config.train.evaluate_batch_size)
-        found = evaluate(self.network, batches, self.precision)
-        event = {
+        found = self._evaluated(self.dataset.test)
+        event: dict[str, Any] = {
             "epoch": self.epoch,
             "last_layer": found.last_layer,
             "ensemble": found.ensemble,
             "nodes": found.nodes,
         }
+        if self.dataset.validation is not None:
+            choosing = self._evaluated(self.dataset.validation)
+            event["validation"] = {**choosing.accuracies, "images": choosing.images}
         self._record({"event": "evaluate", **event})
         if self._remember(event) and self.config.checkpoint.keep_best:
             self.kept.mark_best(path)
+
+    def _evaluated(self, images: ImageSet | ImagesOnDisk) -> Evaluation:
+        batches = self._store(images).ordered(self.config.train.evaluate_batch_size)
+        return evaluate(self.network, batches, self.precision)
 
     def _saved(self, name: str) -> checkpoints.Checkpoint:
         """The newest checkpoint of a module, whose process may be writing the next one."""
@@ -239,9 +248,9 @@ class AsynchronousTraining:
 
     def _remember(self, event: dict[str, Any]) -> bool:
         """Note an evaluation, and tell whether the last layer was never better."""
-        found = {key: event[key] for key in ("epoch", "last_layer", "ensemble", "nodes")}
+        found = {k: event[k] for k in ("epoch", "last_layer", "ensemble", "nodes", "validation") if k in event}
         best = self.progress["best"]
-        better = best is None or found["last_layer"] > best["last_layer"]
+        better = best is None or _choosing(found) > _choosing(best)
         self.progress["last"], self.progress["best"] = found, found if better else best
         return better
 
@@ -249,6 +258,11 @@ class AsynchronousTraining:
         event = {**event, "step": self.epoch * self.steps_per_epoch}
         self.folder.append(event)
         self.observer.on_event(event)
+
+
+def _choosing(evaluation: dict[str, Any]) -> float:
+    """The accuracy that the best checkpoint is chosen by."""
+    return evaluation.get("validation", evaluation)["last_layer"]
 
 
 def _shared(images: ImageSet | ImagesOnDisk) -> ImageSet | ImagesOnDisk:

@@ -59,6 +59,8 @@ class Training(Loop):
         self.dataset = dataset
         self.train_store = _store(config, dataset, dataset.train, device, config.augment, network)
         self.test_store = _store(config, dataset, dataset.test, device, None)
+        held_out = dataset.validation
+        self.validation_store = None if held_out is None else _store(config, dataset, held_out, device, None)
         work = Work(
             network,
             self.train_store,
@@ -67,12 +69,18 @@ class Training(Loop):
             build_scorer(config, network, dataset),
             image,
             resume=f"continue with: locallearn train --resume {folder.path}",
+            validate=None if held_out is None else self._validation,
         )
         super().__init__(config, work, folder, observer, world)
 
     def _evaluation(self, network: LocalNetwork) -> Evaluation:
         """Of a network, on the test images."""
         return evaluate_run(network, self.config, self.train_store, self.test_store)
+
+    def _validation(self, network: LocalNetwork) -> Evaluation:
+        """Of a network, on the training images that are held out."""
+        assert self.validation_store is not None
+        return evaluate_run(network, self.config, self.train_store, self.validation_store)
 
 
 def _store(

@@ -377,19 +377,23 @@ class Loop:
                 average.swap()
 
     def _evaluate(self, epoch: int) -> bool:
-        """Evaluate, and tell whether the last layer was never better."""
+        """Evaluate, and tell whether the last layer was never better on what chooses the best checkpoint."""
         if isinstance(self.world, ProcessWorld):
             weights = self.world.whole(self.nodes.weights())
             if not self.world.leader:
                 return False
             checkpoints.load_network(self.network, weights, Path("of all processes"))
         found = self.evaluation()
-        accuracy = {**found.accuracies, "protocol": found.protocol}
+        accuracy: dict[str, Any] = {**found.accuracies, "protocol": found.protocol}
+        choosing = found
+        if self.work.validate is not None:
+            choosing = self.work.validate(self.network)
+            accuracy["validation"] = {**choosing.accuracies, "images": choosing.images}
         self._record({"event": "evaluate", "epoch": epoch, **accuracy, "nodes": found.nodes})
         self.progress["last"] = {"epoch": epoch, **accuracy, "nodes": found.nodes}
         best = self.progress["best"]
-        if best is None or found.score > best["score"]:
-            self.progress["best"] = {"epoch": epoch, "score": found.score, **accuracy}
+        if best is None or choosing.score > best["score"]:
+            self.progress["best"] = {"epoch": epoch, "score": choosing.score, **accuracy}
             return True
         return False
 

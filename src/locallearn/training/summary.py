@@ -39,6 +39,7 @@ def summarise(
             "protocol": last.get("protocol", CLASSIFIER),
             "best_last_layer": best["last_layer"],
             "best_epoch": best["epoch"],
+            **({"validation": last["validation"]} if "validation" in last else {}),
         },
         "nodes": last["nodes"],
         "images_per_second": progress["images"] / seconds,

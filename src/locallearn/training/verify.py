@@ -130,7 +130,7 @@ def shortened(config: RunConfig, dataset: Dataset) -> tuple[RunConfig, Dataset]:
         schedule=dataclasses.replace(config.schedule, unit="step"),
         checkpoint=CheckpointConfig(every_steps=STEPS // 2, keep_best=False),
     )
-    return resolve(small, dataset), dataclasses.replace(dataset, train=train, test=test)
+    return resolve(small, dataset), dataclasses.replace(dataset, train=train, test=test, validation=None)
 
 
 # --- gradients -------------------------------------------------------------------------------------------------

@@ -51,6 +51,8 @@ class Work:
         average: decay of a moving average of the weights; 0 keeps none.
         identity: names what is trained, which a checkpoint must agree with; by default the configuration's digest.
         resume: how to continue a run that was interrupted, in words.
+        validate: evaluates the network on examples that only choose the best checkpoint; None where those of
+            ``evaluate`` do.
     """
 
     network: LocalNetwork
@@ -66,3 +68,4 @@ class Work:
     average: float = 0.0
     identity: str = ""
     resume: str = ""
+    validate: Callable[[LocalNetwork], Evaluation] | None = None

@@ -64,6 +64,17 @@ def _same(first, second):
         assert a.boxes is None or torch.equal(a.boxes, b.boxes)
 
 
+def test_held_out_images_of_a_packed_set_are_those_of_the_folder(folder, packed):
+    plain = load(DataConfig("folder", root=str(folder), image_size=8, validation=0.3))
+    dataset = _load(packed, validation=0.3)
+    assert len(dataset.validation.labels) == 7
+    for found, expected in ((dataset.train, plain.train), (dataset.validation, plain.validation)):
+        assert torch.equal(found.decoded().images, expected.images)
+        assert torch.equal(found.labels, expected.labels)
+        (read,) = pickle.loads(pickle.dumps(found)).read([2, 0])
+        assert torch.equal(torch.from_numpy(read).permute(0, 3, 1, 2), expected.images[[2, 0]])
+
+
 def test_a_packed_folder_is_the_folder(folder, packed):
     """Same images, order, labels and classes; moments are of whole images and not of fitted ones."""
     plain, dataset = load(DataConfig("folder", root=str(folder), image_size=8)), _load(packed)

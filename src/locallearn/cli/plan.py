@@ -20,6 +20,8 @@ from locallearn.errors import ConfigError, UsageError, printable
 from locallearn.plan.cuts import DEPTHS, WIDTHS
 
 if TYPE_CHECKING:
+    from locallearn.costs.alternatives import Alternative
+    from locallearn.costs.planner import Candidate
     from locallearn.costs.timeline import Machine
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -70,6 +72,8 @@ class PlanOptions:
     """Batches that a module may have begun and the next one not yet taken forward [batches]."""
     show: int = 5
     """How many plans to show."""
+    all: bool = False
+    """Also show every plan and every usual way, and what is not proposed and why."""
     measure: bool = False
     """Also run the proposed step on this machine, and show prediction and measurement side by side."""
     repeats: int = 10
@@ -117,7 +121,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(values))
     else:
-        plan_tables.show(values, options.show, timed=options.device_flops is not None)
+        plan_tables.show(values, options.show, timed=options.device_flops is not None, everything=options.all)
     return 0
 
 
@@ -135,8 +139,8 @@ def _config(options: PlanOptions) -> RunConfig:
 def _plan(options: PlanOptions, config: RunConfig, machine: Machine) -> dict[str, Any]:
     from locallearn.cli import plan_tables
     from locallearn.core.network import ImageShape
-    from locallearn.costs.alternatives import advice, alternatives
-    from locallearn.costs.planner import choose, enumerate_candidates
+    from locallearn.costs.alternatives import advice, alternatives, fastest
+    from locallearn.costs.planner import choose, enumerate_candidates, sift
 
     planned = houses.part("bench", "planned") if options.measure else None
     if options.measure and planned is None:
@@ -155,7 +159,6 @@ def _plan(options: PlanOptions, config: RunConfig, machine: Machine) -> dict[str
             in_flight=options.in_flight,
             on_step=lambda what: status.update(Text(printable(f"counting {what}"))),
         )
-        plan = choose(candidates, refused, devices=options.devices, memory=memory)
         status.update("counting the usual ways")
         others = alternatives(
             config,
@@ -165,15 +168,35 @@ def _plan(options: PlanOptions, config: RunConfig, machine: Machine) -> dict[str
             depths=options.depths,
             batches=options.batches,
         )
+    best = fastest(others, memory)
+    pick = choose if best is None else sift  # where nothing at all fits, that is an error
+    plan = pick(candidates, refused, devices=options.devices, memory=memory)
+    proposal = plan.fits[0] if plan.fits else None
     found = plan_tables.to_json(plan, others, memory)
-    found["advice"] = advice(plan.proposal.makespan, others, memory)
+    found["advice"] = advice(proposal and proposal.makespan, others, memory)
+    found["command"] = _command(options, config, proposal, best)
     found |= {"devices": options.devices, "batch_size": options.batch_size, "batches": options.batches}
     found |= {"device_flops": machine.device_flops, "precision": options.precision}
-    if planned:
+    if planned and proposal is not None:
         from locallearn.training import record
         from locallearn.training.setup import check_device
 
-        device, proposal = check_device(options.device), plan.proposal
+        device = check_device(options.device)
         found["measured"] = planned.measure(proposal.config, proposal.cost, image, device, options.repeats)
         found["measured"] |= {"hardware": record.hardware(str(device)), "versions": record.versions()}
     return found
+
+
+def _command(
+    options: PlanOptions, config: RunConfig, proposal: Candidate | None, best: Alternative | None
+) -> str | None:
+    """What trains the faster of the proposal and the usual ways; the proposal where that is nothing of ours."""
+    from locallearn.cli import plan_command
+
+    images = plan_command.Images(options.image_size, options.channels, options.classes)
+    found = None
+    if best is not None and (proposal is None or best.makespan <= proposal.makespan):
+        found = plan_command.of_alternative(config, best, images)
+    if found is None and proposal is not None:
+        found = plan_command.of_candidate(proposal.config, proposal.devices, images)
+    return plan_command.text(found) if found else None

@@ -21,7 +21,7 @@ def to_json(plan: Plan, others: Sequence[Alternative], memory: int) -> dict[str,
     """Plain values, as ``--json`` prints them."""
     return {
         "memory": memory,
-        "proposal": {**_row(plan.proposal), "nodes": _nodes(plan.proposal)},
+        "proposal": {**_row(plan.proposal), "nodes": _nodes(plan.proposal)} if plan.fits else None,
         "fits": [_row(one) for one in plan.fits],
         "refused": [dataclasses.asdict(one) for one in plan.refused],
         "alternatives": [{**dataclasses.asdict(one), "fits": one.memory <= memory} for one in others],
@@ -61,8 +61,15 @@ def _footprint(one: Candidate, k: int) -> dict[str, int]:
     return {**dataclasses.asdict(one.footprints[k]), "memory": one.footprints[k].total}
 
 
-def show(values: dict[str, Any], n: int, timed: bool) -> None:
-    """Print the plans, the proposal's nodes, the usual ways and the command to train it."""
+def show(values: dict[str, Any], n: int, timed: bool, everything: bool = False) -> None:
+    """Print the plans, the proposal's nodes, the usual ways and the command that trains what is recommended.
+
+    Args:
+        values: as ``--json`` prints them.
+        n: how many plans.
+        timed: whether times are seconds.
+        everything: also print all plans, all usual ways, and what is not proposed.
+    """
     console = Terminal()
     one_device = next(a["makespan"] for a in values["alternatives"] if a["name"] == "backpropagation")
 
@@ -71,16 +78,22 @@ def show(values: dict[str, Any], n: int, timed: bool) -> None:
         return time_text(step) if timed else f"{makespan / one_device:.3f}"
 
     unit = "time a step" if timed else "time (e2e = 1)"
-    console.print(_plans(values, n, unit, text))
-    if len(values["fits"]) > n:
-        console.print(f"{len(values['fits']) - n} more fit; --show {len(values['fits'])} shows them")
-    console.print(_node_table(values["proposal"]))
-    console.print(_others(values, unit, text))
-    for line in values["advice"]:
-        console.print(line, highlight=False)
-    _refused(console, values["refused"])
+    if values["proposal"] is not None:
+        console.print(_plans(values, len(values["fits"]) if everything else n, unit, text))
+        console.print(_node_table(values["proposal"]))
+    console.print(_others(values, unit, text, everything))
+    if everything:
+        _refused(console, values["refused"])
+    else:
+        left = len(values["fits"]) - n
+        more = f"{left} more plans fit, and " if left > 0 else ""
+        console.print(f"{more}{len(values['refused'])} are not proposed: --all shows them and why", highlight=False)
     if "measured" in values:
         _measured(console, values)
+    for line in values["advice"]:
+        console.print(line, highlight=False)
+    if values["command"] is not None:
+        console.print(values["command"], highlight=False, soft_wrap=True)
 
 
 def _table(title: str, columns: Sequence[str], caption: str | None = None) -> Table:
@@ -120,13 +133,25 @@ def _node_table(proposal: dict[str, Any]) -> Table:
     return table
 
 
-def _others(values: dict[str, Any], unit: str, text: Any) -> Table:
-    table = _table("The usual ways, with end-to-end accuracy", ["", "parts", "devices", "memory", "fits", unit])
-    for row in values["alternatives"]:
+def _others(values: dict[str, Any], unit: str, text: Any, everything: bool) -> Table:
+    columns = ["", "batch", "parts", "devices", "memory", "fits", "time"]
+    table = _table(f"The usual ways, with end-to-end accuracy; {unit}", columns)
+    for row in values["alternatives"] if everything else _one_of_each(values["alternatives"]):
         fits = "yes" if row["fits"] else "no"
-        cells = (str(row["parts"]), str(row["devices"]), bytes_text(row["memory"]), fits, text(row["makespan"]))
-        table.add_row(row["name"], *cells)
+        counts = (str(row[key]) for key in ("batch_size", "parts", "devices"))
+        table.add_row(row["name"], *counts, bytes_text(row["memory"]), fits, text(row["makespan"]))
     return table
+
+
+def _one_of_each(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each way the fastest that fits, or else the one that needs least memory."""
+    best: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        key = (not row["fits"], row["makespan"] if row["fits"] else row["memory"])
+        before = best.get(row["name"])
+        if before is None or key < (not before["fits"], before["makespan"] if before["fits"] else before["memory"]):
+            best[row["name"]] = row
+    return list(best.values())
 
 
 def _refused(console: Terminal, refused: Sequence[dict[str, Any]]) -> None:

@@ -128,6 +128,9 @@ class RunConfig:
             raise ConfigError("train.precision", "fp16", f"fp32 or bf16 with runtime {self.runtime}")
         self._check_overlap()
         self._check_context()
+        if self.train.accumulate > 1 and self.runtime not in ("inline", "threads"):
+            expected = f"1 with runtime {self.runtime}; inline and threads accumulate"
+            raise ConfigError("train.accumulate", self.train.accumulate, expected)
         if self.checkpoint.keep_epochs and self.runtime == "asynchronous":
             raise ConfigError("checkpoint.keep_epochs", self.checkpoint.keep_epochs, "0 with runtime asynchronous")
 

@@ -103,6 +103,9 @@ class TrainConfig:
     """Passes over the training images [epochs]."""
     batch_size: int = 128
     """Images a step [images]."""
+    accumulate: int = 1
+    """Batches whose mean gradient an update follows: memory of one batch, update of several, and batch norm of one
+    batch [batches]."""
     evaluate_every: int = 1
     """Evaluate on the test images after every N epochs [epochs]; 0 means at the end only."""
     evaluate_batch_size: int = 500
@@ -125,7 +128,7 @@ class TrainConfig:
     """CPU threads; by default as many as torch chooses."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "evaluate_batch_size", "knn_neighbours"):
+        for name in ("epochs", "batch_size", "accumulate", "evaluate_batch_size", "knn_neighbours"):
             positive_int(f"train.{name}", getattr(self, name))
         check("train.threads", self.threads, lambda v: is_int(v) and v >= 1, "a whole number of at least 1")
         check("train.batch_size", self.batch_size, lambda v: v >= 2, "at least 2 (batch norm needs two images)")

@@ -24,12 +24,14 @@ class Alternative:
     """Backpropagation in one of the usual ways.
 
     Attributes:
-        name: ``backpropagation``, ``checkpointing``, ``gpipe``, ``1f1b`` or ``data-parallel``.
-        parts: what the network is cut into: segments, or stages.
+        name: ``backpropagation``, ``accumulation``, ``smaller-batch``, ``checkpointing``, ``gpipe``, ``1f1b`` or
+            ``data-parallel``.
+        parts: what the network is cut into (segments, or stages), or a batch that gradients are accumulated over.
         devices: that take part.
         memory: what the fullest one needs [bytes].
-        makespan: of all batches [s].
+        makespan: of all batches, or of as many images in smaller ones [s].
         wire_bytes: sent by all devices in that time.
+        batch_size: that an update follows [images].
     """
 
     name: str
@@ -38,6 +40,7 @@ class Alternative:
     memory: int
     makespan: float
     wire_bytes: int = 0
+    batch_size: int = 0
 
 
 def alternatives(
@@ -50,7 +53,7 @@ def alternatives(
     batches: int = 8,
     microbatches: int | None = None,
 ) -> list[Alternative]:
-    """Predict backpropagation on one device, with checkpointing, in a pipeline and with data parallelism.
+    """Predict backpropagation on one device, by parts of a batch, checkpointed, in a pipeline and data-parallel.
 
     Args:
         config: model, cuts, optimizer, batch size and precision.
@@ -61,7 +64,8 @@ def alternatives(
         batches: of the predicted run.
         microbatches: parts of a batch in pipelines; by default 4 a stage, at most the batch size.
     """
-    found = [_alone(stages(config, image, 1), config.optimizer, machine, batches)]
+    whole = stages(config, image, 1)
+    found = [_alone(whole, config.optimizer, machine, batches), *_parts(whole, config.optimizer, machine, batches)]
     for depth in sorted(set(depths) - {1}):
         try:
             cut = stages(config, image, depth)
@@ -73,8 +77,8 @@ def alternatives(
             found += _pipelines(cut, config.optimizer, machine, batches, parts)
     images = -(-config.train.batch_size // devices)
     if devices > 1 and images > 1:  # batch norm needs two images
-        found.append(_copies(stages(config, image, 1), config.optimizer, machine, batches, devices))
-    return found
+        found.append(_copies(whole, config.optimizer, machine, batches, devices))
+    return [one if one.batch_size else dataclasses.replace(one, batch_size=whole.batch_size) for one in found]
 
 
 def stages(config: RunConfig, image: ImageShape, depth: int) -> Cost:
@@ -89,6 +93,26 @@ def _alone(whole: Cost, optimizer: OptimizerConfig, machine: Machine, batches: i
     memory += working_bytes(module)
     run = run_pipeline(whole, machine, plans.backpropagation(batches), 1, whole=True)
     return Alternative("backpropagation", 1, 1, with_spare(memory), run.makespan)
+
+
+def _parts(whole: Cost, optimizer: OptimizerConfig, machine: Machine, batches: int) -> list[Alternative]:
+    """A half, a quarter... of a batch at a time, down to the two images that batch norm needs.
+
+    An update follows the whole batch (accumulation), or each part.
+    """
+    module, found = whole.modules[0], []
+    makespan = run_pipeline(whole, machine, plans.backpropagation(batches), 1, whole=True).makespan
+    parts = 2
+    while whole.batch_size // parts >= 2:
+        images = -(-whole.batch_size // parts)
+        kept = module.activation_bytes * images // whole.batch_size
+        memory = state_bytes(optimizer, module.parameters) + kept + working_bytes(module, images / whole.batch_size)
+        found += [
+            Alternative("accumulation", parts, 1, with_spare(memory), makespan),
+            Alternative("smaller-batch", 1, 1, with_spare(memory), makespan, batch_size=images),
+        ]
+        parts *= 2
+    return found
 
 
 def _checkpointing(cut: Cost, optimizer: OptimizerConfig, machine: Machine, batches: int) -> Alternative:
@@ -134,23 +158,39 @@ def _copies(whole: Cost, optimizer: OptimizerConfig, machine: Machine, batches: 
     return Alternative("data-parallel", 1, devices, with_spare(memory), run.makespan, round(run.wire_bytes))
 
 
-def advice(proposed: float, others: Sequence[Alternative], memory: int) -> list[str]:
+def fastest(others: Sequence[Alternative], memory: int) -> Alternative | None:
+    """The fastest of the usual ways that fits, and of equally fast ones the first."""
+    return min((one for one in others if one.memory <= memory), key=lambda one: one.makespan, default=None)
+
+
+def advice(proposed: float | None, others: Sequence[Alternative], memory: int) -> list[str]:
     """What the usual ways say about a plan, in words.
 
     Args:
-        proposed: makespan of the proposal [s].
+        proposed: makespan of the proposal [s]; None where no K x G network fits.
         others: the usual ways.
         memory: of each device [bytes].
     """
-    fits = [one for one in others if one.memory <= memory]
-    if not fits:
+    best = fastest(others, memory)
+    if best is None:
         return ["No way of backpropagation fits this memory."]
-    best = min(fits, key=lambda one: one.makespan)
+    what, kept = _in_words(best)
+    if proposed is None:
+        return [f"No K x G network fits. Use {what}: it does, and {kept}."]
     ratio = best.makespan / proposed
-    what = best.name + (f" in {best.parts} parts" if best.parts > 1 else "")
     if ratio <= 1:
-        return [f"Use {what}: it fits, is predicted {1 / ratio:.2f} times as fast, and loses no accuracy."]
+        return [f"Use {what}: it fits, is predicted {1 / ratio:.2f} times as fast, and {kept}."]
     return [
-        f"The fastest way of backpropagation that fits is {what}: {ratio:.2f} times the proposal's time, "
-        "and no accuracy lost."
+        f"The fastest way of backpropagation that fits is {what}: {ratio:.2f} times the proposal's time; it {kept}."
     ]
+
+
+def _in_words(one: Alternative) -> tuple[str, str]:
+    """What it is, and what becomes of the accuracy."""
+    images = -(-one.batch_size // one.parts)
+    if one.name == "accumulation":
+        seen = f"loses no accuracy but what batch norm loses on {images} images at a time"
+        return f"accumulation over {one.parts} batches of {images} images", seen
+    if one.name == "smaller-batch":
+        return f"batches of {one.batch_size} images", "loses no accuracy with a rate that fits them"
+    return one.name + (f" in {one.parts} parts" if one.parts > 1 else ""), "loses no accuracy"

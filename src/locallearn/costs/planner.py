@@ -206,6 +206,14 @@ def choose(candidates: Sequence[Candidate], refused: Sequence[Refusal] = (), *, 
     Raises:
         UsageError: none fits; the message tells the least memory that one would need.
     """
+    plan = sift(candidates, refused, devices=devices, memory=memory)
+    if not plan.fits:
+        raise UsageError(_nothing_fits(candidates, devices, memory))
+    return plan
+
+
+def sift(candidates: Sequence[Candidate], refused: Sequence[Refusal] = (), *, devices: int, memory: int) -> Plan:
+    """The same as :func:`choose`, but for a plan without any candidate where none fits."""
     fits, out = [], list(refused)
     for one in candidates:
         reason = None
@@ -218,8 +226,6 @@ def choose(candidates: Sequence[Candidate], refused: Sequence[Refusal] = (), *, 
         else:
             width, head = one.config.width[0], one.config.objective.head
             out.append(Refusal(one.config.depth, width, head, one.devices, reason, one.memory))
-    if not fits:
-        raise UsageError(_nothing_fits(candidates, devices, memory))
     fits.sort(key=lambda one: (one.makespan, one.nodes, one.config.depth, one.memory))
     return Plan(tuple(fits), tuple(out))
 

@@ -68,6 +68,7 @@ class Training(Loop):
             dataset.source,
             build_scorer(config, network, dataset),
             image,
+            accumulate=train.accumulate,
             resume=f"continue with: locallearn train --resume {folder.path}",
             validate=None if held_out is None else self._validation,
         )

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import math
 
 import pytest
 from hypothesis import given
@@ -123,11 +124,17 @@ def test_one_device_holds_all_states_and_the_largest_module():
 
 def test_the_usual_ways():
     found = alternatives(BASE, IMAGE, machine=MACHINE, devices=2, depths=(1, 2, 4, 8))
+    halvings = int(math.log2(BASE.train.batch_size)) - 1
+    parts = [one for i in range(1, halvings + 1) for one in (("accumulation", 2**i, 1), ("smaller-batch", 1, 1))]
     assert [(a.name, a.parts, a.devices) for a in found] == [
-        ("backpropagation", 1, 1), ("checkpointing", 2, 1), ("gpipe", 2, 2), ("1f1b", 2, 2), ("checkpointing", 4, 1),
-        ("data-parallel", 1, 2),
+        ("backpropagation", 1, 1), *parts, ("checkpointing", 2, 1), ("gpipe", 2, 2), ("1f1b", 2, 2),
+        ("checkpointing", 4, 1), ("data-parallel", 1, 2),
     ]  # fmt: skip
-    alone, segments, gpipe, turns, _, copies = found
+    alone, segments, gpipe, turns, _, copies = found[0], *found[1 + len(parts) :]
+    half, smaller = found[1:3]
+    assert half.makespan == smaller.makespan == alone.makespan
+    assert half.memory == smaller.memory < alone.memory
+    assert (half.batch_size, smaller.batch_size) == (alone.batch_size, alone.batch_size // 2)
     assert segments.makespan == pytest.approx(alone.makespan * 4 / 3)
     assert segments.memory < alone.memory
     assert turns.memory < gpipe.memory
@@ -140,3 +147,6 @@ def test_advice():
     assert advice(2.0, [fast, slow], 10) == ["No way of backpropagation fits this memory."]
     assert "Use data-parallel: it fits, is predicted 2.00 times as fast" in advice(2.0, [fast, slow], 100)[0]
     assert "gpipe in 4 parts: 1.50 times the proposal's time" in advice(2.0, [fast, slow], 60)[0]
+    part = Alternative("accumulation", 4, 1, 10, 1.0, batch_size=32)
+    expected = "Use accumulation over 4 batches of 8 images: it does, and loses no accuracy but what batch norm loses"
+    assert expected in advice(None, [fast, part], 10)[0]

@@ -211,3 +211,22 @@ def test_bf16_is_the_default_where_it_is_faster(supported, slow, wanted, monkeyp
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bool(supported))
     monkeypatch.setattr(setup, "slow_in_bf16", lambda: bool(slow))
     assert setup.default_precision(torch.device("cpu")) == wanted
+
+
+def test_updates_of_several_batches_are_the_same_inline_and_on_threads_and_after_a_kill(tmp_path):
+    train = dataclasses.replace(small.TRAIN, accumulate=2)
+    config = small.config("dgl", 2, (1,), train=train, checkpoint=CheckpointConfig(every_steps=1))
+    inline = runs.train(config, tmp_path / "inline")
+    threads = runs.train(dataclasses.replace(config, runtime="threads"), tmp_path / "threads")
+    with pytest.raises(small.Killed):
+        runs.train(config, tmp_path / "killed", small.KillAt(8))
+    killed = runs.resume(tmp_path / "killed")
+    plain = runs.train(small.config("dgl", 2, (1,)), tmp_path / "plain")
+    assert inline["nodes"] == threads["nodes"] == killed["nodes"] != plain["nodes"]
+    steps = {int(path.name[5:14]) for path in (tmp_path / "inline" / "checkpoints").glob("step-*")}
+    assert steps == {9, 10}  # of 5 an epoch (2 + 2 + 1): none lies between two batches of an update
+
+
+def test_runtimes_that_do_not_accumulate_say_so():
+    with pytest.raises(ConfigError, match="accumulate: 2 is not valid; expected 1 with runtime sequential"):
+        small.config(runtime="sequential", train=dataclasses.replace(small.TRAIN, accumulate=2))

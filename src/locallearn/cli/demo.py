@@ -49,7 +49,9 @@ def run(arguments: Sequence[str]) -> int:
     summaries = []
     with LiveProgress(quiet=options.json) as progress:
         for method, run_folder in zip(METHODS, folders, strict=True):
-            config = dataclasses.replace(recipe(method), seed=options.seed)
+            found = recipe(method)
+            everything = dataclasses.replace(found.data, validation=0.0)  # last epochs are compared, not best ones
+            config = dataclasses.replace(found, seed=options.seed, data=everything)
             summaries.append(runs.train(config, run_folder, progress))
     from locallearn.cli.tables import summary_table
     from locallearn.report.html import write_report

@@ -11,7 +11,7 @@ from locallearn.config import ImageSize, ObjectiveConfig, RunConfig, sides
 from locallearn.core.methods import methods
 from locallearn.costs.alternatives import Alternative
 from locallearn.errors import UsageError
-from locallearn.recipes import recipe
+from locallearn.recipes.named import recipe
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,10 @@ class Study:
             seed=seed,
             train=dataclasses.replace(config.train, epochs=epochs),
             checkpoint=dataclasses.replace(config.checkpoint, keep_epochs=keep),
-            data=dataclasses.replace(config.data, train_limit=self.train_limit or config.data.train_limit),
+            # all training images are trained on, as the thesis does; cells keep no best checkpoint that needed others
+            data=dataclasses.replace(
+                config.data, train_limit=self.train_limit or config.data.train_limit, validation=0.0
+            ),
         )
 
     @property

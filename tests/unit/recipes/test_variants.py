@@ -29,6 +29,7 @@ def test_every_variant_learns_digits(name, tmp_path):
     config = recipe(name)
     config = dataclasses.replace(
         config,
+        data=DataConfig(),
         model="tiny-resnet",
         depth=min(config.depth, 2 if config.cuts == ("auto",) else 4),
         schedule=dataclasses.replace(config.schedule, warmup_epochs=1),

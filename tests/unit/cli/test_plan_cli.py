@@ -78,7 +78,18 @@ def test_accumulation_fits_where_no_local_plan_does_and_its_command_trains(capsy
     given = {name: command[command.index(name) + 1] for name in ("--batch-size", "--train.accumulate")}
     assert int(given["--batch-size"]) * int(given["--train.accumulate"]) == 8
     command = command[1 : command.index("--data")]  # on the digits, which are as small
-    shorter = ["--epochs", "1", "--data.train-limit", "64", "--data.test-limit", "40", "--run", str(tmp_path / "run")]
+    shorter = [
+        "--epochs",
+        "1",
+        "--data.train-limit",
+        "64",
+        "--data.validation",
+        "0",
+        "--data.test-limit",
+        "40",
+        "--run",
+        str(tmp_path / "run"),
+    ]
     assert main([*command, *shorter, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["steps"] == 64 // int(given["--batch-size"])
     assert main(arguments) == 0

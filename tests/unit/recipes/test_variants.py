@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from locallearn.config import DataConfig
 from locallearn.recipes.named import recipe
 from locallearn.recipes.newer import VARIANTS
 from locallearn.training.runs import train

@@ -30,7 +30,7 @@ class Job:
     """What is the same for every way.
 
     Attributes:
-        model: name of the model, as :func:`~locallearn.bench.user_model.load` takes it.
+        model: name of the model, as ``load`` takes it.
         inputs: of its batches.
         device: where.
         threads: CPU threads.

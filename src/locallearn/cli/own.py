@@ -60,7 +60,7 @@ def own_model(spec: str) -> tuple[Any, Any]:
     """What the function gives that the user names: a model, or a network of ``ll.split``, and a batch.
 
     Args:
-        spec: as in :func:`own_object`.
+        spec: as in ``own_object``.
 
     Raises:
         UsageError: there is no such function, it fails, or gives something else.

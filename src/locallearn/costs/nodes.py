@@ -92,6 +92,19 @@ class Cost:
         """Multiply-accumulates of one image in a step of all nodes on one device, backward passes included."""
         return sum(module.step_macs for module in self.modules)
 
+    def sent_bytes(self, k: int) -> int:
+        """What a node of module k (from 0) sends in a step where every node has a device of its own [bytes]."""
+        module = self.modules[k]
+        receivers = self.modules[k + 1].groups if k + 1 < len(self.modules) else 0
+        back = module.returned_bytes + (self.modules[k - 1].followed_bytes if k else 0)
+        to_others = (module.groups - 1) * (module.shared_bytes + module.score_bytes)
+        return receivers * module.output_bytes + to_others + back
+
+    @property
+    def traffic_bytes(self) -> int:
+        """What all nodes send each other in a step where every node has a device of its own [bytes]."""
+        return sum(module.groups * self.sent_bytes(k) for k, module in enumerate(self.modules))
+
     @property
     def training_speedup(self) -> float:
         """End-to-end network over largest node (Table 3.4)."""

@@ -61,13 +61,7 @@ class Candidate:
 
     def sent_bytes(self, k: int) -> int:
         """What a node of module k (from 0) sends for one batch [bytes]; 0 where all nodes share a device."""
-        module = self.cost.modules[k]
-        if self.devices == 1:
-            return 0
-        receivers = self.cost.modules[k + 1].groups if k + 1 < len(self.cost.modules) else 0
-        sent_back = self.cost.modules[k - 1].followed_bytes if k else 0
-        to_others = (module.groups - 1) * (module.shared_bytes + module.score_bytes)
-        return receivers * module.output_bytes + to_others + sent_back
+        return 0 if self.devices == 1 else self.cost.sent_bytes(k)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ LAYOUTS: dict[str, Table | Figure | Curves] = {
         ablations.TABLE,
         sweep.TABLE,
         methods2026.TABLE,
+        methods2026.VIT_TABLE,
+        methods2026.FIGURE,
         *TABLES,
         *CURVES,
     )
@@ -82,4 +84,5 @@ def _cells(found: Table | Figure | Curves) -> Iterator[str]:
     elif isinstance(found, Figure):
         yield from (point.cell for panel in found.panels for point in panel.points)
     else:
-        yield from (line.cell for panel in found.panels for line in panel.lines)
+        for line in (line for panel in found.panels for line in panel.lines):
+            yield from [cell for _, cell in line.cells] or [line.cell]

@@ -97,6 +97,7 @@ def make_record(
         "macs": {"e2e": cost.e2e_macs, "largest_node": cost.max_node_macs, "inference": cost.inference_macs},
         "training_speedup": cost.training_speedup,
         "inference_speedup": cost.inference_speedup,
+        "traffic_bytes": cost.traffic_bytes,
         **{key: summary[key] for key in kept},
         "curve": curve,
         "config": to_dict(places),

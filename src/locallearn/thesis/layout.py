@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+COSTS = ("largest_node", "activations", "parameters", "step", "traffic")
+"""Fields that are costs of a cell: multiply-accumulates of the largest node [million], activation memory [MiB],
+parameters [thousand], time a step [ms] and what nodes send each other in a step [MiB]."""
+
 
 @dataclass(frozen=True)
 class Value:
@@ -12,7 +16,7 @@ class Value:
     Attributes:
         cell: the cell that it is measured on.
         field: last_layer, ensemble, last_heads, linear_probe or held_out (accuracies),
-            or training_speedup or inference_speedup.
+            training_speedup or inference_speedup, or a cost: largest_node, activations, parameters, step or traffic.
         published: as printed; None where nothing is printed or the value is held out.
     """
 
@@ -22,8 +26,8 @@ class Value:
 
     @property
     def is_accuracy(self) -> bool:
-        """Whether it is measured; speed-ups are counted."""
-        return not self.field.endswith("_speedup")
+        """Whether it is an accuracy; all else is a cost."""
+        return not self.field.endswith("_speedup") and self.field not in COSTS
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,17 @@ class Panel:
 
 @dataclass(frozen=True)
 class Line:
-    """One network in a figure of curves."""
+    """One network in a figure of curves.
+
+    Attributes:
+        cell: the cell that is drawn.
+        label: what it is.
+        cells: of a panel of field ``modules``: K and a cell for each place of the line.
+    """
 
     cell: str
     label: str
+    cells: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,8 @@ class CurvePanel:
     Attributes:
         title: what it is of.
         field: what is drawn: probe (accuracy of linear probes over depth), probes (of the last module's over epochs),
-            last_layer (test accuracy over epochs) or loss (the last module's, over epochs).
+            last_layer (test accuracy over epochs), loss (the last module's, over epochs) or modules (test accuracy
+            over K, a cell each).
         lines: the networks.
     """
 

@@ -87,6 +87,8 @@ def cells() -> dict[str, Cell]:
     found += [Cell(name, _on_data(config, "cifar10"), own_optimizer=True) for name, config in sweep.configs().items()]
     more = ablations.configs() | methods2026.configs()
     found += [Cell(name, _on_data(config, "cifar10")) for name, config in more.items()]
+    vits = methods2026.vit_configs()
+    found += [Cell(name, _on_data(config, "cifar10"), own_optimizer=True) for name, config in vits.items()]
     found += [Cell(name, _settled(config)) for name, config in chapter4.configs().items()]
     return {cell.name: cell for cell in found}
 

@@ -1,19 +1,23 @@
-"""All methods at the same protocol, same seeds and same data: the table ``methods-2026``.
+"""All methods at the same protocol, same seeds and same data: ``methods-2026``, two tables and a figure.
 
-A method is a recipe of the package (``dgl``) or one made of it (``locallearn.recipes.newer``). At K = 16
-every block of ResNet-32 is a module. Cells that the thesis's tables have already are shared with them.
+A method is a recipe of the package (``dgl``) or one made of it (``locallearn.recipes.newer``). At K = 16 every block
+of ResNet-32 is a module. Cells that the thesis's tables have already are shared with them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 from locallearn.config import RunConfig
 from locallearn.recipes.named import recipe
-from locallearn.thesis.layout import Row, Table, Value
+from locallearn.thesis.layout import CurvePanel, Curves, Line, Row, Table, Value
 
 DEPTHS = (4, 16)
-"""K of the table's columns."""
+"""K of the table of ResNet-32."""
+
+FIGURE_DEPTHS = (2, 4, 8, 16)
+"""K of the figure."""
 
 SHARED = {"DGL (2020)": "dgl", "InfoPro (2021)": "infopro"}
 """Methods whose cells are those of the thesis's tables, by their label."""
@@ -22,72 +26,133 @@ OURS = {
     "AugLocal (2024)": "auglocal",
     "MAN (2024)": "man",
     "HPFF's patches (2024)": "hpff",
+    "ContSup (2023)": "contsup",
     "SCPL (2022)": "scpl",
     "TRGL (2023)": "trgl",
     "predsim (2019)": "predsim",
+    "Interlocking (2022), not local": "interlocking",
 }
 """Methods that have cells of their own, by their label."""
 
-FIELD = "last_layer"
+DRAWN = ("dgl", "infopro", "auglocal", "man", "hpff", "contsup", "scpl")
+"""Methods of the figure."""
+
+ON_VIT = {
+    "DGL (2020)": "dgl",
+    **{label: name for label, name in OURS.items() if name != "predsim"},
+}
+"""Methods of vit-tiny at K = 4, by their label."""
+
+COLUMNS = {
+    "Accuracy [%]": "last_layer",
+    "Largest node [million MACs]": "largest_node",
+    "Activations [MiB]": "activations",
+    "Parameters [thousand]": "parameters",
+    "A step [ms]": "step",
+    "Traffic a step [MiB]": "traffic",
+}
+"""What the tables show, by its heading."""
 
 
-def name_of(method: str, depth: int) -> str:
+def name_of(method: str, depth: int, model: str = "resnet32") -> str:
     """Name of a cell: ``cifar10-resnet32-auglocal-k16``."""
-    return f"cifar10-resnet32-{method}-k{depth}"
+    return f"cifar10-{model}-{method}-k{depth}"
 
 
 AS_PUBLISHED = "cifar10-resnet32-auglocal-k14-published"
 """AugLocal with its authors' K = 16: the last d + 1 layers are one module."""
 
-GROUPED = "cifar10-resnet32-gn-auglocal-k4-g2"
-"""Four modules of two groups with AugLocal's heads."""
+GROUPED = {
+    "GN-DGL with AugLocal's heads, K = 4, G = 2": ("cifar10-resnet32-gn-auglocal-k4-g2", "auglocal", 4),
+    "GN-DGL with AugLocal's heads, K = 16, G = 2": ("cifar10-resnet32-gn-auglocal-k16-g2", "auglocal", 16),
+    "GN-DGL with MAN's heads, K = 4, G = 2": ("cifar10-resnet32-gn-man-k4-g2", "momentum", 4),
+    "GN-DGL with MAN's heads, K = 16, G = 2": ("cifar10-resnet32-gn-man-k16-g2", "momentum", 16),
+}
+"""Modules of two groups with the newer heads, by label: cell, head and K."""
 
 LAYERWISE = "cifar10-resnet32-mono-forward-k16"
 """Mono-Forward, which is layerwise."""
 
+E2E, VIT_E2E = "cifar10-resnet32-e2e", "cifar10-vit-tiny-e2e"
+"""End to end; the first is the thesis's own cell."""
+
 
 def configs() -> dict[str, RunConfig]:
-    """The configuration of every cell by name."""
+    """The configuration of every cell on ResNet-32 by name."""
     found = {
         name_of(method, depth): dataclasses.replace(recipe(f"resnet32-{method}"), depth=depth)
         for method in OURS.values()
-        for depth in DEPTHS
+        for depth in (FIGURE_DEPTHS if method in DRAWN else DEPTHS)
     }
     blocks = ("stem", *(f"{stage}.{block}" for stage in (1, 2, 3) for block in range(5)))
-    published = dataclasses.replace(recipe("resnet32-auglocal"), depth=14, cuts=blocks[:13])
-    alone = {
-        AS_PUBLISHED: published,
-        GROUPED: recipe("resnet32-gn-auglocal"),
-        LAYERWISE: recipe("resnet32-mono-forward"),
+    found[AS_PUBLISHED] = dataclasses.replace(recipe("resnet32-auglocal"), depth=14, cuts=blocks[:13])
+    found[LAYERWISE] = recipe("resnet32-mono-forward")
+    for cell, head, depth in GROUPED.values():
+        base = recipe("resnet32-gn-auglocal")
+        objective = dataclasses.replace(base.objective, head=head)
+        found[cell] = dataclasses.replace(base, depth=depth, objective=objective)
+    return found
+
+
+def vit_configs() -> dict[str, RunConfig]:
+    """The configuration of every cell on vit-tiny by name; protocols leave its optimizer as it is."""
+    found = {
+        name_of(method, 4, "vit-tiny"): dataclasses.replace(recipe(f"vit-tiny-{method}"), depth=4)
+        for method in ON_VIT.values()
     }
-    return found | alone
+    return {VIT_E2E: recipe("vit-tiny-e2e"), **found}
 
 
-def _row(label: str, method: str) -> Row:
-    accuracies = (Value(name_of(method, depth), FIELD) for depth in DEPTHS)
-    speedups = (Value(name_of(method, depth), "training_speedup") for depth in DEPTHS)
-    return Row(label, (*accuracies, *speedups))
+def _row(label: str, cell: str) -> Row:
+    return Row(label, tuple(Value(cell, field) for field in COLUMNS.values()))
 
 
-def _single(label: str, cell: str, column: int) -> Row:
-    """A row of one cell, in the column of its number of nodes."""
-    values: list[Value | None] = [None] * (2 * len(DEPTHS))
-    values[column], values[column + len(DEPTHS)] = Value(cell, FIELD), Value(cell, "training_speedup")
-    return Row(label, tuple(values))
+def _resnet_rows() -> Iterator[Row]:
+    yield _row("End to end", E2E)
+    for depth in DEPTHS:
+        for label, method in {**SHARED, **OURS}.items():
+            yield _row(f"{label}, K = {depth}", name_of(method, depth))
+    yield _row("Mono-Forward (2025), K = 16", LAYERWISE)
+    yield _row("AugLocal, the last three layers one module, K = 14", AS_PUBLISHED)
+    for label, (cell, *_) in GROUPED.items():
+        yield _row(label, cell)
+
+
+def _line(label: str, method: str) -> Line:
+    cells = tuple((depth, name_of(method, depth)) for depth in FIGURE_DEPTHS)
+    return Line(cells[0][1], label, cells)
 
 
 TABLE = Table(
     "methods-2026",
-    "Methods since 2019 on ResNet-32, CIFAR-10: test accuracy of the last layer [%] and training speed-up",
+    "Methods since 2019 on ResNet-32, CIFAR-10",
     "Method",
-    (*(f"K = {k}" for k in DEPTHS), *(f"Speed-up, K = {k}" for k in DEPTHS)),
+    tuple(COLUMNS),
+    tuple(_resnet_rows()),
+)
+"""Test accuracy of the last layer, and what every method costs."""
+
+VIT_TABLE = Table(
+    "methods-2026-vit",
+    "Methods since 2019 on vit-tiny, CIFAR-10, K = 4",
+    "Method",
+    tuple(COLUMNS),
     (
-        _single("End to end", "cifar10-resnet32-e2e", 0),
-        *(_row(label, method) for label, method in {**SHARED, **OURS}.items()),
-        _single("Mono-Forward (2025)", LAYERWISE, 1),
-        _single("AugLocal, the last three layers one module (K = 14)", AS_PUBLISHED, 1),
-        _single("GN-DGL with AugLocal's heads, K = 4, G = 2", GROUPED, 0),
+        _row("End to end", VIT_E2E),
+        *(_row(label, name_of(method, 4, "vit-tiny")) for label, method in ON_VIT.items()),
     ),
 )
-"""Accuracy and training speed-up of every method. Activation memory, parameters and traffic of a cell are counted by
-``locallearn cost``."""
+"""The same of a vision transformer."""
+
+FIGURE = Curves(
+    "methods-2026-depth",
+    "Number of modules against accuracy",
+    (
+        CurvePanel(
+            "ResNet-32, CIFAR-10",
+            "modules",
+            tuple(_line(label, method) for label, method in {**SHARED, **OURS}.items() if method in DRAWN),
+        ),
+    ),
+)
+"""K against accuracy, with the spread over seeds."""

@@ -17,6 +17,7 @@ KINDS = {
     "probes": ("epoch", "linear probe of the last module [%]"),
     "last_layer": ("epoch", "test accuracy [%]"),
     "loss": ("epoch", "training loss of the last module"),
+    "modules": ("modules", "test accuracy [%]"),
 }
 """What is on each axis, by a panel's field."""
 
@@ -49,6 +50,9 @@ def measured_curves(panel: Mapping[str, Any], measured: Measured) -> list[Measur
     """
     found = []
     for index, line in enumerate(panel["lines"]):
+        if line.get("cells"):
+            found += _over_cells(line, measured, run_style(index))
+            continue
         records = measured.get(line["cell"], ())
         if len({record["digest"] for record in records}) > 1:
             raise ValueError(f"{line['cell']}: records of different configurations")
@@ -60,6 +64,17 @@ def measured_curves(panel: Mapping[str, Any], measured: Measured) -> list[Measur
             mean = [statistics.mean(v) for v in values]
             found.append(MeasuredCurve(line["label"], run_style(index), x, mean, spread, len(series)))
     return found
+
+
+def _over_cells(line: Mapping[str, Any], measured: Measured, style: LineStyle) -> list[MeasuredCurve]:
+    """The accuracy of a cell for each place, over the seeds that it has; nothing where none has any."""
+    places = [(x, measured.get(cell, ())) for x, cell in line["cells"]]
+    values = {x: [100 * record["accuracy"]["last_layer"] for record in records] for x, records in places if records}
+    if not values:
+        return []
+    spread = [statistics.stdev(found) if len(found) > 1 else 0.0 for found in values.values()]
+    mean = [statistics.mean(found) for found in values.values()]
+    return [MeasuredCurve(line["label"], style, list(values), mean, spread, min(map(len, values.values())))]
 
 
 def _points(record: Mapping[str, Any], field: str) -> dict[int, float]:

@@ -6,7 +6,7 @@ Everything comes as plain data (``Study``): nothing here knows which cells there
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 from locallearn.report.compare import MISSING, Measured, number
@@ -14,6 +14,32 @@ from locallearn.thesis.results_curves import MeasuredCurve, caption, measured_cu
 
 ACCURACIES = ("last_layer", "ensemble", "linear_probe", "held_out", "last_heads")
 """Fields that are accuracies, measured once a seed; the others are counted."""
+
+
+class _CostField(NamedTuple):
+    """A cost in a record: how it is read, None where the record lacks it, and decimals that are shown."""
+
+    read: Callable[[Mapping[str, Any]], float | None]
+    digits: int
+
+
+def _step(record: Mapping[str, Any]) -> float | None:
+    rate = record.get("images_per_second")
+    return None if rate is None else 1000 * record["config"]["train"]["batch_size"] / rate
+
+
+def _scaled(value: float | None, unit: float) -> float | None:
+    return None if value is None else value / unit
+
+
+_COSTS = {
+    "largest_node": _CostField(lambda record: record["macs"]["largest_node"] / 1e6, 2),
+    "activations": _CostField(lambda record: _scaled(record.get("memory", {}).get("activation_bytes"), 2**20), 1),
+    "parameters": _CostField(lambda record: _scaled(record.get("parameters"), 1000), 0),
+    "step": _CostField(_step, 0),
+    "traffic": _CostField(lambda record: _scaled(record.get("traffic_bytes"), 2**20), 1),
+}
+"""Costs by field. Time and memory are the newest record's, on the machine that it names."""
 
 _COLUMNS = 10
 """A table of a curve has at most about this many of its places."""
@@ -76,6 +102,9 @@ def numbers(records: Sequence[Mapping[str, Any]], field: str) -> list[float]:
         raise ValueError(f"{records[0]['cell']}: records of different configurations: {', '.join(sorted(digests))}")
     if field in ACCURACIES:
         return [100 * record["accuracy"][field] for record in records if field in record["accuracy"]]
+    if field in _COSTS:
+        found = [_COSTS[field].read(record) for record in records]
+        return [value for value in found if value is not None][-1:]
     return [record[field] for record in records][-1:]  # counted, not measured: seeds do not matter
 
 
@@ -88,7 +117,7 @@ def show(value: Mapping[str, Any] | None, measured: Measured) -> Shown | str:
     if not found:
         return Shown(published or MISSING, MISSING, "", "", None)
     is_accuracy = field in ACCURACIES
-    digits = 2 if is_accuracy else 3
+    digits = 2 if is_accuracy else _COSTS[field].digits if field in _COSTS else 3
     mean = statistics.mean(found)
     spread = f"± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
     difference = "" if published is None else _signed(round(mean, digits) - float(published), digits)

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,6 +118,30 @@ def sweep(folder: Path, all_of_them: bool = False) -> None:
     """
     for leftover in folder.glob(".*.tmp"):
         _remove_if_dead(leftover, all_of_them)
+
+
+_LONGEST = 60
+"""Length of a folder's name in which names of sockets, of at most 107 bytes, have room."""
+
+
+def short_temporary_folder() -> str:
+    """A folder for sockets: the one for temporary files, or where that has a long name another one.
+
+    Processes that talk over sockets cannot be started from a TMPDIR of more than about 90 bytes; Python's own modules
+    are told of the shorter one, too.
+
+    Raises:
+        UsageError: there is none.
+    """
+    folders = [tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp", "/var/tmp", "/dev/shm"]
+    for folder in folders:
+        if folder and len(os.fsencode(folder)) <= _LONGEST and os.access(folder, os.W_OK | os.X_OK):
+            if folder != folders[0]:
+                tempfile.tempdir = folder
+            return folder
+    raise UsageError(
+        f"TMPDIR: {folders[0]!r} is not valid; expected a folder of at most {_LONGEST} bytes for sockets"
+    )
 
 
 def remove(path: Path) -> None:

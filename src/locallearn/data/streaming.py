@@ -20,6 +20,7 @@ from locallearn.data.datasets import Dataset, ImageSet, ImagesOnDisk
 from locallearn.data.patches import Masking
 from locallearn.data.store import Augmentation, Batch, ImageStore, StepImages, Store, view_seeds
 from locallearn.errors import DataError, LocalLearnError
+from locallearn.files import short_temporary_folder
 
 PART_OF_MEMORY = 8
 """A set that takes less than this part of the device's memory is held there as a whole."""
@@ -196,6 +197,7 @@ class _ReadAhead:
             ) from None
 
     def _start(self, step: int) -> Iterator[tuple[list[Tensor], str]]:
+        short_temporary_folder()
         loader = DataLoader(
             self._steps,  # type: ignore[arg-type]
             batch_size=None,

@@ -32,7 +32,7 @@ groups. A prediction, for no GPU was at hand (benchmarks/NOTES.md)."""
 def conv(inputs: int, outputs: int, kernel: int, stride: int, groups: int, dense: bool) -> nn.Conv2d:
     """A convolution without bias, split into channel groups; ``dense`` lets every group see all input channels."""
     groups = 1 if dense else groups
-    kind = GroupConv2d if groups > 1 or kernel == 3 else nn.Conv2d
+    kind = nn.Conv2d if groups == 1 and kernel == 1 and (stride == 1 or inputs >= 16) else GroupConv2d
     return kind(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
 
 
@@ -47,16 +47,30 @@ class GroupConv2d(nn.Conv2d):
         """Convolve."""
         if not self.training:  # what is exported keeps its groups
             return super().forward(input)
-        x, sizes = as_autocast(input), (self.in_channels, self.out_channels, self.groups)
+        x, sizes, stride = as_autocast(input), (self.in_channels, self.out_channels, self.groups), self.stride[0]
+        if self._thin_out_first(x):
+            x = x[:, :, ::stride, ::stride]
+            stride = 1
         if self._native_is_faster(x):
-            out = _NativeConv.apply(x, self.weight, self.stride[0], self.groups)
+            out = _NativeConv.apply(x, self.weight, stride, self.groups)
         elif self.groups > 1:
             together = packed_together(*sizes, on_gpu=x.is_cuda)
-            out = _PackedConv.apply(x, self.weight, self.stride[0], self.groups, together)
+            out = _PackedConv.apply(x, self.weight, stride, self.groups, together)
+        elif stride != self.stride[0]:
+            out = F.conv2d(x, self.weight, groups=self.groups)
         else:
             out = super().forward(input)
         assert isinstance(out, Tensor)
         return out
+
+    def _thin_out_first(self, x: Tensor) -> bool:
+        """Whether a 1x1 convolution is of the positions that it keeps, which is the same.
+
+        oneDNN's gradient of the weight ends the process on large channels-last maps of fewer than 16 channels, where
+        the stride is not 1 (torch 2.13).
+        """
+        strided = self.kernel_size == (1, 1) and self.stride[0] > 1
+        return strided and not x.is_cuda and self.in_channels < 16 and x.shape[2] * x.shape[3] > 1024
 
     def _native_is_faster(self, x: Tensor) -> bool:
         if self.kernel_size != (3, 3):

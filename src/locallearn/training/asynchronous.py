@@ -19,6 +19,7 @@ from locallearn.data.datasets import Dataset, ImageSet, ImagesOnDisk
 from locallearn.data.store import Store
 from locallearn.data.streaming import open_store
 from locallearn.errors import CheckpointError, InterruptedRunError, LocalLearnError
+from locallearn.files import short_temporary_folder
 from locallearn.training import checkpoint as checkpoints
 from locallearn.training import record
 from locallearn.training.async_module import Job, module_folder
@@ -102,7 +103,9 @@ class AsynchronousTraining:
         kind = {"event": "resume"} if self._started() else {"event": "start", "nodes": nodes}
         self._record({**kind, "time": record.now(), "commit": record.commit()})
         self._note_commit(record.commit())
-        self._sockets = Path(tempfile.mkdtemp(prefix="locallearn-"))  # for this user's eyes only
+        self._sockets = Path(
+            tempfile.mkdtemp(prefix="locallearn-", dir=short_temporary_folder())
+        )  # for this user's eyes only
         try:
             with self.stop:
                 self.processes = [self._start(index) for index in range(len(self.names))]

@@ -29,7 +29,7 @@ from locallearn.core.network import LocalNetwork, OptimizerFactory
 from locallearn.core.split_network import SplitNetwork
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError, UsageError
-from locallearn.files import write_atomically
+from locallearn.files import short_temporary_folder, write_atomically
 from locallearn.nn.features import prediction
 from locallearn.runtime.world import Alone, ProcessWorld, process_world
 from locallearn.training.checkpoint import load_network
@@ -182,6 +182,8 @@ class Trainer:
         config = dataclasses.replace(self.config, train=train)
         self.network.to(self.device)
         self.network.train()
+        if getattr(loader, "num_workers", 0) or getattr(validation, "num_workers", 0):
+            short_temporary_folder()
         source = self._source(loader)
         again = None if validation is None else self._source(validation)
         where = "this Trainer again" if self.folder is None else f"a Trainer with run={str(self.folder.path)!r}"

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from locallearn.nn import dense
+from locallearn.nn.group_conv import GroupConv2d
 from locallearn.nn.groups import StopGradientConv2d
 
 
@@ -47,3 +48,19 @@ def test_kernels_of_our_own_convolve_few_channels(kernels, monkeypatch):
     torch.testing.assert_close(dense.forward(x, weight, 2), F.conv2d(x, weight, stride=2, padding=1))
     monkeypatch.setattr(dense.native, "convolution", lambda *given: torch.zeros(1))
     assert not dense.forward(x, weight, 2).any()
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_shortcuts_of_few_channels_on_large_maps_have_a_gradient(groups):
+    """oneDNN's, of channels-last maps with a stride, ended the process."""
+    torch.manual_seed(0)
+    layer = GroupConv2d(8, 16, 1, stride=2, groups=groups, bias=False)
+    x = torch.randn(8, 8, 112, 112).contiguous(memory_format=torch.channels_last).requires_grad_()
+    out = layer(x)
+    grad = torch.randn_like(out)
+    found = torch.autograd.grad(out, (layer.weight, x), grad)
+    double, weight = x.detach().double().requires_grad_(), layer.weight.detach().double().requires_grad_()
+    expected = F.conv2d(double, weight, stride=2, groups=groups)
+    torch.testing.assert_close(out, expected.float(), rtol=1e-4, atol=1e-5)
+    for one, other in zip(found, torch.autograd.grad(expected, (weight, double), grad.double()), strict=True):
+        torch.testing.assert_close(one, other.float(), rtol=1e-4, atol=1e-3)

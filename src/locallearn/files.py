@@ -128,7 +128,7 @@ def short_temporary_folder() -> str:
     """A folder for sockets: the one for temporary files, or where that has a long name another one.
 
     Processes that talk over sockets cannot be started from a TMPDIR of more than about 90 bytes; Python's own modules
-    are told of the shorter one, too.
+    and the processes to come are told of the shorter one, too.
 
     Raises:
         UsageError: there is none.
@@ -137,7 +137,7 @@ def short_temporary_folder() -> str:
     for folder in folders:
         if folder and len(os.fsencode(folder)) <= _LONGEST and os.access(folder, os.W_OK | os.X_OK):
             if folder != folders[0]:
-                tempfile.tempdir = folder
+                tempfile.tempdir = os.environ["TMPDIR"] = folder
             return folder
     raise UsageError(
         f"TMPDIR: {folders[0]!r} is not valid; expected a folder of at most {_LONGEST} bytes for sockets"

@@ -17,6 +17,7 @@ def long_name(tmp_path, monkeypatch):
     folder = tmp_path.joinpath(*["d" * 50] * 3)
     folder.mkdir(parents=True)
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     return folder
 
@@ -40,25 +41,23 @@ def test_where_there_is_none_one_line_says_so(long_name, monkeypatch):
         short_temporary_folder()
 
 
-def test_workers_of_a_loader_start_under_a_long_name(long_name, tmp_path):
-    script = tmp_path / "train.py"
+@pytest.mark.parametrize("told", [True, False])
+def test_processes_start_under_a_long_name(long_name, tmp_path, told):
+    script = tmp_path / "start.py"
     script.write_text(
         textwrap.dedent("""
-        import torch, locallearn as ll
-        from torch import nn
+        import multiprocessing, sys
+        from locallearn.files import short_temporary_folder
         if __name__ == "__main__":
-            data = torch.utils.data.TensorDataset(torch.rand(8, 8), torch.arange(8) % 4)
-            model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
-            network = ll.split(model, cuts=["1"], example=(torch.rand(4, 8), torch.arange(4)))
-            loader = torch.utils.data.DataLoader(data, 4, num_workers=1, multiprocessing_context="forkserver")
-            print(ll.Trainer(network).fit(loader, epochs=1)["status"])
+            if sys.argv[1] == "True":
+                short_temporary_folder()
+            process = multiprocessing.get_context("forkserver").Process(target=int)
+            process.start()
+            process.join()
+            print(process.exitcode)
         """)
     )
-    done = subprocess.run(
-        [sys.executable, script],
-        env=os.environ | {"TMPDIR": str(long_name)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.stdout == "finished\n", done.stderr
+    command, environment = [sys.executable, script, str(told)], os.environ | {"TMPDIR": str(long_name)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout == ("0\n" if told else "")
+    assert ("AF_UNIX path too long" in done.stderr) is not told

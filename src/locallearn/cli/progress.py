@@ -85,7 +85,7 @@ class LiveProgress:
             )
         elif event["event"] == "evaluate" and "last_layer" in event:
             held = (event.get("validation") or {}).get("last_layer")
-            told = "" if held is None else f"; held-out images: last layer {held:.2%}"
+            told = "" if held is None else f"; held out {held:.2%}"
             self._console.print(f"        test: {accuracy_text(event)}{told}", highlight=False)
         elif event["event"] == "evaluate":  # of the modules so far, where one is trained after the other
             found = [node["accuracy"] for node in event["nodes"] if "accuracy" in node]

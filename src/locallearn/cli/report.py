@@ -11,6 +11,7 @@ import tyro
 
 from locallearn.cli import houses
 from locallearn.cli.console import say
+from locallearn.cli.early import working
 from locallearn.cli.options import check_ending, parse
 from locallearn.errors import UsageError
 
@@ -25,6 +26,10 @@ class ReportOptions:
     """HTML file to write; by default report.html in the only folder, or report.html here for several."""
     markdown: str | None = None
     """Of results: also write the tables to this file, as Markdown, and the curves as SVG beside it."""
+    figures: str | None = None
+    """Of runs: also write every picture to this folder, as SVG and PDF."""
+    csv: str | None = None
+    """Of runs: also write the figures of the comparison to this file, as CSV, a row a run."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -33,15 +38,28 @@ def run(arguments: Sequence[str]) -> int:
     folders = [Path(run) for run in options.runs]
     check_ending("--output", options.output, ".html", ".htm")
     check_ending("--markdown", options.markdown, ".md")
+    check_ending("--csv", options.csv, ".csv")
     output = Path(options.output) if options.output else (folders[0] if len(folders) == 1 else Path()) / "report.html"
     if len(folders) == 1 and _is_results(folders[0]):
+        if options.figures or options.csv:
+            raise UsageError("--figures and --csv: of runs; results of a study have --markdown")
         _report_results(folders[0], output, options.markdown)
         return 0
     if options.markdown:
         raise UsageError("--markdown: needs exactly one folder of results, as locallearn reproduce makes it")
-    from locallearn.report.html import write_report  # matplotlib is slow to import
+    with working("importing matplotlib and drawing"):
+        from locallearn.report.figures import save
+        from locallearn.report.html import write_report
+        from locallearn.report.page import write_page
+        from locallearn.report.records import read_runs
+        from locallearn.report.seeds import to_csv
 
-    say(write_report(folders, output))
+        say(write_report(folders, output))
+        if options.csv:
+            say(write_page(to_csv(read_runs(folders)), Path(options.csv)))
+        if options.figures:
+            paths = save(read_runs(folders), Path(options.figures))
+            say(f"{options.figures}: {len(paths)} files")
     return 0
 
 

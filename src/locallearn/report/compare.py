@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from locallearn.report.records import RunRecord, series
@@ -55,6 +55,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "peak_rss_bytes": memory.get("peak_rss_bytes"),
         "peak_device_bytes": memory.get("peak_device_bytes"),
         "parameters": summary.get("parameters"),
+        "deployed_parameters": summary.get("deployed_parameters"),
     }
 
 
@@ -166,6 +167,21 @@ COLUMNS: tuple[Column, ...] = (
     Column("activations [MiB]", lambda row: mebibytes(row["activation_bytes"])),
     Column("peak RSS [MiB]", lambda row: mebibytes(row["peak_rss_bytes"])),
     Column("parameters", lambda row: number(row["parameters"])),
+    Column("deployed parameters", lambda row: number(row["deployed_parameters"])),
     Column("training time", lambda row: duration(row["seconds"])),
 )
 """The comparison table. ``[column.show(row) for column in COLUMNS]`` is a row as text."""
+
+
+def classifies(record: RunRecord) -> bool:
+    """Whether a run's last layer is a classifier, and not looked up by neighbours."""
+    return record.protocol == "classifier"
+
+
+def columns(records: Sequence[RunRecord]) -> tuple[Column, ...]:
+    """The columns of :data:`COLUMNS`, which say where accuracies are those of neighbours."""
+    kinds = {classifies(record) for record in records}
+    if kinds == {True}:
+        return COLUMNS
+    title = "last layer or kNN [%]" if True in kinds else "last module, kNN [%]"
+    return tuple(replace(one, title=title) if one.title == "last layer [%]" else one for one in COLUMNS)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from locallearn.config import digest, to_toml
 from locallearn.report import compare, depth, plots
+from locallearn.report.figures import Drawn, of_comparison, of_run
 from locallearn.report.page import Picture, environment, write_page
 from locallearn.report.records import RunRecord, node_of, read_runs
+from locallearn.report.seeds import seed_groups
 from locallearn.report.styles import node_label, node_legend, run_style
 from locallearn.report.svg import to_svg
 
@@ -29,7 +30,8 @@ class NodeRow(NamedTuple):
 def write_report(runs: Sequence[Path], output: Path) -> Path:
     """Write the report of the runs in these folders, finished or not, and return ``output``.
 
-    Several runs are compared first, each as a row of its own: nothing is averaged.
+    Several runs are compared first, each as a row of its own; those that differ by their seed alone also with mean
+    and standard deviation.
 
     Raises:
         UsageError: a folder is not a run, a record is damaged, or ``output`` cannot be written.
@@ -45,7 +47,7 @@ def render(records: Sequence[RunRecord]) -> str:
         .get_template("report.html.jinja")
         .render(
             title=records[0].name if len(records) == 1 else f"{len(records)} runs",
-            columns=compare.COLUMNS,
+            columns=compare.columns(records),
             rows=rows,
             comparison=_comparison(records) if len(records) > 1 else None,
             runs=[_run(record, row, index) for index, (record, row) in enumerate(zip(records, rows, strict=True), 1)],
@@ -58,16 +60,13 @@ def _comparison(records: Sequence[RunRecord]) -> dict[str, Any]:
     for record in records:
         machines.setdefault(_hardware(record), []).append(record.name)
     drawn = [record for record in records if record.evaluations or record.probes]
-    figures: list[tuple[str, Callable[[Sequence[RunRecord]], Figure]]] = [
-        ("Test accuracy of the last layer [%] over epochs", plots.last_layer_by_epoch_figure),
-        ("Test accuracy of the last layer [%] over training time", plots.last_layer_by_time_figure),
-    ]
     return {
         "machines": machines,
         "mixed_protocols": len({record.protocol for record in records}) > 1,
         "mixed_data": len({(r.config.data.name, r.config.data.test_limit) for r in records}) > 1,
         "legend": [(record.name, run_style(index)) for index, record in enumerate(drawn)],
-        "pictures": _pictures([*figures, *depth.comparison_figures(drawn)], drawn, "compare") if drawn else [],
+        "pictures": _pictures(of_comparison(drawn), "compare") if drawn else [],
+        "seeds": seed_groups(records),
     }
 
 
@@ -82,7 +81,7 @@ def _run(record: RunRecord, row: dict[str, Any], index: int) -> dict[str, Any]:
         ),
         "facts": _facts(record, row),
         "legend": node_legend(record),
-        "pictures": _run_pictures(record, f"run-{index}"),
+        "pictures": _pictures(of_run(record), f"run-{index}"),
         "node_headings": headings,
         "nodes": nodes,
         "nodes_open": len(nodes) <= _OPEN_NODE_TABLES_UP_TO,
@@ -92,27 +91,9 @@ def _run(record: RunRecord, row: dict[str, Any], index: int) -> dict[str, Any]:
     }
 
 
-def _run_pictures(record: RunRecord, prefix: str) -> list[Picture]:
-    figures: list[tuple[str, Callable[[RunRecord], Figure]]] = []
-    if record.evaluations:
-        figures.append(("Test accuracy [%]", plots.test_accuracy_figure))
-    if record.train:
-        figures.append(("Training loss", plots.loss_figure))
-        figures.append(("Training accuracy [%]", plots.training_accuracy_figure))
-    heatmap = len(record.nodes) > 1 and plots.final_nodes(record)
-    if heatmap:
-        when = "Final" if record.summary else "Latest"
-        figures.append((f"{when} test accuracy of each node [%]", plots.heatmap_figure))
-    if record.train:
-        figures.append(("Learning rate", plots.learning_rate_figure))
-        figures.append(("Training speed [images/s]", plots.throughput_figure))
-    return _pictures([*figures, *depth.run_figures(record)], record, prefix)
-
-
-def _pictures(figures: Iterable[tuple[str, Callable[[Any], Figure]]], subject: Any, prefix: str) -> list[Picture]:
+def _pictures(drawn: Iterable[Drawn], prefix: str) -> list[Picture]:
     pictures = []
-    for number, (caption, draw) in enumerate(figures, start=1):
-        figure = draw(subject)
+    for number, (caption, figure) in enumerate(drawn, start=1):
         width = figure.get_figwidth()
         svg = Markup(to_svg(figure, f"{prefix}-{number}", caption))
         pictures.append(Picture(caption, svg, round(5.5 * width, 1) if width > plots.WIDTH else None))
@@ -123,15 +104,17 @@ def _facts(record: RunRecord, row: dict[str, Any]) -> list[tuple[str, str]]:
     def unit(text: str, name: str) -> str:
         return text if text == compare.MISSING else f"{text} {name}"
 
+    layer = "last layer" if compare.classifies(record) else "last module, kNN"
     facts = [
-        ("last layer", unit(compare.percent(row["last_layer"]), "%")),
+        (layer, unit(compare.percent(row["last_layer"]), "%")),
         ("ensemble", unit(compare.percent(row["ensemble"]), "%")),
-        ("best last layer", unit(compare.percent(row["best_last_layer"]), "%")),
+        (f"best {layer}", unit(compare.percent(row["best_last_layer"]), "%")),
         ("best epoch", compare.number(row["best_epoch"])),
         ("epochs", compare.epochs_text(row)),
         ("training time", compare.duration(row["seconds"])),
         ("training speed", unit(compare.number(row["images_per_second"]), "images/s")),
-        ("parameters", compare.number(row["parameters"])),
+        ("parameters in training", compare.number(row["parameters"])),
+        ("parameters deployed", compare.number(row["deployed_parameters"])),
         ("activations", unit(compare.mebibytes(row["activation_bytes"]), "MiB")),
         ("peak RSS", unit(compare.mebibytes(row["peak_rss_bytes"]), "MiB")),
     ]
@@ -152,7 +135,7 @@ def _node_table(record: RunRecord) -> tuple[list[str], list[NodeRow]]:
         label = node_label(node) if len(record.nodes) > 1 else "network"
         rows.append(NodeRow(label, values + [compare.loss_text(loss) for loss in losses]))
     names = [term.replace("_", " ") for term in terms]
-    return ["test accuracy [%]", "training accuracy [%]", "training loss", *names], rows
+    return [f"{plots.accuracy_name(record, within=True)} [%]", "training accuracy [%]", "training loss", *names], rows
 
 
 def _origin(record: RunRecord) -> list[tuple[str, str]]:

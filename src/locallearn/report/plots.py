@@ -24,6 +24,13 @@ _STEPS = [1, 2, 5, 10]
 _LOG_FROM = 30  # a loss that falls by more than this factor is drawn on a logarithmic axis
 
 
+def accuracy_name(record: RunRecord, within: bool = False) -> str:
+    """What a run's accuracies are: of its classifiers, or of neighbours; for within a sentence, or its beginning."""
+    if record.protocol != "classifier":
+        return "kNN accuracy"
+    return "test accuracy" if within else "Test accuracy"
+
+
 def loss_figure(record: RunRecord) -> Figure:
     """Training loss of every node over epochs."""
     figure, axes = new_axes("epoch")

@@ -100,6 +100,7 @@ class Summary(_Model):
     seconds: float | None = None
     memory: dict[str, int | None] | None = None
     parameters: int | None = None
+    deployed_parameters: int | None = None
     hardware: dict[str, Any] | None = None
     versions: dict[str, str | None] | None = None
     commit: str | None = None

@@ -8,6 +8,7 @@ import torch
 
 from locallearn.config import RunConfig, digest
 from locallearn.core.network import LocalNetwork
+from locallearn.core.split_network import SplitNetwork
 from locallearn.training import record
 from locallearn.training.evaluate import CLASSIFIER
 
@@ -46,11 +47,22 @@ def summarise(
         "seconds": seconds,
         "memory": _memory(config, progress),
         "parameters": sum(p.numel() for p in network.parameters()),
+        "deployed_parameters": _deployed(network),
         "hardware": record.hardware(str(config.train.device)),
         "versions": record.versions(),
         "commit": ", then ".join(commits) if all(commits) else None,
         **({"scorer": progress["scorer"]} if "scorer" in progress else {}),
     }
+
+
+def _deployed(network: LocalNetwork) -> int:
+    """Parameters of the network without auxiliary heads, as it is exported; of a user's own model, the model's."""
+    if isinstance(network, SplitNetwork):
+        return sum(p.numel() for p in network.model.parameters())
+    stages = list(network)
+    parts = [stage.blocks for stage in stages]
+    parts += [stages[-1].objective.get_submodule("head")] if network.has_classifier else []
+    return sum(p.numel() for part in parts for p in part.parameters())
 
 
 def _memory(config: RunConfig, progress: dict[str, Any]) -> dict[str, int]:

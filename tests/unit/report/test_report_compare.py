@@ -17,6 +17,7 @@ def test_a_finished_run_shows_its_summary(make_run):
     summary = json.loads((path / "summary.json").read_text())
     summary["accuracy"] = {"last_layer": 0.61344, "ensemble": 0.6402, "best_last_layer": 0.6201, "best_epoch": 8}
     summary |= {"images_per_second": 1234.4, "seconds": 754.0, "parameters": 272474}
+    summary["deployed_parameters"] = 170186
     summary["memory"] = {"activation_bytes": 3 << 19, "peak_rss_bytes": 1 << 30}
     (path / "summary.json").write_text(json.dumps(summary))
     (row,) = comparison_rows([read_run(path)])
@@ -39,6 +40,7 @@ def test_a_finished_run_shows_its_summary(make_run):
         "activations [MiB]": "1.5",
         "peak RSS [MiB]": "1,024.0",
         "parameters": "272,474",
+        "deployed parameters": "170,186",
         "training time": "12 min 34 s",
     }
 

@@ -13,6 +13,7 @@ WHAT = {
     "memory": "activation memory and time by K, beside checkpointing and gradient accumulation",
     "distributed": "nodes on several processes against torch's pipelining and data parallelism",
     "hosts": "the same on two hosts by latency and bandwidth of the network between them",
+    "many": "64 to 1,024 devices by simulation, local learning beside DDP, FSDP, 1F1B and DiLoCo",
     "read": "reading of packed images against a training step that needs them",
     "inference": "split networks against the end-to-end one",
     "model": "a model of your own in every way to train it: time, activation bytes, peak memory",

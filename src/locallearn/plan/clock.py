@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from locallearn.plan.schedule import Need, Schedule, Work
@@ -18,6 +18,13 @@ class Span(NamedTuple):
     end: float
 
 
+class Slow(NamedTuple):
+    """What one device's messages have instead: ``bandwidth`` [bytes/s] and ``latency`` [s]."""
+
+    bandwidth: float
+    latency: float
+
+
 @dataclass(frozen=True)
 class Links:
     """Links between devices.
@@ -28,11 +35,17 @@ class Links:
         message_bytes: size of what a ``Need`` names [bytes].
         bandwidth: of what one device sends [bytes/s].
         latency: from the last byte sent to its arrival [s].
+        slow: devices whose messages have another bandwidth and latency.
     """
 
     message_bytes: Callable[[Need], float]
     bandwidth: float = float("inf")
     latency: float = 0.0
+    slow: Mapping[int, Slow] = field(default_factory=dict)
+
+    def of(self, device: int) -> Slow:
+        """Bandwidth and latency of what a device sends."""
+        return self.slow.get(device, Slow(self.bandwidth, self.latency))
 
 
 @dataclass(frozen=True)
@@ -107,9 +120,9 @@ class _Clock:
         self.ends[work] = self._free[work.device] = end
         for need, device in self._receivers.get(work, ()):
             size = self.links.message_bytes(need)
-            begin = max(end, self._link_free[work.device])
-            self._link_free[work.device] = begin + size / self.links.bandwidth
-            self._arrivals[need, device] = self._link_free[work.device] + self.links.latency
+            begin, (bandwidth, latency) = max(end, self._link_free[work.device]), self.links.of(work.device)
+            self._link_free[work.device] = begin + size / bandwidth
+            self._arrivals[need, device] = self._link_free[work.device] + latency
             self.wire_bytes += size
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,9 +20,13 @@ from locallearn.errors import ConfigError, UsageError, printable
 from locallearn.plan.cuts import DEPTHS, WIDTHS
 
 if TYPE_CHECKING:
+    from locallearn.core.network import ImageShape
     from locallearn.costs.alternatives import Alternative
     from locallearn.costs.planner import Candidate
     from locallearn.costs.timeline import Machine
+
+_MEASURED = ("memory", "time")
+"""What ``--cuts`` balances that multiply-accumulates do not tell."""
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -46,7 +50,8 @@ class PlanOptions:
     heads: tuple[str, ...] = ("1c2f",)
     """Auxiliary heads to try; smaller heads are faster and less accurate."""
     cuts: tuple[str, ...] = ("auto",)
-    """Where modules end: auto (the thesis's table, else balanced), or balanced."""
+    """Where modules end: auto (the thesis's table, else balanced), balanced (multiply-accumulates of the blocks),
+    memory (of blocks and heads, counted) or time (of blocks and heads, measured on this machine)."""
     objective: Annotated[ObjectiveConfig, tyro.conf.arg(name="")] = field(default_factory=ObjectiveConfig)
     optimizer: Literal["sgd", "adam"] = "sgd"
     """SGD with momentum, or Adam, which remembers twice as much."""
@@ -87,8 +92,8 @@ class PlanOptions:
         check_at_least(self, devices=1, image_size=4, channels=1, classes=2, batch_size=2)
         check_at_least(self, show=1, repeats=1, batches=1, in_flight=1)
         check_links(self.device_flops, bandwidth=self.bandwidth, latency=self.latency)
-        if set(self.cuts) - {"auto", "balanced"} or len(self.cuts) != 1:
-            raise ConfigError("--cuts", self.cuts, "auto or balanced")
+        if set(self.cuts) - {"auto", "balanced", *_MEASURED} or len(self.cuts) != 1:
+            raise ConfigError("--cuts", self.cuts, "auto, balanced, memory or time")
         parse_bytes("--memory", self.memory)
 
 
@@ -129,7 +134,7 @@ def _config(options: PlanOptions) -> RunConfig:
     return RunConfig(
         method=options.method,
         model=options.model,
-        cuts=options.cuts,
+        cuts=("balanced",) if options.cuts[0] in _MEASURED else options.cuts,
         objective=options.objective,
         optimizer=OptimizerConfig(name=options.optimizer),
         train=TrainConfig(batch_size=options.batch_size, precision=options.precision),
@@ -158,6 +163,7 @@ def _plan(options: PlanOptions, config: RunConfig, machine: Machine) -> dict[str
             batches=options.batches,
             in_flight=options.in_flight,
             on_step=lambda what: status.update(Text(printable(f"counting {what}"))),
+            cuts_of=_balancing(options, image),
         )
         status.update("counting the usual ways")
         others = alternatives(
@@ -185,6 +191,29 @@ def _plan(options: PlanOptions, config: RunConfig, machine: Machine) -> dict[str
         found["measured"] = planned.measure(proposal.config, proposal.cost, image, device, options.repeats)
         found["measured"] |= {"hardware": record.hardware(str(device)), "versions": record.versions()}
     return found
+
+
+def _balancing(options: PlanOptions, image: ImageShape) -> Callable[[RunConfig], tuple[str, ...]] | None:
+    """Cuts that balance memory or time, where that is asked for; every head and G is looked at once."""
+    by = options.cuts[0]
+    if by not in _MEASURED:
+        return None
+    from locallearn.costs.balance import balanced_cuts, block_costs_of
+    from locallearn.training.setup import check_device
+
+    device = check_device(options.device) if by == "time" else None
+    known: dict[Any, Any] = {}
+
+    def cuts_of(config: RunConfig) -> tuple[str, ...]:
+        key = config.objective.head, config.width
+        if key not in known:
+            known[key] = block_costs_of(config, image, by, device)  # type: ignore[arg-type]
+        costs, names = known[key]
+        if config.depth > len(names):
+            raise ConfigError("depth", config.depth, f"at most {len(names)}, the number of blocks of {config.model}")
+        return balanced_cuts(costs, names, config.depth)
+
+    return cuts_of
 
 
 def _command(

@@ -39,6 +39,7 @@ def _row(one: Candidate) -> dict[str, Any]:
         "makespan": one.makespan,
         "wire_bytes": one.wire_bytes,
         "published_accuracy": _published(one.config),
+        "head_shares": [module.head_macs / module.macs for module in one.cost.modules],
     }
 
 
@@ -126,10 +127,14 @@ def _plans(values: dict[str, Any], n: int, unit: str, text: Any) -> Table:
 def _node_table(proposal: dict[str, Any]) -> Table:
     kinds = ("state", "activations", "working", "waiting")
     title = f"The proposal: K = {proposal['depth']}, G = {proposal['width']}; bytes of one device"
-    table = _table(title, ["module", *kinds, "memory", "sent a step"])
+    table = _table(title, ["module", *kinds, "memory", "sent a step", "head"], "head: its share of the computation")
+    shares = [f"{100 * share:.0f} %" for share in proposal["head_shares"]]
+    least, most = min(proposal["head_shares"]), max(proposal["head_shares"])
+    of_all = f"{100 * least:.0f} to {100 * most:.0f} %"
     for node in proposal["nodes"]:
         sizes = (bytes_text(node[kind]) for kind in (*kinds, "memory", "sent_bytes"))
-        table.add_row("all" if node["module"] is None else str(node["module"]), *sizes)
+        k = node["module"]
+        table.add_row("all" if k is None else str(k), *sizes, of_all if k is None else shares[k - 1])
     return table
 
 

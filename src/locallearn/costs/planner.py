@@ -100,6 +100,7 @@ def enumerate_candidates(
     batches: int = 8,
     in_flight: int = 2,
     on_step: Callable[[str], None] | None = None,
+    cuts_of: Callable[[RunConfig], tuple[str, ...]] | None = None,
 ) -> tuple[list[Candidate], list[Refusal]]:
     """Predict every candidate, each on one device and on a device a node.
 
@@ -113,6 +114,7 @@ def enumerate_candidates(
         batches: of the predicted run, from an empty pipeline to the last update.
         in_flight: batches that a module may have begun and the next one not yet taken forward.
         on_step: is told what is looked at next.
+        cuts_of: names the blocks that cuts follow for a configuration, whose own cuts are then not used.
 
     Returns:
         The candidates, and those that cannot be built.
@@ -132,8 +134,10 @@ def enumerate_candidates(
         objective = dataclasses.replace(config.objective, head=head)
         one = dataclasses.replace(config, depth=depth, width=(width,), objective=objective)
         try:
+            if cuts_of is not None and depth > 1:
+                one = dataclasses.replace(one, cuts=cuts_of(one))
             counted = cost(one, image)
-            cuts = cutting.choose(backbone.family, names, costs, depth, config.cuts)
+            cuts = cutting.choose(backbone.family, names, costs, depth, one.cuts)
         except ConfigError as error:
             refused.append(Refusal(depth, width, head, depth * width, str(error)))
             continue

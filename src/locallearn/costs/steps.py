@@ -110,6 +110,18 @@ def without_data(
         yield network, _batch(network, image, train.batch_size * network.views, layout)
 
 
+def batch_like(network: LocalNetwork, image: ImageShape, n: int, device: torch.device) -> Batch:
+    """A batch of n random images or views, of the first class, for measurements."""
+    with torch.device(device):
+        batch = _batch(network, image, n, torch.channels_last)
+    for values in (batch.images, batch.pixels):
+        values.normal_()
+    batch.labels.zero_()
+    if batch.scores is not None:
+        batch.scores.zero_()
+    return batch
+
+
 def _batch(network: LocalNetwork, image: ImageShape, n: int, layout: torch.memory_format) -> Batch:
     """What the network is given of n images or views."""
     pixels = torch.empty(n, *image.sizes).contiguous(memory_format=layout)

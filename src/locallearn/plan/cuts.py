@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from locallearn.errors import ConfigError
@@ -54,17 +54,27 @@ def balanced(costs: Sequence[float], depth: int) -> tuple[int, ...]:
     Returns:
         The K - 1 indices of the blocks that a cut follows.
     """
-    n = len(costs)
     prefix = [0.0]
     for cost in costs:
         prefix.append(prefix[-1] + cost)
+    return balanced_by(lambda i, j: prefix[j] - prefix[i], len(costs), depth)
+
+
+def balanced_by(cost: Callable[[int, int], float], n: int, depth: int) -> tuple[int, ...]:
+    """The same where a module's cost is no sum over its blocks: heads differ from place to place.
+
+    Args:
+        cost: of a module of the blocks i to j - 1.
+        n: number of blocks.
+        depth: number of modules K, at most ``n``.
+    """
     # best[k][j]: (largest, sum of squares, cuts) of the first j blocks in k modules
     best: list[dict[int, tuple[float, float, tuple[int, ...]]]] = [{0: (0.0, 0.0, ())}]
     for k in range(1, depth + 1):
         row = {}
         for j in range(k, n - (depth - k) + 1):
             row[j] = min(
-                (max(worst, prefix[j] - prefix[i]), squares + (prefix[j] - prefix[i]) ** 2, (*cuts, i - 1))
+                (max(worst, cost(i, j)), squares + cost(i, j) ** 2, (*cuts, i - 1))
                 for i, (worst, squares, cuts) in best[k - 1].items()
                 if i < j
             )

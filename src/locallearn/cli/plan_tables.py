@@ -127,15 +127,18 @@ def _plans(values: dict[str, Any], n: int, unit: str, text: Any) -> Table:
 def _node_table(proposal: dict[str, Any]) -> Table:
     kinds = ("state", "activations", "working", "waiting")
     title = f"The proposal: K = {proposal['depth']}, G = {proposal['width']}; bytes of one device"
-    table = _table(title, ["module", *kinds, "memory", "sent a step", "head"], "head: its share of the computation")
-    shares = [f"{100 * share:.0f} %" for share in proposal["head_shares"]]
-    least, most = min(proposal["head_shares"]), max(proposal["head_shares"])
-    of_all = f"{100 * least:.0f} to {100 * most:.0f} %"
+    table = _table(title, ["module", *kinds, "memory", "sent a step"], _heads(proposal["head_shares"]))
     for node in proposal["nodes"]:
         sizes = (bytes_text(node[kind]) for kind in (*kinds, "memory", "sent_bytes"))
-        k = node["module"]
-        table.add_row("all" if k is None else str(k), *sizes, of_all if k is None else shares[k - 1])
+        table.add_row("all" if node["module"] is None else str(node["module"]), *sizes)
     return table
+
+
+def _heads(shares: Sequence[float]) -> str:
+    """What of every module's multiply-accumulates its head has; least and most where there are many modules."""
+    texts = [f"{100 * share:.0f}" for share in shares]
+    several = ", ".join(texts) if len(texts) <= 8 else f"{100 * min(shares):.0f} to {100 * max(shares):.0f}"
+    return f"Heads have {several} % of their modules' multiply-accumulates"
 
 
 def _others(values: dict[str, Any], unit: str, text: Any, everything: bool) -> Table:

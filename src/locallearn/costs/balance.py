@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -83,7 +84,7 @@ def block_costs_of(
     device = device or torch.device("cpu")
     network = build_network(whole, image).to(device).train()
     batch = batch_like(network, image, config.train.batch_size * network.views, device)
-    return _of_all(network, batch, precision, lambda *given: _seconds(*given, repeats)), names
+    return _of_all(network, batch, precision, partial(_seconds, repeats=repeats)), names
 
 
 Gauge = Callable[[LocalModule, Tensor, Batch], BlockCost]

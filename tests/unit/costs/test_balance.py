@@ -82,7 +82,8 @@ def test_plan_proposes_such_cuts_and_shows_what_heads_take(capsys):
     counted = cost(dataclasses.replace(expected, cuts=names), image)
     assert proposal["head_shares"] == [module.head_macs / module.macs for module in counted.modules]
     assert main([*arguments, "--cuts", "memory"]) == 0
-    assert "its share of the computation" in capsys.readouterr().out
+    shares = ", ".join(f"{100 * share:.0f}" for share in found["proposal"]["head_shares"])
+    assert f"Heads have {shares} % of their modules' multiply-accumulates" in capsys.readouterr().out
 
 
 def test_a_wrong_name_is_one_line(capsys):

@@ -9,7 +9,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from locallearn.report.compare import columns, comparison_rows
+from locallearn.report.compare import MIB, columns, comparison_rows
 from locallearn.report.records import read_runs
 
 _SHOWN = (
@@ -86,3 +86,23 @@ def node_table(nodes: Sequence[dict[str, Any]], title: str) -> Table:
 
 def _cell(accuracy: float | None) -> str:
     return "" if accuracy is None else f"{100 * accuracy:.2f}"
+
+
+def process_table(processes: Sequence[dict[str, Any]]) -> Table:
+    """How each process of a distributed run has fared: a row a process, since the run was started or resumed."""
+    table = Table(title="Processes", box=box.SIMPLE_HEAD)
+    table.add_column("process", justify="right")
+    table.add_column("nodes", overflow="fold")
+    for title in ("waiting\n[%]", "sent\n[MiB]", "memory\n[MiB]", "images/s"):
+        table.add_column(title, justify="right")
+    for row in processes:
+        memory = row.get("peak_device_bytes", row["peak_rss_bytes"])
+        table.add_row(
+            str(row["process"]),
+            row["nodes"].partition(" (rank")[0],
+            f"{100 * row['waiting']:.1f}",
+            f"{row['sent_bytes'] / MIB:,.1f}",
+            f"{memory / MIB:,.1f}",
+            f"{row['images_per_second']:,.0f}",
+        )
+    return table

@@ -241,7 +241,7 @@ def _on_processes(config: RunConfig, processes: int) -> RunConfig:
 def _finish(folder: Path, summary: dict[str, Any], as_json: bool) -> int:
     if not summary:  # one of the other processes
         return 0
-    from locallearn.cli.tables import node_table, node_title, parameters_text, summary_table
+    from locallearn.cli.tables import node_table, node_title, parameters_text, process_table, summary_table
     from locallearn.report.html import write_report  # matplotlib is slow to import
 
     try:
@@ -257,6 +257,8 @@ def _finish(folder: Path, summary: dict[str, Any], as_json: bool) -> int:
     if table is not None:
         console.print(table)
     console.print(node_table(summary["nodes"], node_title(summary["accuracy"].get("protocol"))))
+    if summary.get("processes"):
+        console.print(process_table(summary["processes"]))
     if "deployed_parameters" in summary:
         console.print(parameters_text(summary), highlight=False)
     console.print(f"run: {folder}   report: {report}")

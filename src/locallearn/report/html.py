@@ -85,6 +85,7 @@ def _run(record: RunRecord, row: dict[str, Any], index: int) -> dict[str, Any]:
         "node_headings": headings,
         "nodes": nodes,
         "nodes_open": len(nodes) <= _OPEN_NODE_TABLES_UP_TO,
+        "processes": _processes(record),
         "probes": depth.tables(record),
         "origin": _origin(record),
         "toml": to_toml(record.config),
@@ -154,6 +155,22 @@ def _origin(record: RunRecord) -> list[tuple[str, str]]:
         ("hardware", _hardware(record)),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items()) or compare.MISSING),
         ("commit", summary.get("commit") or compare.MISSING),
+    ]
+
+
+def _processes(record: RunRecord) -> list[NodeRow]:
+    """A row a process of a distributed run: share of time waiting, bytes sent, memory, images/s."""
+    return [
+        NodeRow(
+            row["nodes"],
+            [
+                compare.percent(row["waiting"]),
+                compare.mebibytes(row["sent_bytes"]),
+                compare.mebibytes(row.get("peak_device_bytes", row["peak_rss_bytes"])),
+                compare.number(row["images_per_second"]),
+            ],
+        )
+        for row in (record.summary or {}).get("processes") or []
     ]
 
 

@@ -87,6 +87,17 @@ class Earlier(_Model):
     digest: str
 
 
+class Process(_Model):
+    """How one process of a distributed run has fared; ``waiting`` is a share of the training time in [0, 1]."""
+
+    process: int
+    nodes: str
+    waiting: float
+    sent_bytes: int
+    peak_rss_bytes: int
+    images_per_second: float
+
+
 class Summary(_Model):
     """``summary.json``."""
 
@@ -105,6 +116,7 @@ class Summary(_Model):
     versions: dict[str, str | None] | None = None
     commit: str | None = None
     history: list[Earlier] = Field(default_factory=list)
+    processes: list[Process] = Field(default_factory=list)
 
 
 class ProbePoint(_Model):

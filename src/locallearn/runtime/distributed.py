@@ -155,6 +155,11 @@ class DistributedRuntime(Runtime):
         found = sum(end.waited for end in ends)
         return found + (self._receiver.waited if self._receiver is not None else 0.0)
 
+    @property
+    def sent_bytes(self) -> int:
+        """What this rank has sent to others so far."""
+        return sum(end.sent_bytes for end in (*self._all_senders(), *self._peers.values()))
+
     def settle(self) -> list[Trained]:
         """Wait until all features that were sent have arrived."""
         for sender in self._all_senders():

@@ -25,6 +25,7 @@ class ProcessPeers(Peers):
     Attributes:
         parts: rows of the current batch on each replica; set before each step.
         waited: seconds spent in exchanges so far.
+        sent_bytes: that this rank has sent in them.
         keeps: whether the features that heads have seen are kept for ``features``.
     """
 
@@ -34,6 +35,7 @@ class ProcessPeers(Peers):
         self.replicas, self.replica = world.mesh.data, world.place.data
         self.parts: Sequence[range] = ()
         self.waited = 0.0
+        self.sent_bytes = 0
         self._width = world.axis("width") if self.ways > 1 else None
         self._data = world.axis("data") if self.replicas > 1 else None
         self._name = name
@@ -80,6 +82,8 @@ class ProcessPeers(Peers):
         """From sums over this rank's images the sums over the batch, in place and without gradient."""
         if self._data is not None:
             self._timed(lambda: dist.all_reduce(sums, group=self._data))
+            # of a ring: all but one part of as many as there are ranks, to be added and to be handed on
+            self.sent_bytes += 2 * sums.nbytes * (self.replicas - 1) // self.replicas
         return sums
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -96,6 +100,7 @@ class ProcessPeers(Peers):
         own = dense(x.detach())
         found = [torch.empty_like(own) for _ in range(count)]
         self._timed(lambda: dist.all_gather([flat(each) for each in found], flat(own), group=group))
+        self.sent_bytes += own.nbytes * (count - 1)
         return [x if i == index else each for i, each in enumerate(found)]
 
     def _timed(self, exchange: Callable[[], object]) -> None:

@@ -164,6 +164,7 @@ class Sender:
         self.kind = kind
         self.module, self.targets, self.in_flight, self.wire = module, targets, in_flight, wire
         self.waited = 0.0
+        self.sent_bytes = 0
         self._group = group
         self._waiting = 0
         self._queue: queue.SimpleQueue[tuple[list[tuple[Header, Tensor]], torch.Event | None] | None]
@@ -211,6 +212,7 @@ class Sender:
         self._sent.put(None)
 
     def _begin(self, message: Tensor, tag: int, target: Link) -> _Transfer:
+        self.sent_bytes += message.nbytes
         with naming(target.name):
             return _Transfer(dist.isend(message, target.rank, group=self._group, tag=tag), message, target)
 

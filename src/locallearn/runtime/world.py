@@ -138,6 +138,13 @@ class ProcessWorld:
             value = max(value, int(other))
         return int(self.share(str(value)))
 
+    def collect(self, text: str) -> list[str]:
+        """On the leader, the texts of all processes by rank; elsewhere nothing."""
+        if not self.leader:
+            self._exchange(self.rank, 0, text.encode())
+            return []
+        return [text, *(self._exchange(rank, 0).decode() for rank in range(1, self.mesh.size))]
+
     def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """On the leader, the tensors of every process with their rows put together; elsewhere nothing."""
         own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

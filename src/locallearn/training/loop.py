@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from locallearn.config import RunConfig, digest
 from locallearn.core.module import LocalStep, WeightAverage
 from locallearn.data.store import Batch
 from locallearn.errors import CheckpointError, ConfigError, DivergedError, InterruptedRunError, UsageError
+from locallearn.runtime.distributed import DistributedRuntime
 from locallearn.runtime.inline import Runtime, Trained
 from locallearn.runtime.world import Alone, ProcessWorld
 from locallearn.training import checkpoint as checkpoints
@@ -27,7 +29,7 @@ from locallearn.training.record import RunFolder
 from locallearn.training.scorers import chooses_pairs
 from locallearn.training.step_state import load_step_state, step_state
 from locallearn.training.stop import StopRequest
-from locallearn.training.summary import summarise
+from locallearn.training.summary import memory, summarise
 from locallearn.training.sums import Sums
 from locallearn.training.work import Work
 
@@ -205,18 +207,37 @@ class Loop:
             self._record({"event": "start", "time": record.now(), "nodes": nodes})
         else:
             self._record({"event": "resume", "time": record.now()})
+        before = (self.progress["images"], self.progress["train_seconds"])
         self.runtime.open(self.step, (self.steps_per_epoch or 0) * self.epochs)
         with self.stop, self.runtime:
             while self.epochs_done < self.epochs:
                 self._epoch(self.epochs_done, self.within)
+        processes = self._processes(*before)
         if not self.world.leader:
             return {}
         summary = summarise(self.config, self.work.source, self.network, self.progress, self.step)
+        summary |= {"processes": processes} if processes else {}
         if self.folder is not None:
             earlier = self.folder.history().told()
             summary |= {"history": earlier} if earlier else {}
             self.folder.write_summary(summary)
         return summary
+
+    def _processes(self, images: float, seconds: float) -> list[dict[str, Any]]:
+        """On the leader of several processes, how each has fared since so many images and seconds."""
+        if not isinstance(self.world, ProcessWorld) or not isinstance(self.runtime, DistributedRuntime):
+            return []
+        done = (self.progress["images"] - images) / self.config.mesh.data
+        passed = self.progress["train_seconds"] - seconds
+        row = {
+            "process": self.world.rank,
+            "nodes": self.world.names[self.world.rank],
+            "waiting": self.runtime.waited / passed if passed else 0.0,
+            "sent_bytes": self.runtime.sent_bytes,
+            **memory(self.config, self.progress),
+            "images_per_second": done / passed if passed else 0.0,
+        }
+        return [json.loads(text) for text in self.world.collect(json.dumps(row))]
 
     def _note_commit(self) -> None:
         """Remember every commit that took part: of the start and of a resume by other code."""

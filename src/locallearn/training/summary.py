@@ -45,7 +45,7 @@ def summarise(
         "nodes": last["nodes"],
         "images_per_second": progress["images"] / seconds,
         "seconds": seconds,
-        "memory": _memory(config, progress),
+        "memory": memory(config, progress),
         "parameters": sum(p.numel() for p in network.parameters()),
         "deployed_parameters": _deployed(network),
         "hardware": record.hardware(str(config.train.device)),
@@ -65,7 +65,7 @@ def _deployed(network: LocalNetwork) -> int:
     return sum(p.numel() for part in parts for p in part.parameters())
 
 
-def _memory(config: RunConfig, progress: dict[str, Any]) -> dict[str, int]:
+def memory(config: RunConfig, progress: dict[str, Any]) -> dict[str, int]:
     """Activation bytes of the first step; peaks of this process, since its start."""
     memory = {"activation_bytes": progress["activation_bytes"], "peak_rss_bytes": record.peak_rss_bytes()}
     device = str(config.train.device)

@@ -79,8 +79,8 @@ def write_markdown(studies: Sequence[drawing.Study], output: Path) -> Path:
     """Write what studies found as Markdown, and its pictures as SVG into a folder beside it; return ``output``."""
     studies = _longest_first(studies)
     picture = None
-    lead = next((study for study in studies if points_of(study)), None)
-    if lead:
+    lead = max(studies, key=_networks, default=None)  # of several the longest training, which comes first
+    if lead and _networks(lead):
         picture = f"{output.stem}/figure-3.5.svg"
         _write(output.parent / picture, lead_picture(lead) + "\n")
     parts = [summary(studies, picture)]
@@ -91,6 +91,11 @@ def write_markdown(studies: Sequence[drawing.Study], output: Path) -> Path:
             _write(output.parent / paths[title], svg + "\n")
         parts.append(drawing.markdown(study, paths))
     return _write(output, "\n".join(parts))
+
+
+def _networks(study: drawing.Study) -> int:
+    """How many networks of the lead picture a study has measured."""
+    return sum(point["cell"] in study["measured"] for point in points_of(study))
 
 
 def _longest_first(studies: Sequence[drawing.Study]) -> list[drawing.Study]:

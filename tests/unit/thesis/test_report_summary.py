@@ -70,6 +70,15 @@ def test_the_longest_training_comes_first_and_gives_the_picture(tmp_path):
     assert all(text in picture for text in ("DGL K=4: 69.00 %", "DGL K=4: 88.62 % published"))
 
 
+def test_a_study_that_has_only_begun_does_not_give_the_picture(tmp_path):
+    begun = study_data(
+        Study("standard"), ["table-3.4", "figure-3.5"], [small_results.record(E2E, study=Study("standard"))]
+    )
+    page = write_markdown([begun, three(Study("quick"))], tmp_path / "page.md")
+    assert page.read_text().index("## Protocol `standard`") < page.read_text().index("## Protocol `quick`")
+    assert "quick: accuracy" in (tmp_path / "page" / "figure-3.5.svg").read_text()
+
+
 def test_other_studies_have_no_gaps():
     study = study_data(Study("quick"), ["digits"], [small_results.record("digits-resnet8-e2e")])
     assert points_of(study) == []

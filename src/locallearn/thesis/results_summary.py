@@ -15,9 +15,18 @@ FIGURE = "figure-3.5"
 """Its first panel has the networks of Table 3.4, with what the thesis prints of them."""
 
 NOTE = (
-    "Absolute accuracies are those of their training's length and cannot be compared across protocols, nor with the "
-    "thesis's. What is compared is the gap to the same network trained end to end with the same protocol and seed: "
-    "accuracy less end to end's, mean over seeds ± standard error (number of seeds) [points]."
+    "How much accuracy local learning loses on the thesis's networks: measured here, with the thesis's own "
+    "figures beside it. K is the number of modules in depth, G the number of groups in width. Accuracy depends on"
+    " how long a network is trained, and every protocol here but `paper` trains for less time than the thesis "
+    "did. So compare gaps and not accuracies: a gap is the accuracy of a network less that of the same network "
+    "trained end to end, with the same protocol and seed. It is given as mean over seeds ± standard error (number"
+    " of seeds) [points]."
+)
+
+VERDICTS = (
+    "*Agrees* and *disagrees* need a mean difference of more than two standard errors, so at least two seeds; "
+    "*cannot tell* is everything else, and a dash stands where nothing was measured. The differences behind each "
+    "verdict, with their standard errors and the thesis's own, are below."
 )
 
 
@@ -149,5 +158,5 @@ def _claims(studies: Sequence[Study]) -> list[str]:
     for name in names:
         lines.append(f"| {name} | " + " | ".join(verdicts[s["name"]].get(name, MISSING) for s in touched) + " |")
     lines.append("")
-    lines.append("The differences behind each verdict, with their standard errors and the thesis's own, are below.")
+    lines.append(VERDICTS)
     return lines if names else []

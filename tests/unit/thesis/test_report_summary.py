@@ -49,9 +49,8 @@ def test_gaps_are_paired_by_seed():
 
 def test_the_page_leads_with_gaps_beside_the_thesis_and_with_verdicts():
     text = summary([three(Study("standard")), three(Study("quick"))], "results/figure.svg")
-    assert text.startswith(
-        "# Results\n\nAbsolute accuracies are those of their training's length and cannot be compared"
-    )
+    assert text.startswith("# Results\n\nHow much accuracy local learning loses on the thesis's networks")
+    assert "compare gaps and not accuracies" in text
     assert "](results/figure.svg)" in text
     assert "| DGL K=4 | 70.063 | −4.39 | −2.00 ± 1.00 (2) | −2.00 ± 1.00 (2) |" in text
     assert "| GN-DGL G=2 K=2 | 11.114 | −3.33 | −1.50 (1) | −1.50 (1) |" in text

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.utils.checkpoint import checkpoint_sequential
 
+from locallearn.bench.compiled import Compiled, compiled_backprop
 from locallearn.bench.step import HEAD, Contender, Setting, local, step_config
 from locallearn.bench.timing import interleaved, ratio
 from locallearn.core.module import autocast
@@ -22,7 +23,7 @@ PARTS = (2, 4, 8)
 
 
 def bench_memory(
-    model: str, depths: Sequence[int], width: int, setting: Setting, head: str = HEAD
+    model: str, depths: Sequence[int], width: int, setting: Setting, head: str = HEAD, compiled: bool = False
 ) -> list[dict[str, Any]]:
     """Peak activation bytes and time of a step, in turns with backpropagation.
 
@@ -32,17 +33,21 @@ def bench_memory(
         width: G of the local networks.
         setting: batch, device, precision and repeats; with 0 repeats nothing is timed.
         head: the auxiliary heads of the local networks.
+        compiled: whether torch's layers under torch.compile compete, too.
 
     Returns:
-        A row for backpropagation, for checkpointing, for accumulation and for every K: ``name``,
+        A row for backpropagation, compiled or not, for checkpointing, for accumulation and for every K: ``name``,
         ``activation_bytes``, ``memory`` (over backpropagation's) and, where timed, ``time`` (over
         backpropagation's, median over turns) and ``spread``. Rows of local networks also have
         ``time_at_equal_memory``: the time of the fastest kind of backpropagation that keeps no more, over theirs;
         and ``memory_at_equal_time``: the bytes of the smallest kind that is no slower, over theirs (None: none is).
+        That of the compiled one has ``warm_up_seconds``, ``graphs`` and ``recompiles``.
     """
     blocks = len(build_backbone(model, setting.image.channels, setting.image.size).blocks)
     segments = [n for n in PARTS if n <= blocks]
     contenders = {"backprop": backprop(model, setting)}
+    if compiled:
+        contenders["backprop, compiled"] = compiled_backprop(model, setting)
     contenders |= {f"checkpointing, {n} segments": backprop(model, setting, segments=n) for n in segments}
     contenders |= {f"accumulation, {n} micro-batches": backprop(model, setting, microbatches=n) for n in PARTS}
     peers = list(contenders)
@@ -59,6 +64,9 @@ def bench_memory(
             row |= {"time": ratio(times[name], times["backprop"]), "spread": times[name].spread}
         for name in rows.keys() - set(peers):
             rows[name] |= equal_terms(rows[name], [rows[peer] for peer in peers])
+    for name, one in contenders.items():
+        if isinstance(one, Compiled):
+            rows[name] |= one.facts()
     return list(rows.values())
 
 

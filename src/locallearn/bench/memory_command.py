@@ -34,6 +34,8 @@ class MemoryOptions(MeasuringOptions):
     """Images a step [images]; micro-batches of gradient accumulation are its halves, quarters and eighths."""
     repeats: int = 5
     """Measurements of each network; medians are printed."""
+    compiled: bool = False
+    """Also backpropagation under torch.compile, of ResNets of basic blocks (minutes of compiling)."""
     bytes_only: bool = False
     """Time nothing: the bytes of one step each, which are the same on every machine."""
 
@@ -55,7 +57,10 @@ def run(arguments: Sequence[str]) -> int:
     device, precision = options.prepare()
     repeats = 0 if options.bytes_only else options.repeats
     setting = Setting(ImageShape(3, options.image_size, 10), options.batch_size, device, precision, repeats)
-    rows = {m: bench_memory(m, options.depth, options.width, setting, options.head) for m in options.models}
+    rows = {
+        m: bench_memory(m, options.depth, options.width, setting, options.head, options.compiled)
+        for m in options.models
+    }
     common = {"batch_size": options.batch_size, "head": options.head}
     found = {**facts(device, precision, repeats), **common, "models": rows}
     show(options, found, [_table(rows[model], model, options) for model in options.models])
@@ -72,6 +77,10 @@ def _table(rows: Sequence[dict[str, Any]], model: str, options: MemoryOptions) -
     columns = ["", "MiB kept", "of all"]
     if not options.bytes_only:
         columns += ["time", "spread", "x time", "x memory"]
+    for row in rows:
+        if "graphs" in row:
+            said = f"\ncompiled: first step {row['warm_up_seconds']:.0f} s, {row['graphs']} graphs, "
+            table.caption = f"{table.caption}{said}{row['recompiles']} compiled after it"
     for column in columns:
         table.add_column(column, justify="right" if column else "left")
     for row in rows:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
+from locallearn.bench.compiled import compiled_graphs
 from locallearn.bench.step import Contender
 from locallearn.bench.timing import Timing, ratio
 from locallearn.bench.user_model import Inputs, load
@@ -208,21 +209,15 @@ def _facts(contender: Contender, way: Way, job: Job, device: torch.device) -> di
         _wait(device)
         facts["warm_up_seconds"] = (time.perf_counter() - begin) / contender.steps
         if way.kind == "compiled":
-            facts["graphs"] = _graphs()
+            facts["graphs"] = compiled_graphs()
     facts["activation_bytes"] = contender.peak_bytes()
     if job.repeats:
         facts["resident_bytes"] = _peak_of(contender.step, device)
     return facts
 
 
-def _graphs() -> int:
-    from torch._dynamo.utils import counters
-
-    return int(counters["stats"]["unique_graphs"])
-
-
 def _recompiled(way: Way, facts: dict[str, Any]) -> dict[str, int]:
-    return {"recompiles": _graphs() - facts["graphs"]} if way.kind == "compiled" and "graphs" in facts else {}
+    return {"recompiles": compiled_graphs() - facts["graphs"]} if way.kind == "compiled" and "graphs" in facts else {}
 
 
 def _peak_of(step: Callable[[], object], device: torch.device) -> int:

@@ -175,8 +175,9 @@ def bench_step(
         width: G.
         runtimes: of ``"inline"`` and ``"threads"``; the latter is left out where there is one module, one CPU thread
             or a GPU.
-        baselines: of ``"loop"`` (at the same precision), ``"loop-fp32"`` and ``"e2e"``; a loop is left out where it
-            is the same network (e2e) or not written (other losses than cross entropy, registered heads).
+        baselines: of ``"loop"`` (at the same precision), ``"loop-fp32"``, ``"e2e"`` and ``"compiled"`` (end to end,
+            of torch's layers under torch.compile); a loop is left out where it is the same network (e2e) or not
+            written (other losses than cross entropy, registered heads).
         setting: batch, device, precision and repeats.
         head: the auxiliary heads.
 
@@ -184,8 +185,14 @@ def bench_step(
         For every runtime the cell; ``images_per_second`` (median), ``spread`` (quartile distance over median),
         ``activation_bytes`` (peak of a step), ``predicted`` (multiply-accumulates of a step of the e2e network over
         those of the cell's, heads and backward passes included); and ``baselines``: by name the same figures and
-        ``ratio``, how many times faster the cell is (median over turns).
+        ``ratio``, how many times faster the cell is (median over turns); of ``compiled`` also ``warm_up_seconds``,
+        ``graphs`` and ``recompiles`` (after its first step).
+
+    Raises:
+        UsageError: the compiled baseline cannot be compiled.
     """
+    from locallearn.bench.compiled import Compiled, compiled_backprop  # which knows this module
+
     config, e2e = step_config(model, method, depth, width, head), step_config(model, "e2e", 1, 1)
     side_by_side = depth > 1 and setting.device.type == "cpu" and torch.get_num_threads() > 1
     own = [name for name in runtimes if name == "inline" or side_by_side]
@@ -193,11 +200,16 @@ def bench_step(
     for name in baselines:
         if name == "e2e":
             contenders[name] = local(e2e, setting)
+        elif name == "compiled":
+            contenders[name] = compiled_backprop(model, setting)
         elif method in ("dgl", "gn-dgl") and head not in heads:
             contenders[name] = loop(config, setting, "fp32" if name == "loop-fp32" else setting.precision)
     times = interleaved({name: one.step for name, one in contenders.items()}, setting.repeats, setting.device)
     counted, undivided = (cost(c, setting.image, batch_size=setting.batch_size) for c in (config, e2e))
     figures = {name: _figures(one, times[name], setting.batch_size) for name, one in contenders.items()}
+    for name, one in contenders.items():
+        if isinstance(one, Compiled):
+            figures[name] |= one.facts()
     cell = {
         "model": model,
         "method": method,

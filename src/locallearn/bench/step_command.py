@@ -50,9 +50,9 @@ class StepOptions(TrainedCellOptions):
     """Width factors: every cell of the model with so many times its channels."""
     runtimes: tuple[Literal["inline", "threads"], ...] = ("inline", "threads")
     """How the cells' modules train: one after the other, or several at once on the threads of a CPU."""
-    baselines: tuple[Literal["loop", "loop-fp32", "e2e"], ...] = ("loop", "loop-fp32", "e2e")
-    """What to time in turns with every cell: a loop over groups at the same precision, one in fp32, and plain
-    backpropagation."""
+    baselines: tuple[Literal["loop", "loop-fp32", "e2e", "compiled"], ...] = ("loop", "loop-fp32", "e2e")
+    """What to time in turns with every cell: a loop over groups at the same precision, one in fp32, plain
+    backpropagation, and plain backpropagation of torch's layers under torch.compile (minutes of compiling)."""
     repeats: int = 7
     """Measurements of each network; medians are printed."""
 
@@ -98,7 +98,7 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-_HEADS = {"loop": "x loop", "loop-fp32": "x loop\nfp32", "e2e": "x e2e"}
+_HEADS = {"loop": "x loop", "loop-fp32": "x loop\nfp32", "e2e": "x e2e", "compiled": "x com-\npiled"}
 """Columns of the baselines."""
 
 
@@ -106,6 +106,11 @@ def _table(rows: Sequence[dict[str, Any]], baselines: Sequence[str], title: str)
     caption = (
         "x NAME: how many times faster than NAME, in turns; MACs: x e2e as multiply-accumulates of a step have it"
     )
+    for row in rows:
+        for one in row["baselines"].values():
+            if "graphs" in one and row is rows[0]:
+                caption += f"\ncompiled: first step {one['warm_up_seconds']:.0f} s, {one['graphs']} graphs, "
+                caption += f"{one['recompiles']} compiled after it"
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("cell", "runtime"):
         table.add_column(column, no_wrap=True)

@@ -139,7 +139,7 @@ def sharded_step(cost: Cost, cluster: Cluster, copies: int) -> float:
 
 
 def seldom_averaged_step(cost: Cost, cluster: Cluster, copies: int) -> float:
-    """Seconds a step of copies that average their parameters after every :data:`LOCAL_STEPS` steps [s]."""
+    """Seconds a step of copies that average their parameters after every ``LOCAL_STEPS`` steps [s]."""
     return _whole(cost, cluster, copies) + cluster.reduce(GRADIENT_BYTES * _parameters(cost), copies) / LOCAL_STEPS
 
 
@@ -165,7 +165,7 @@ def speedups(
         cells: costs of networks by (K, G), end to end left out; those whose nodes divide ``devices`` are used.
         devices: N.
         conditions: clusters by name.
-        in_flight: as in :func:`local_step`.
+        in_flight: as in ``local_step``.
 
     Returns:
         A row a way: ``way``, ``devices``, ``copies`` and, under ``speedups``, a number for every condition.

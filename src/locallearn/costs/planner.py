@@ -211,7 +211,7 @@ def choose(candidates: Sequence[Candidate], refused: Sequence[Refusal] = (), *, 
 
 
 def sift(candidates: Sequence[Candidate], refused: Sequence[Refusal] = (), *, devices: int, memory: int) -> Plan:
-    """The same as :func:`choose`, but for a plan without any candidate where none fits."""
+    """The same as ``choose``, but for a plan without any candidate where none fits."""
     fits, out = [], list(refused)
     for one in candidates:
         reason = None

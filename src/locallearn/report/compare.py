@@ -179,7 +179,7 @@ def classifies(record: RunRecord) -> bool:
 
 
 def columns(records: Sequence[RunRecord]) -> tuple[Column, ...]:
-    """The columns of :data:`COLUMNS`, which say where accuracies are those of neighbours."""
+    """The columns of ``COLUMNS``, which say where accuracies are those of neighbours."""
     kinds = {classifies(record) for record in records}
     if kinds == {True}:
         return COLUMNS

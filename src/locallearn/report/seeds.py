@@ -24,7 +24,7 @@ class SeedGroup:
     Attributes:
         names: of the runs.
         seeds: theirs.
-        row: of the first run, as :func:`~locallearn.report.compare.comparison_rows` has it.
+        row: of the first run, as ``comparison_rows`` has it.
         means: by key of the rows, where every run tells it.
         spreads: standard deviations over the runs (N - 1), likewise.
     """

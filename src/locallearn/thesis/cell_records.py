@@ -105,10 +105,17 @@ def make_record(
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write a record atomically. One of another configuration under the same name is kept, with its digest in it."""
+    """Write a record atomically. One of another configuration under the same name is kept, with its digest in it.
+
+    What was there and is no record is kept too, as ``NAME.json.damaged``.
+    """
     make_folder(path.parent)
     if path.is_file():
-        old = read_record(path)
+        try:
+            old = read_record(path)
+        except UsageError:
+            path.rename(path.with_name(f"{path.name}.damaged"))
+            old = record
         if old["digest"] != record["digest"]:
             path.rename(path.with_name(f"{path.stem}-{old['digest']}.json"))
     write_atomically(path, json.dumps(record, indent=1) + "\n")
@@ -130,23 +137,40 @@ def read_record(path: Path) -> Record:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "the whole"
         raise UsageError(f"{path}: not a result of reproduce ({field}: {first['msg']})") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not a result of reproduce ({error})") from None
     with contextlib.suppress(ConfigError):  # a setting of then is gone: the digest of then says what was trained
         record["digest"] = digest(from_dict(record["config"]))
     return record
 
 
-def read_records(folder: Path) -> list[Record]:
-    """Every record in a folder, by file name; none where there is no folder."""
-    return [read_record(path) for path in sorted(folder.glob("*.json"))]
+def read_records(folder: Path, problems: list[str] | None = None) -> list[Record]:
+    """Every record in a folder, by file name; none where there is no folder.
+
+    Args:
+        folder: where they are.
+        problems: is told of files that are no records, which are left out; without it the first one is an error.
+
+    Raises:
+        UsageError: a file is not a record.
+    """
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found.append(read_record(path))
+        except UsageError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
+    return found
 
 
 def is_finished(path: Path, wanted: str, seed: int) -> bool:
     """Whether this file holds the record of the configuration with digest ``wanted`` and this seed."""
-    if not path.is_file():
+    try:
+        record = read_record(path)
+    except UsageError:
         return False
-    record = read_record(path)
     return (record["digest"], record["seed"]) == (wanted, seed)
 
 

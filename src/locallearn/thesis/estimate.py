@@ -21,11 +21,11 @@ def epoch_seconds(run: Path) -> list[float]:
     """Seconds that each finished epoch of a run took, in order; none where there is no run."""
     path = run / "metrics.jsonl"
     seconds: dict[int, float] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):  # a line that is being written
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):  # being written, or damaged
             event = json.loads(line)
             if event["event"] == "train":
-                seconds[event["epoch"]] = event["seconds"]
+                seconds[int(event["epoch"])] = float(event["seconds"])
     return [seconds[epoch] for epoch in sorted(seconds)]
 
 
@@ -77,7 +77,7 @@ class Estimates:
                 continue
             try:
                 config = from_toml(path.read_text(encoding="utf-8"))
-            except ConfigError:  # of another version
+            except (ConfigError, OSError, ValueError):  # of another version, or damaged
                 continue
             if config.data.name not in TRAINING_IMAGES:
                 continue
@@ -91,6 +91,7 @@ def _read(path: Path) -> dict[str, int]:
     """Counts that were kept; none where the file is missing or damaged, for they can be made again."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    counts = found.items() if isinstance(found, dict) else ()
+    return {name: count for name, count in counts if isinstance(count, int) and count > 0}

@@ -165,7 +165,9 @@ def _run_folder(options: ReproduceOptions, study: Study, cell: str, seed: int) -
 def _finish(options: ReproduceOptions, study: Study, outcome: Outcome) -> int:
     """Print the tables, write the report, and return the exit code."""
     folder = Path(options.results)
-    data = study_data(study, list(dict.fromkeys(options.tables)), cell_records.read_records(folder / study.name))
+    problems: list[str] = []
+    records = cell_records.read_records(folder / study.name, problems)
+    data = study_data(study, list(dict.fromkeys(options.tables)), records, problems)
     report = write_html(read_studies(folder), folder / "report.html") if data["measured"] else None
     code = 1 if outcome.failed or outcome.interrupted else 0
     if options.json:

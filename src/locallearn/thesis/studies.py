@@ -35,22 +35,37 @@ def read_studies(folder: Path) -> list[drawing.Study]:
     """Every study in a folder of results, with the tables that something is measured of.
 
     Raises:
-        UsageError: there are none, or a file is not a record.
+        UsageError: there are none.
     """
-    studies = []
+    studies, damaged = [], list[str]()
     for path in _study_folders(folder):
-        records = read_records(path)
+        problems: list[str] = []
+        records = read_records(path, problems)
+        damaged += problems
+        if not records:
+            continue
         study = Study(**records[0]["study"])
         trained = {record["cell"] for record in records}
         tables = [name for name in LAYOUTS if trained & set(cells_of(name))]
-        studies.append(study_data(study, tables, records))
+        studies.append(study_data(study, tables, records, problems))
+    if not studies and damaged:
+        raise UsageError(damaged[0])
     if not studies:
         raise UsageError(f"{folder}: there are no results there; locallearn reproduce TABLE makes some")
     return studies
 
 
-def study_data(study: Study, tables: Sequence[str], records: Sequence[Record]) -> drawing.Study:
-    """A study as plain data: these tables, figures and single cells, and the claims that they touch."""
+def study_data(
+    study: Study, tables: Sequence[str], records: Sequence[Record], problems: Sequence[str] = ()
+) -> drawing.Study:
+    """A study as plain data: these tables, figures and single cells, and the claims that they touch.
+
+    Args:
+        study: how the cells are trained.
+        tables: names of what to show.
+        records: what was measured.
+        problems: files that are left out, for the notes.
+    """
     measured, notes = comparable(records, {name: study.digest(name) for name in cells()})
     layouts = [LAYOUTS[name] for name in tables if name in LAYOUTS]
     single = [name for name in tables if name not in LAYOUTS]
@@ -66,7 +81,7 @@ def study_data(study: Study, tables: Sequence[str], records: Sequence[Record]) -
         "curves": [dataclasses.asdict(layout) for layout in layouts if isinstance(layout, Curves)],
         "claims": [dataclasses.asdict(verdict) for verdict in verdicts],
         "measured": measured,
-        "notes": notes,
+        "notes": [*(f"left out: {problem}" for problem in problems), *notes],
     }
 
 

@@ -6,6 +6,7 @@ between two steps with a checkpoint: no cell is trained without somebody waiting
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -24,6 +25,7 @@ from locallearn.thesis.cell_records import make_record, write_record
 from locallearn.thesis.matrix import cells
 from locallearn.thesis.protocols import Study
 from locallearn.training import runs
+from locallearn.training.events import read_events
 from locallearn.training.finished import open_run
 from locallearn.training.probe import probe
 from locallearn.training.record import RunFolder
@@ -126,13 +128,21 @@ def _placed(config: RunConfig, request: Request) -> RunConfig:
 
 def _curve(run: Path) -> list[dict[str, Any]]:
     """Epoch, last layer and ensemble of every evaluation, and the last node's training loss in that epoch."""
-    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    losses = {event["epoch"]: event["nodes"][-1]["loss"] for event in events if event["event"] == "train"}
+    lines = read_events(run / "metrics.jsonl")
+    for line in lines:
+        if line.problem:
+            print(f"{run / 'metrics.jsonl'}:{line.number}: {line.problem}; left out of the curve", file=sys.stderr)
+    events = [line.event for line in lines if line.event is not None]
+    losses: dict[int, float] = {}
+    for event in events:
+        if event["event"] == "train":
+            with contextlib.suppress(LookupError, TypeError):  # a node without a loss
+                losses[event["epoch"]] = event["nodes"][-1]["loss"]
     keys = ("epoch", "last_layer", "ensemble")
     return [
         {**{key: event[key] for key in keys}, "loss": losses[event["epoch"]]}
         for event in events
-        if event["event"] == "evaluate"
+        if event["event"] == "evaluate" and event.keys() >= set(keys) and event["epoch"] in losses
     ]
 
 

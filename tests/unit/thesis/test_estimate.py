@@ -65,8 +65,21 @@ def test_counts_are_kept_and_a_damaged_file_is_made_again(tmp_path):
     assert kept[STUDY.digest(DGL)] == cost(config, cells()[DGL].image).step_macs
     (tmp_path / "macs.json").write_text(json.dumps({**kept, STUDY.digest(DGL): 2 * kept[STUDY.digest(DGL)]}))
     assert Estimates(tmp_path).seconds_left(tmp_path / "none", config) == pytest.approx(2 * expected)
-    (tmp_path / "macs.json").write_text("{")
-    assert Estimates(tmp_path).seconds_left(tmp_path / "none", config) == pytest.approx(expected)
+    for damaged in (b"{", b"[" * 10_000, b"\xff\xfe", json.dumps({STUDY.digest(DGL): "many"}).encode(), b'["a"]'):
+        (tmp_path / "macs.json").write_bytes(damaged)
+        assert Estimates(tmp_path).seconds_left(tmp_path / "none", config) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("damaged", [b"\xff\xfe\x00", b"[1]", b"3", b'{"event": "train"}', b"[" * 10_000])
+def test_damaged_lines_and_settings_say_nothing_of_times(damaged, tmp_path):
+    run = trained(tmp_path, E2E, [10.0, 20.0])
+    expected = Estimates(tmp_path).seconds_left(tmp_path / "none", STUDY.config(DGL, 0))
+    with open(run / "metrics.jsonl", "ab") as file:
+        file.write(b"\n" + damaged + b"\n")
+    other = trained(tmp_path, DGL, [30.0])
+    (other / "config.toml").write_bytes(b"\xff\xfe")
+    assert epoch_seconds(run) == [10.0, 20.0]
+    assert Estimates(tmp_path).seconds_left(tmp_path / "none", STUDY.config(DGL, 0)) == pytest.approx(expected)
 
 
 def test_an_epoch_that_was_trained_again_and_a_line_that_is_being_written(tmp_path):

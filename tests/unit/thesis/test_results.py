@@ -95,6 +95,7 @@ def test_a_setting_that_is_new_in_the_program_does_not_make_old_records_stranger
     [
         ("{", "not a result of reproduce (Expecting"),
         ("[]", "not a result of reproduce (the whole"),
+        ("[" * 10_000, "not a result of reproduce (maximum recursion"),
         (json.dumps({**small_results.record(E2E), "accuracy": {"last_layer": 0.9}}), "accuracy.ensemble"),
         (json.dumps({**small_results.record(E2E), "seed": "0"}), "(seed: "),
     ],
@@ -106,3 +107,13 @@ def test_a_damaged_record_is_named(text, message, tmp_path):
         cell_records.read_records(tmp_path)
     assert str(path) in str(caught.value)
     assert message in str(caught.value)
+    other = small_results.record(E2E)
+    cell_records.write_record(tmp_path / "good-seed0.json", other)
+    problems = []
+    assert [record["cell"] for record in cell_records.read_records(tmp_path, problems)] == [E2E]
+    assert len(problems) == 1
+    assert message in problems[0]
+    assert not cell_records.is_finished(path, DIGESTS[E2E], 0)  # so that it is trained again
+    cell_records.write_record(path, other)
+    assert (tmp_path / "bad-seed0.json.damaged").read_text() == text
+    assert cell_records.is_finished(path, DIGESTS[E2E], 0)

@@ -61,6 +61,8 @@ def test_a_cell_that_is_stopped_goes_on_and_leaves_its_record(request_, tmp_path
         ("resume", 3),
     ]
     (tmp_path / "record-seed1.json").unlink()  # killed after the run's end and before the record
+    with open(tmp_path / "run" / "metrics.jsonl", "ab") as file:
+        file.write(b'\xff\n[1]\n{"event": "evaluate", "step": 9, "epoch": 9, "nodes": []}\n')
     train_cell(request_)
     assert {**read_record(tmp_path / "record-seed1.json"), "finished": 0} == {**record, "finished": 0}
 

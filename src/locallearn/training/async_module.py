@@ -66,6 +66,16 @@ def module_folder(run: Path, name: str) -> Path:
     return run / "modules" / name
 
 
+_PROGRESS = {"digest": str, "step": int, "clock": int, "epochs": list, "pace": dict}
+
+
+def _check_progress(path: Path, progress: dict[str, Any]) -> None:
+    """Refuse a checkpoint that another kind of run wrote, or something else than a run."""
+    for key, kind in _PROGRESS.items():
+        if not isinstance(progress.get(key), kind):
+            raise CheckpointError(f"checkpoint {path} is damaged: it says nothing of {key}")
+
+
 class ModuleTraining:
     """One module, its checkpoints and its two boundaries.
 
@@ -141,6 +151,7 @@ class ModuleTraining:
         if found is None or path is None:
             self._begin()
             return
+        _check_progress(path, found.progress)
         if found.progress["digest"] != digest(self.config):
             raise CheckpointError(f"checkpoint {path} belongs to another configuration than the run's config.toml")
         checkpoints.load_network(self.module, found.tensors, path)

@@ -86,12 +86,19 @@ class AsynchronousTraining:
         for problem in self.folder.rewind(sys.maxsize):  # drops what is damaged
             self.observer.on_warning(problem)
         for event in self.folder.events():
-            if event["event"] == "train":
-                self._count(event)
-            elif event["event"] == "evaluate":
-                self._remember(event)
-            elif event["event"] in ("start", "resume"):
-                self._note_commit(event["commit"])
+            try:
+                self._take_up(event)
+            except (KeyError, TypeError) as error:  # of another shape than this package writes
+                kind = event["event"]
+                self.observer.on_warning(f"{self.folder.path}: a damaged {kind} event is not used ({error!r})")
+
+    def _take_up(self, event: dict[str, Any]) -> None:
+        if event["event"] == "train":
+            self._count(event)
+        elif event["event"] == "evaluate":
+            self._remember(event)
+        elif event["event"] in ("start", "resume"):
+            self._note_commit(event["commit"])
 
     # --- the run -----------------------------------------------------------------------------------------------
 
@@ -208,10 +215,11 @@ class AsynchronousTraining:
             self._evaluate()
 
     def _count(self, event: dict[str, Any]) -> None:
+        images, seconds, activation_bytes = event["images"], event["seconds"], event["activation_bytes"]
         self.epoch = event["epoch"]
-        self.progress["images"] += event["images"]
-        self.progress["train_seconds"] += event["seconds"]
-        self.progress["activation_bytes"] = event["activation_bytes"]
+        self.progress["images"] += images
+        self.progress["train_seconds"] += seconds
+        self.progress["activation_bytes"] = activation_bytes
 
     def _evaluate(self) -> None:
         """Evaluate the modules as they were saved last, and keep them as one checkpoint of the whole network."""
@@ -251,7 +259,9 @@ class AsynchronousTraining:
 
     def _remember(self, event: dict[str, Any]) -> bool:
         """Note an evaluation, and tell whether the last layer was never better."""
-        found = {k: event[k] for k in ("epoch", "last_layer", "ensemble", "nodes", "validation") if k in event}
+        found = {key: event[key] for key in ("epoch", "last_layer", "ensemble", "nodes")}
+        if "validation" in event:
+            found["validation"] = event["validation"]
         best = self.progress["best"]
         better = best is None or _choosing(found) > _choosing(best)
         self.progress["last"], self.progress["best"] = found, found if better else best

@@ -22,8 +22,8 @@ from locallearn.nn.peers import Peers, computing_with
 from locallearn.nn.ssl_head import FeatureNoise
 from locallearn.seeding import derive
 
-_DRAWING = threading.Lock()
-"""Stages that train at the same time share torch's generator."""
+DRAWING = threading.Lock()
+"""Held by whoever draws from torch's own generator: stages that train at the same time share it with the loader."""
 
 
 Features = Any
@@ -62,6 +62,14 @@ class Stage(nn.Module):
 
     def begin(self) -> None:
         """Called at the start of every training step, when all that the stage ``reads`` is there."""
+
+    def brought(self, features: Features, batch: Batch) -> tuple[Features, Batch]:
+        """What the stage is given, where it computes."""
+        return features, batch
+
+    def told(self, loss: LocalLoss) -> LocalLoss:
+        """Its losses, detached, where all stages' losses are looked at."""
+        return loss.detached()
 
     def handed_on(self, output: Any) -> Features:
         """What the next stage is given of the stage's output, detached."""
@@ -251,7 +259,7 @@ class LocalStep:
         """Forward pass, loss and backward pass, which leave gradients in the parameters; else as the whole call."""
         out, loss = self.compute(features, batch, index, hand_on)
         self.backward(loss)
-        return self.module.handed_on(out), loss.detached()
+        return self.module.handed_on(out), self.module.told(loss)
 
     def compute(
         self,
@@ -261,6 +269,7 @@ class LocalStep:
         hand_on: Callable[[Features], None] | None = None,
     ) -> tuple[Any, LocalLoss]:
         """The stage's output and the losses, with their graphs; else as the whole call."""
+        features, batch = self.module.brought(features, batch)
         first = features if isinstance(features, Tensor) else features[0]
         self.module.begin()
         with (
@@ -360,7 +369,7 @@ class LocalStep:
         if not self.module.random or index is None:
             yield
             return
-        with _DRAWING, torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with DRAWING, torch.random.fork_rng([device] if device.type == "cuda" else []):
             self.seed_draws(index)
             yield
 

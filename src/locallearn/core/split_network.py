@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from locallearn.core.batches import CalledBatch, ModelCall, model_call
 from locallearn.core.last_layer import LastLayerLoss
 from locallearn.core.module import Features, LocalStep, Stage, autocast
 from locallearn.core.network import LocalNetwork, OptimizerFactory, network_name
+from locallearn.core.placed import brought, devices_of, move, view_on
 from locallearn.core.plain import check_plain
 from locallearn.core.shares import listen, listening, share_of
 from locallearn.core.stage_ends import at_ends
@@ -72,6 +74,8 @@ class ModelStage(Stage):
         self._copies: dict[ReadsScorer, nn.Linear] = {}
         self._copied_names: list[tuple[str, nn.Parameter]] = []
         self._reads_copies = False
+        self.device: torch.device | None = None
+        self._first: torch.device | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -83,21 +87,21 @@ class ModelStage(Stage):
         """Whether the stage ends with the model's own output."""
         return not self.piece.path
 
-    def run_alone(self, recorder: Recorder, owners: Mapping[str, int], earlier: Sequence[Share] = ()) -> None:
+    def run_alone(self, recorder: Recorder, owners: Mapping[str, int], pieces: Sequence[Piece]) -> None:
         """Let the stage compute without the others, on copies of the model's modules that share its tensors.
 
         Args:
             recorder: knows which submodules run.
             owners: which stage, counted from 0, trains a parameter.
-            earlier: what stages before it train of the model's own loss, and which is 0 in this one's.
+            pieces: all stages; what those before it train of the model's own loss is 0 in this one's.
         """
         before = self.before
         received = () if before is None else _places(before)
-        view = share(self.model, apart=self.piece.reads)
+        view = self._view(owners, pieces)
         self._computes = [view]
         listen(view, self.piece.shares, self.noted)  # before the hook that leaves the pass
         self._alone = StagePass(view, recorder, before, self.piece, received, _places(self.piece))
-        for each in earlier:
+        for each in itertools.chain(*(piece.shares for piece in pieces[: int(self.name) - 1])):
             if isinstance(each.place, str):
                 setattr(view.get_submodule(each.path), each.place, next(self.model.parameters()).new_zeros(()))
         self.reads.clear()
@@ -109,17 +113,70 @@ class ModelStage(Stage):
         heads = [part for part in self.objective.modules() if isinstance(part, ReadsScorer)]
         self._copies = {part: self._copy(part.scorer, names, owners) for part in heads}
 
+    def _view(self, owners: Mapping[str, int], pieces: Sequence[Piece]) -> nn.Module:
+        """The model's modules for this stage alone, on its device where it has one of its own."""
+        if self.device is None:
+            return share(self.model, apart=self.piece.reads)
+        own = [self.model.get_parameter(name) for name in self.piece.parameters]
+        own += [self.model.get_buffer(name) for name in self.piece.buffers]
+        absent = [self.model.get_parameter(name) for name in {*owners} - {*self.piece.parameters, *self.piece.reads}]
+        absent += [
+            self.model.get_buffer(name) for piece in pieces if piece is not self.piece for name in piece.buffers
+        ]
+        return view_on(self.model, self.device, own, absent)
+
+    def put_on(self, device: torch.device, first: torch.device | None) -> None:
+        """Put what the stage trains on a device.
+
+        Args:
+            device: the device.
+            first: where all stages' losses are looked at, for a stage that computes alone on the device from then on;
+                None for one that is part of a whole model there.
+        """
+        self.device, self._first = (None, None) if first is None else (device, first)
+        move(map(self.model.get_parameter, self.piece.parameters), device)
+        move([*map(self.model.get_buffer, self.piece.buffers), *self.objective.parameters()], device)
+        move(self.objective.buffers(), device)
+
+    def brought(self, features: Features, batch: Batch) -> tuple[Features, Batch]:
+        """What the stage is given, on its device where it has one of its own."""
+        return (features, batch) if self.device is None else brought(features, batch, self.device)
+
+    def told(self, loss: LocalLoss) -> LocalLoss:
+        """Its losses, detached, where all stages' losses are looked at."""
+        loss, first = loss.detached(), self._first
+        if first is None or loss.total.device == first:
+            return loss
+        terms = {name: term.to(first) for name, term in loss.terms.items()}
+        logits = None if loss.logits is None else loss.logits.to(first)
+        return LocalLoss(loss.total.to(first), terms, logits)
+
+    def train(self, mode: bool = True) -> ModelStage:
+        """Training or eval mode, also of the modules with which the stage computes alone."""
+        if self._alone is not None:
+            self._alone.model.train(mode)
+        return super().train(mode)
+
     def _copy(self, scorer: nn.Linear, names: Mapping[int, str], owners: Mapping[str, int]) -> nn.Linear:
         """The layer, for a head of the stage, with a copy of what other stages train of it."""
         here = int(self.name) - 1
         others = {id(p): names[id(p)] for p in scorer.parameters() if owners.get(names.get(id(p), ""), here) != here}
-        layer = copy.deepcopy(scorer, {id(p): p for p in scorer.parameters() if id(p) not in others})
+        here_already = [p for p in scorer.parameters() if id(p) not in others and self.device in (None, p.device)]
+        layer = copy.deepcopy(scorer, {id(p): p for p in here_already})
+        if self.device is not None:
+            move(layer.parameters(), self.device)
         for theirs, own in zip(scorer.parameters(), layer.parameters(), strict=True):
             if id(theirs) in others:
                 name = others[id(theirs)]
                 self.reads.setdefault(owners[name], []).append((theirs, own))
                 self._copied_names.append((name, own))
         return layer
+
+    @torch.no_grad()
+    def read_now(self) -> None:
+        """Set copies of what other stages train to what it is now; for whoever lets stages compute in turn."""
+        for theirs, own in (pair for pairs in self.reads.values() for pair in pairs):
+            own.copy_(theirs)
 
     @torch.no_grad()
     def load_copies(self, values: Mapping[str, Tensor]) -> None:
@@ -312,6 +369,8 @@ class SplitNetwork(LocalNetwork):
         """Train the stages in the model's own forward pass, each where it ends."""
         assert isinstance(batch, CalledBatch)
         assert batch.call is not None
+        if self.placed:
+            return self._walk_apart(steps, batch, index, rate)
         device, passing = batch.images.device, _Pass(self.model_stages, steps, batch, index, rate)
         with (
             torch.enable_grad(),
@@ -326,6 +385,18 @@ class SplitNetwork(LocalNetwork):
                 output = self.model(*call.args, **call.kwargs)
             return passing.end(output)
 
+    def _walk_apart(
+        self, steps: Sequence[LocalStep], batch: Batch, index: int | None, rate: float | None
+    ) -> list[LocalLoss]:
+        """The same with stages that are on devices of their own."""
+        features: Features = batch.images
+        losses = []
+        for stage, step in zip(self.model_stages, steps, strict=True):
+            stage.read_now()
+            features, loss = step(features, batch, index, rate)
+            losses.append(loss)
+        return losses
+
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
         """While it lasts, stages note what their shares of the model's own loss are made of."""
@@ -336,6 +407,9 @@ class SplitNetwork(LocalNetwork):
 
     def look(self, batch: Batch) -> Iterator[tuple[str, Tensor | None, Tensor]]:
         """What evaluation needs of every stage: its name, scores [G, B, classes] or None, and losses [G]."""
+        if self.placed:
+            yield from self._look_apart(batch)
+            return
         losses: dict[int, LocalLoss] = {}
 
         def ended(k: int, output: Any) -> None:
@@ -346,6 +420,44 @@ class SplitNetwork(LocalNetwork):
         losses[self.depth - 1] = self.model_stages[-1].loss(output, batch)
         for k, stage in enumerate(self.model_stages):
             yield stage.name, losses[k].logits, losses[k].total
+
+    def _look_apart(self, batch: Batch) -> Iterator[tuple[str, Tensor | None, Tensor]]:
+        """The same of stages that are on devices of their own."""
+        features: Features = batch.images
+        for stage in self.model_stages:
+            stage.read_now()
+            features, here = stage.brought(features, batch)
+            output = stage(features, here)
+            loss, features = stage.told(stage.loss(output, here)), stage.handed_on(output)
+            yield stage.name, loss.logits, loss.total
+
+    @property
+    def placed(self) -> bool:
+        """Whether the stages are on devices of their own."""
+        return self.model_stages[0].device is not None
+
+    def place(self, devices: Sequence[str | torch.device]) -> None:
+        """Put the stages on devices, in order, so that GPUs' own queues let them compute at the same time.
+
+        Optimizers are to be made anew then (``set_optimizers``). The model cannot be called as a whole, exported or
+        merged until :meth:`gather` has brought it back. Losses are on the first device.
+
+        Args:
+            devices: at most as many as stages; each has some stages in a row, by their multiply-accumulates.
+
+        Raises:
+            ConfigError: they are no such devices, or the stages cannot compute apart.
+        """
+        chosen = devices_of(self.pieces, devices)
+        recorder = Recorder(copied(self.model))  # the model itself is whole on no device then
+        for stage, device in zip(self.model_stages, chosen, strict=True):
+            stage.put_on(device, chosen[0])
+        self._run_apart(recorder)
+
+    def gather(self, device: str | torch.device) -> None:
+        """Bring the stages together on one device."""
+        for stage in self.model_stages:
+            stage.put_on(torch.device(device), None)
 
     def output(self, batch: Batch) -> Any:
         """What the user's model gives for a batch."""
@@ -359,13 +471,16 @@ class SplitNetwork(LocalNetwork):
         Raises:
             ConfigError: the model's own loss has a part that no stage can compute alone.
         """
-        recorder = Recorder(self.model)
+        if not self.placed:  # else they do already
+            self._run_apart(Recorder(self.model))
+
+    def _run_apart(self, recorder: Recorder) -> None:
         owners = {name: k for k, piece in enumerate(self.pieces) for name in piece.parameters}
-        for k, stage in enumerate(self.model_stages):
+        for stage in self.model_stages:
             if any(share.weight is None for share in stage.piece.shares):
                 expected = "inline for a model whose own loss balances the experts of all stages"
                 raise ConfigError("runtime", "threads", expected)
-            stage.run_alone(recorder, owners, [share for piece in self.pieces[:k] for share in piece.shares])
+            stage.run_alone(recorder, owners, self.pieces)
 
     def release(self, held: Sequence[int]) -> None:
         """Let go of the weights of the stages that are not ``held`` (counted from 0): they become one NaN each."""

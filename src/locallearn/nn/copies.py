@@ -23,7 +23,7 @@ def copied(model: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
     Raises:
         UsageError: it cannot be copied.
     """
-    return _copy(model, lambda tensor: tensor.detach().clone(), shared)
+    return converted(model, lambda tensor: tensor.detach().clone(), shared)
 
 
 def without_data(model: nn.Module, device: torch.device | str = "meta") -> nn.Module:
@@ -36,10 +36,15 @@ def without_data(model: nn.Module, device: torch.device | str = "meta") -> nn.Mo
     Raises:
         UsageError: it cannot be copied.
     """
-    return _copy(model, lambda tensor: torch.empty_like(tensor, device=device))
+    return converted(model, lambda tensor: torch.empty_like(tensor, device=device))
 
 
-def _copy(model: nn.Module, convert: Callable[[Tensor], Tensor], shared: Iterable[Tensor] = ()) -> nn.Module:
+def converted(model: nn.Module, convert: Callable[[Tensor], Tensor], shared: Iterable[Tensor] = ()) -> nn.Module:
+    """A copy with what ``convert`` makes of every tensor, but for those that are ``shared``.
+
+    Raises:
+        UsageError: it cannot be copied.
+    """
     memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
     for name, parameter in model.named_parameters():
         if id(parameter) in memo:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from locallearn import seeding
-from locallearn.core.module import autocast
+from locallearn.core.module import DRAWING, autocast
 from locallearn.core.network import LocalNetwork
 from locallearn.data.store import Batch
 from locallearn.errors import UsageError
@@ -88,6 +88,7 @@ class _Draws:
         self._others: tuple[Any, ...] = ()
 
     def __enter__(self) -> None:
+        DRAWING.acquire()
         self._others = _states()
         if self._own:
             _put(self._own)
@@ -99,6 +100,7 @@ class _Draws:
     def __exit__(self, *exception: object) -> None:
         self._own = _states()
         _put(self._others)
+        DRAWING.release()
 
 
 def _states() -> tuple[Any, ...]:

@@ -104,7 +104,8 @@ class Loop:
         if not self.work.every_epoch:
             step.schedule = self.schedules.get(i)
         if self.precision == "fp16":
-            step.scaler = torch.amp.GradScaler(self.device.type)
+            trained = next(iter(step.module.own_parameters().values()), None)
+            step.scaler = torch.amp.GradScaler((self.device if trained is None else trained.device).type)
         if self.work.average:
             step.average = WeightAverage(step.module, self.work.average)
 

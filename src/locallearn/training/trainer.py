@@ -26,6 +26,7 @@ from locallearn.config import (
 )
 from locallearn.config.checks import check, choice, is_real, non_negative, positive_int
 from locallearn.core.network import LocalNetwork, OptimizerFactory
+from locallearn.core.placed import devices_of
 from locallearn.core.split_network import SplitNetwork
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError, UsageError
@@ -78,6 +79,9 @@ class Trainer:
             with; 0 keeps none.
         seed: of what is drawn.
         device: where to train; by default where the network is.
+        devices: where to train the stages of a user's own model, for several GPUs in this process: at most as many as
+            stages, each with some stages in a row by their multiply-accumulates. With runtime ``inline`` stages
+            overlap in the GPUs' own queues. Between trainings the network is whole, where it was before.
         threads: CPU threads, for runtime ``threads`` shared among stages; by default torch's.
         checkpoint_every: steps between checkpoints inside an epoch; 0 writes one an epoch.
         keep_last: newest checkpoints to keep.
@@ -104,6 +108,7 @@ class Trainer:
         average: float = 0.0,
         seed: int = 0,
         device: str | torch.device | None = None,
+        devices: Sequence[str | torch.device] | None = None,
         threads: int | None = None,
         checkpoint_every: int = 0,
         keep_last: int = 2,
@@ -133,6 +138,9 @@ class Trainer:
         self.observer = observer or Quiet()
         parameter = next(network.parameters())
         self.device = torch.device(device) if device is not None else parameter.device
+        self.devices, self._home = devices, self.device
+        if devices is not None:
+            self.device = self._first_device(devices, device, runtime)
         if runtime == "threads" and self.device.type != "cpu":
             raise ConfigError("runtime", runtime, f"inline on {self.device}; threads share the cores of a CPU")
         clip = network.clip_norm if clip_norm is None else clip_norm
@@ -180,8 +188,6 @@ class Trainer:
         positive_int("evaluate_every", evaluate_every)
         train = dataclasses.replace(self.config.train, epochs=epochs, evaluate_every=evaluate_every)
         config = dataclasses.replace(self.config, train=train)
-        self.network.to(self.device)
-        self.network.train()
         if getattr(loader, "num_workers", 0) or getattr(validation, "num_workers", 0):
             short_temporary_folder()
         source = self._source(loader)
@@ -204,9 +210,28 @@ class Trainer:
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
         try:
+            self._prepare()
             return self._fit(config, work)
         finally:
             torch.set_num_threads(before)
+            if isinstance(self.network, SplitNetwork) and self.network.placed:
+                self.network.gather(self._home)
+
+    def _first_device(self, devices: Sequence[Any], device: Any, runtime: str) -> torch.device:
+        """Where batches go and losses are looked at, with several devices."""
+        if not isinstance(self.network, SplitNetwork):
+            raise ConfigError("devices", devices, "None, but for a network of ll.split")
+        if device is not None or runtime == "distributed":
+            raise ConfigError("devices", devices, "None with device=, or with runtime='distributed'")
+        return devices_of(self.network.pieces, devices)[0]
+
+    def _prepare(self) -> None:
+        """Put the network where it trains."""
+        self.network.train()
+        if self.devices is not None and isinstance(self.network, SplitNetwork):
+            self.network.place(self.devices)
+        else:
+            self.network.to(self.device)
 
     def _fit(self, config: RunConfig, work: Work) -> dict[str, Any]:
         distributed = config.runtime == "distributed"
@@ -283,7 +308,8 @@ class Trainer:
             ``last_layer`` and ``ensemble`` (accuracies as fractions, None where there are no classes), ``nodes`` with
             ``loss`` and ``accuracy`` of every node, and ``examples``.
         """
-        found = self._averaged(lambda: self._evaluate(self.network, self._source(loader)))
+        source = LoaderSource(loader, self.network.given_batch, self._home, self.config.seed)
+        found = self._averaged(lambda: self._evaluate(self.network, source))
         return {
             **found.accuracies,
             "nodes": found.nodes,
@@ -323,7 +349,7 @@ class Trainer:
             found = [output for _, output in read_network(self.network, loader, read, self.precision)]
             return [output.float() for output in found if output is not None]
 
-        self.network.to(self.device)
+        self.network.to(self._home)
         found = self._averaged(values)
         if not found:
             raise UsageError("loader: it gave no batch")

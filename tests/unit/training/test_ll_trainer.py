@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pytest
 import torch
@@ -273,3 +274,23 @@ def test_a_built_network_trains_too(tmp_path):
     assert metrics is None
     of.set_optimizers(adam)
     assert set(of.step(DATA[0])) >= {"loss/1", "loss/2", "loss/classifier", "loss", "accuracy/classifier"}
+
+
+class Slow:
+    """Takes its time between the draws that it makes for a batch."""
+
+    def __iter__(self):
+        for inputs, labels in DATA:
+            torch.rand(1)
+            time.sleep(0.02)
+            yield inputs + torch.rand(1), labels
+
+    def __len__(self):
+        return len(DATA)
+
+
+def test_what_a_loader_draws_does_not_reach_stages_that_train_meanwhile():
+    networks = [network(), network()]
+    for of, runtime in zip(networks, ("inline", "threads"), strict=True):
+        trainer(of, runtime=runtime, threads=1).fit(Slow(), epochs=3)
+    assert same(*networks)

@@ -43,6 +43,27 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
+def checked_on_failure(function: Callable[P, R]) -> Callable[P, R]:
+    """The same where the function has checks of its own, or is called often: arguments are compared if it fails.
+
+    Raises:
+        ArgumentError: by the function, where it failed and an argument does not fit.
+    """
+    signature, where = inspect.signature(function), function.__qualname__.removesuffix(".__init__")
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except LocalLearnError:
+            raise
+        except Exception:
+            _check(where, signature, _hints(function), args, kwargs)
+            raise
+
+    return call
+
+
 def checked_fields(kind: C) -> C:
     """Have the fields of a dataclass compared with their annotations when one is made; its own checks come first.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from locallearn.arguments import checked, checked_fields
+from locallearn.arguments import checked, checked_fields, checked_on_failure
 from locallearn.config import ImageSize, RunConfig, sides, size_of
 from locallearn.config.checks import positive_int
 from locallearn.config.data import is_size
@@ -95,6 +95,7 @@ class LocalNetwork(nn.Module):
         """One a stage, in order; schedulers of torch may be put on them."""
         return [step.optimizer for step in self.steps]
 
+    @checked_on_failure
     def set_optimizers(self, optimizer: OptimizerFactory) -> None:
         """Give every stage a fresh optimizer over the parameters that it trains."""
         self.steps = [
@@ -103,6 +104,7 @@ class LocalNetwork(nn.Module):
             if isinstance(stage, Stage)
         ]
 
+    @checked_on_failure
     def step(self, batch: Any) -> dict[str, Tensor]:
         """Train every stage on one batch, with the optimizers of ``set_optimizers``.
 
@@ -205,7 +207,14 @@ class LocalNetwork(nn.Module):
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Put back what ``training_state`` took; read it with ``torch.load(..., weights_only=True)``."""
+        """Put back what ``training_state`` took; read it with ``torch.load(..., weights_only=True)``.
+
+        Raises:
+            UsageError: it is something else; the network is as it was.
+        """
+        for key in ("network", "optimizers", "scalers"):
+            if not isinstance(state, Mapping) or key not in state:
+                raise UsageError(f"state: expected what training_state() gave; there is no {key!r} in it")
         self.load_state_dict(state["network"])
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(values)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from locallearn.arguments import checked
+from locallearn.arguments import checked, checked_on_failure
 from locallearn.core.batches import CalledBatch, ModelCall, model_call
 from locallearn.core.last_layer import LastLayerLoss
 from locallearn.core.module import Features, LocalStep, Stage, autocast
@@ -307,6 +307,7 @@ class SplitNetwork(LocalNetwork):
         self.grouped = tuple(grouped)
         self.set_optimizers(optimizer)
 
+    @checked_on_failure
     def set_optimizers(self, optimizer: OptimizerFactory) -> None:
         """Give every stage a fresh optimizer over the parameters that it trains."""
         super().set_optimizers(optimizer)
@@ -341,6 +342,8 @@ class SplitNetwork(LocalNetwork):
 
     def module_parameters(self, k: int) -> dict[str, nn.Parameter]:
         """What stage k = 1..K trains, by the names in ``state_dict``: its part of the model, and its head."""
+        if k not in range(1, self.depth + 1):
+            raise UsageError(f"k: {k!r} is not valid; expected a stage from 1 to {self.depth}")
         return {network_name(k - 1, name): p for name, p in self.model_stages[k - 1].own_parameters().items()}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]

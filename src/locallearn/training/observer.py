@@ -23,6 +23,10 @@ class Observer(Protocol):
         """Something that the user should know, in one line."""
 
 
+TOLD = ("on_start", "on_step", "on_event", "on_warning")
+"""What an observer has."""
+
+
 class Quiet:
     """An observer that shows nothing."""
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from locallearn.arguments import checked_on_failure
 from locallearn.config import (
     CheckpointConfig,
     DataConfig,
@@ -38,13 +39,20 @@ from locallearn.training.evaluate import Evaluation, evaluate
 from locallearn.training.loaders import LoaderSource, read_network
 from locallearn.training.loggers import Loggers
 from locallearn.training.loop import Loop
-from locallearn.training.observer import Observer, Quiet
+from locallearn.training.observer import TOLD, Observer, Quiet
 from locallearn.training.record import SPLIT, RunFolder
 from locallearn.training.stage_features import checked_stage, stage_places, stage_reader
 from locallearn.training.work import ScheduleFactory, Work
 
 RUNTIMES = ("inline", "threads", "distributed")
 PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+def _is_device(value: object) -> bool:
+    try:
+        return isinstance(torch.device(value), torch.device)  # type: ignore[call-overload]
+    except (TypeError, RuntimeError):
+        return False
 
 
 class Trainer:
@@ -93,6 +101,7 @@ class Trainer:
         ConfigError: a wrong argument; the message names it.
     """
 
+    @checked_on_failure
     def __init__(
         self,
         network: LocalNetwork,
@@ -126,6 +135,13 @@ class Trainer:
         positive_int("threads", threads)
         non_negative("clip_norm", clip_norm)
         check("average", average, lambda v: is_real(v) and 0 <= v < 1, "a number in [0, 1)")
+        check("device", device, _is_device, "cpu, cuda[:N] or another device of torch's")
+        check(
+            "observer",
+            observer,
+            lambda v: all(hasattr(v, name) for name in TOLD),
+            f"an object with {', '.join(TOLD)}",
+        )
         check("run", run, lambda v: isinstance(v, (str, Path)), "a folder, or None to keep nothing")
         if isinstance(loggers, str) or (loggers and run is None):
             raise ConfigError("loggers", loggers, "a sequence of names, with a run")
@@ -164,6 +180,7 @@ class Trainer:
         self.precision = precision
         self._loop: Loop | None = None
 
+    @checked_on_failure
     def fit(
         self, loader: Iterable[Any], epochs: int = 1, validation: Iterable[Any] | None = None, evaluate_every: int = 1
     ) -> dict[str, Any]:
@@ -298,6 +315,7 @@ class Trainer:
         steps = [] if self._loop is None else self._loop.nodes.steps.values()
         return [float(step.optimizer.param_groups[0]["lr"]) for step in steps]
 
+    @checked_on_failure
     def evaluate(self, loader: Iterable[Any]) -> dict[str, Any]:
         """Evaluate the network as it is now, in eval mode.
 
@@ -316,6 +334,7 @@ class Trainer:
             "examples": found.images,
         }
 
+    @checked_on_failure
     def predict(self, loader: Iterable[Any]) -> Tensor:
         """Scores of all examples of a loader, in eval mode: the network's output, or its ``logits``, put together.
 
@@ -324,6 +343,7 @@ class Trainer:
         """
         return self._read(loader, lambda batch: prediction(self.network.output(batch)))
 
+    @checked_on_failure
     def features(self, loader: Iterable[Any], stage: int | None = None) -> Tensor:
         """Pooled features [N, D] of all N examples of a loader, in eval mode and fp32, as a stage's head sees them.
 

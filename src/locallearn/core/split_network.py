@@ -28,7 +28,7 @@ from locallearn.core.stage_pass import Recorder, StagePass, share
 from locallearn.core.tasks import Task
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError, UsageError
-from locallearn.losses.objectives import LocalLoss, Objective
+from locallearn.losses.objectives import LocalLoss, Objective, Passage
 from locallearn.nn.checkpointing import non_reentrant
 from locallearn.nn.copies import copied
 from locallearn.nn.features import features_of, fitted_mask, prediction, seen_by_objective, with_features
@@ -50,6 +50,7 @@ class ModelStage(Stage):
         before: the piece before it; None for the first.
 
     Attributes:
+        given: what the stage was given in this training step, until its loss is computed; None elsewhere.
         noted: tensors of the present pass that the stage's shares of the model's own loss are made of.
         rest: names of parameters and buffers that belong to no stage (frozen or never used), kept with this one.
     """
@@ -68,6 +69,7 @@ class ModelStage(Stage):
         self.piece, self.before, self.tokens = piece, before, tokens
         self._model = [model]  # not a submodule: what the stage owns is its part of it
         self._computes = [model]
+        self.given: Tensor | None = None
         self.noted: dict[Share, Tensor] = {}
         self.rest: tuple[str, ...] = ()
         self._alone: StagePass | None = None
@@ -195,10 +197,16 @@ class ModelStage(Stage):
         assert isinstance(batch, CalledBatch)
         assert batch.call is not None
         device = batch.images.device
+        self.give(features)
         begin = partial(_set_draws, device, _draws(device)) if self.random else _nothing
         self._reads_copies = True  # the loss that follows is of a stage that computes alone
         with self.calling(self._alone.model, batch.call) as call:
             return self._alone(features, call, begin)
+
+    def give(self, features: Features) -> None:
+        """Note what the stage is given, for an objective that watches how far it moves its features."""
+        if self.objective.watches:
+            self.given = features[0] if isinstance(features, tuple) else features
 
     def calling(self, model: nn.Module, call: ModelCall) -> contextlib.AbstractContextManager[ModelCall]:
         """While it lasts the model does what the stage needs of it: it may leave out its last layer."""
@@ -231,8 +239,21 @@ class ModelStage(Stage):
         assert features is not None
         ordered = self.piece.layout.ordered(features)
         kept = None if batch.call is None or ordered.dim() != 3 else fitted_mask(batch.call.kept, ordered.shape[1])
-        loss = self.objective(seen_by_objective(ordered, self.tokens, kept), batch.without_padding())
+        seen, labelled = seen_by_objective(ordered, self.tokens, kept), batch.without_padding()
+        if self.given is None:
+            loss = self.objective(seen, labelled)
+        else:
+            loss = self.objective.of_passage(self._passage(ordered, seen), labelled)
         return self._with_shares(loss, batch) if self.piece.shares else loss
+
+    def _passage(self, ordered: Tensor, seen: Tensor) -> Passage:
+        """How the features came to be: the stage's own move is what it added, where it keeps their shape."""
+        assert self.given is not None
+        inputs, self.given = self.given, None
+        if self.before is not None:
+            inputs = self.before.layout.ordered(inputs)
+        moves = (ordered - inputs,) if inputs.shape == ordered.shape and inputs.is_floating_point() else ()
+        return Passage(inputs, seen, moves)
 
     def _with_shares(self, loss: LocalLoss, batch: CalledBatch) -> LocalLoss:
         """The loss and the stage's shares of the model's own one, which all groups have a part of."""
@@ -530,6 +551,7 @@ class _Pass:
     ) -> None:
         self.stages, self.steps, self.batch, self.index, self.rate = stages, steps, batch, index, rate
         self.losses: dict[int, LocalLoss] = {}
+        stages[0].give(batch.images)
         self._features: dict[int, Tensor] = {}
         self._learning = False
 
@@ -547,7 +569,9 @@ class _Pass:
             self._features[k] = features.detach()
         self._learn(k, output)
         _seed(self.steps[k + 1], self.index)
-        return with_features(output, features.detach())
+        handed_on = features.detach()
+        self.stages[k + 1].give(handed_on)
+        return with_features(output, handed_on)
 
     def end(self, output: Any) -> list[LocalLoss]:
         """Train the last stage on the model's output; all losses."""

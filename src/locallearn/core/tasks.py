@@ -25,7 +25,9 @@ from locallearn.nn.split import Piece
 from locallearn.nn.trace import Trace
 from locallearn.seeding import seeded
 
-BUILT_IN = ("cross-entropy", "token", "next-token", "predsim", "infopro", *KINDS)
+LOCAL = ("predsim", "infopro", "supervised-contrastive", "transport", "rebuilt-input", "random-targets")
+"""Losses of stages before the last one, which has that of its scores."""
+BUILT_IN = ("cross-entropy", "token", "next-token", *LOCAL, *KINDS)
 """Losses whose last stage has the model's own loss where it computes one, else one of its scores."""
 
 
@@ -197,9 +199,6 @@ def head_objective(
     given = dataclasses.replace(given, shape=shape)
     with seeded(seed, "layers", k):
         made = objectives.build(task.name, given) if task.name else _with_head(task, given, form)
-    if made.watches:
-        expected = "another loss in a model of your own, whose blocks are not watched"
-        raise ConfigError("objective", task.name, expected)
     if made.views != 1 or made.masking is not None:
         expected = "a loss on one view of every whole example (methods like dgssl and mae have others)"
         raise ConfigError("objective", task.name, expected)

@@ -49,7 +49,8 @@ class Passage:
         inputs: what the module was given.
         features: what it gave, with the graph.
         moves: what every block added to what it was given, with the graph: the body of a residual block before the
-            shortcut is added, else the difference; blocks that change the features' shape otherwise have none.
+            shortcut is added, else the difference; blocks that change the features' shape otherwise have none. A
+            stage of a user's own model is one block.
     """
 
     inputs: Tensor
@@ -79,7 +80,7 @@ class Objective(nn.Module):
     replicable: ClassVar[bool] = False
     """Whether replicas of a node can compute it together."""
     watches: ClassVar[bool] = False
-    """Whether a training step gives it the ``Passage``; the package's own backbones only."""
+    """Whether a training step gives it the ``Passage``."""
 
     def forward(self, features: Tensor, batch: Batch) -> LocalLoss:
         """Losses of the nodes whose features on ``batch`` are ``features``, [B, C, H, W] or [B, C]."""

@@ -68,7 +68,9 @@ def rebuilt_input(given: ObjectiveInput) -> RebuiltInput:
     options: RebuiltInputOptions = given.options
     if given.groups > 1:
         raise ConfigError("width", given.groups, "1 with rebuilt-input, which looks at all channels of the input")
-    if given.place is None or len(given.shape) != 3:
+    if given.place is None:
+        raise ConfigError("objective.loss", "rebuilt-input", "another loss in a model of your own")
+    if len(given.shape) != 3:
         raise ConfigError("objective.loss", "rebuilt-input", "another loss for a module that does not end in maps")
     inputs = given.place.shapes[given.place.first - 1][0] if given.place.first else given.image[0]
     return RebuiltInput(InputDecoder(given.shape[0], max(1, given.shape[0] // options.bottleneck), inputs))

@@ -33,7 +33,8 @@ class TransportPenalty(Objective):
 
     .. math:: \ell + \frac{1}{2 \tau} \sum_b \mathrm{mean}(r_b^2)
 
-    with r_b the residual of block b before the shortcut is added. Outside of training steps, where blocks are not
+    with r_b the residual of block b before the shortcut is added; a stage of a user's own model is one block, and its
+    residual what it adds to the features that it is given. Outside of training steps, where blocks are not
     watched, it is the other loss alone, and so is it in a module none of whose blocks keeps the features' shape.
 
     Args:

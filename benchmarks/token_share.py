@@ -4,6 +4,9 @@ A GPT-2 of few layers learns the bytes of this project's own documents, with K s
 a batch or a share of them (``positions``), beside plain backpropagation. Everything sees the same batches. The loss
 is the last stage's on text that was held out, in bits a byte.
 
+The unembedding is not tied to the embedding here. With ``--tied``, as GPT-2 has it, it belongs to the first stage,
+which trains it as an embedding alone: no stage trains it to score.
+
     python benchmarks/token_share.py                                     # a quarter of an hour on one core
     python benchmarks/token_share.py --steps 100 --shares 1 0.25 --seeds 0
 """
@@ -54,12 +57,12 @@ def bits(model, held):
     return found / math.log(2)
 
 
-def trained(depth, head, share, steps, seed, data, held):
+def trained(depth, head, share, steps, seed, data, held, tied=False):
     """Bits a byte after so many steps, and seconds of the process that they took."""
     torch.manual_seed(seed)
     config = tf.GPT2Config(
         vocab_size=256, n_positions=LENGTH, n_embd=128, n_layer=4, n_head=4, use_cache=False,
-        resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=0, eos_token_id=0,
+        resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, bos_token_id=0, eos_token_id=0, tie_word_embeddings=tied,
     )  # fmt: skip
     model = tf.GPT2LMHeadModel(config).train()
     example = next(batches(data, 1, 0))
@@ -87,6 +90,7 @@ def main():
     parser.add_argument("--shares", type=float, nargs="+", default=[1.0, 0.25, 0.125])
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--tied", action="store_true", help="the unembedding is the embedding")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     tf.logging.set_verbosity_error()
@@ -95,7 +99,7 @@ def main():
     ways = [(1, "", 1.0), *((k, h, s) for k in options.depth for h in options.heads for s in options.shares)]
     rows = []
     for depth, head, share in ways:
-        found = [trained(depth, head, share, options.steps, seed, data, held) for seed in options.seeds]
+        found = [trained(depth, head, share, options.steps, seed, data, held, options.tied) for seed in options.seeds]
         losses, seconds = zip(*found, strict=True)
         rows.append({"depth": depth, "head": head, "positions": share, "bits": losses, "cpu_seconds": seconds})
         if not options.json:
@@ -107,7 +111,11 @@ def main():
     facts = {"hardware": record.hardware("cpu"), "versions": record.versions(), "commit": record.commit()}
     tokens = options.steps * BATCH * LENGTH
     if options.json:
-        print(json.dumps({**facts, "tokens": tokens, "train_bytes": len(data), "rows": rows}, indent=2))
+        print(
+            json.dumps(
+                {**facts, "tokens": tokens, "tied": options.tied, "train_bytes": len(data), "rows": rows}, indent=2
+            )
+        )
     else:
         print(f"{tokens:,} tokens of {len(data):,}, seeds {options.seeds}, commit {facts['commit']}")
 

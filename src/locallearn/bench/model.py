@@ -212,7 +212,7 @@ def _facts(contender: Contender, way: Way, job: Job, device: torch.device) -> di
             facts["graphs"] = compiled_graphs()
     facts["activation_bytes"] = contender.peak_bytes()
     if job.repeats:
-        facts["resident_bytes"] = _peak_of(contender.step, device)
+        facts["resident_bytes"] = _peak_of(contender, device)
     return facts
 
 
@@ -220,22 +220,25 @@ def _recompiled(way: Way, facts: dict[str, Any]) -> dict[str, int]:
     return {"recompiles": compiled_graphs() - facts["graphs"]} if way.kind == "compiled" and "graphs" in facts else {}
 
 
-def _peak_of(step: Callable[[], object], device: torch.device) -> int:
-    """Peak memory in two steps [bytes]: of the process, without what building the model took; a GPU's own."""
+def _peak_of(contender: Contender, device: torch.device) -> int:
+    """Peak memory in two steps or more [bytes]: of the process, without what building the model took; a GPU's own."""
+
+    def steps() -> None:
+        for _ in range(1 if contender.steps > 1 else 2):
+            contender.step()
+
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        step()
-        step()
+        steps()
         return torch.cuda.max_memory_allocated(device)
     try:
         ctypes.CDLL(None).malloc_trim(0)
         _CLEAR.write_text("5")
-        step()
-        step()
+        steps()
         line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
     except (OSError, AttributeError, StopIteration):  # not Linux: of the process's whole life
-        step()
+        steps()
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -464,7 +464,7 @@ class SplitNetwork(LocalNetwork):
         """Put the stages on devices, in order, so that GPUs' own queues let them compute at the same time.
 
         Optimizers are to be made anew then (``set_optimizers``). The model cannot be called as a whole, exported or
-        merged until :meth:`gather` has brought it back. Losses are on the first device.
+        merged until ``gather`` has brought it back. Losses are on the first device.
 
         Args:
             devices: at most as many as stages; each has some stages in a row, by their multiply-accumulates.

@@ -252,6 +252,8 @@ class Trainer:
 
     def _fit(self, config: RunConfig, work: Work) -> dict[str, Any]:
         distributed = config.runtime == "distributed"
+        if distributed and work.train.steps(0) is None:
+            raise UsageError(f"loader: {work.source} has no length, which processes need; expected one with len()")
         with process_world(config, self.device) if distributed else contextlib.nullcontext(Alone()) as world:
             summary = self._fit_in(world, config, work)
             if isinstance(world, ProcessWorld) and self._loop is not None:

@@ -294,3 +294,14 @@ def test_what_a_loader_draws_does_not_reach_stages_that_train_meanwhile():
     for of, runtime in zip(networks, ("inline", "threads"), strict=True):
         trainer(of, runtime=runtime, threads=1).fit(Slow(), epochs=3)
     assert same(*networks)
+
+
+def test_processes_need_to_know_how_many_batches_come():
+    class Endless:
+        def __iter__(self):
+            return iter(DATA)
+
+    with pytest.raises(
+        UsageError, match=r"loader: Endless has no length, which processes need"
+    ):
+        trainer(network(), runtime="distributed").fit(Endless())

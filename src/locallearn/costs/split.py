@@ -21,8 +21,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
 from locallearn.core.batches import CalledBatch
+from locallearn.core.model_stage import ModelStage
 from locallearn.core.module import LocalStep
-from locallearn.core.split_network import ModelStage, SplitNetwork
+from locallearn.core.split_network import SplitNetwork
 from locallearn.costs.forward import Stage
 from locallearn.costs.memory import ActivationMeter
 from locallearn.costs.products import ProductCounter
@@ -187,9 +188,9 @@ class _CountedStep(LocalStep):
         self._tally.add(self._stage, out, loss, forward, self._head)
         return loss
 
-    def backward(self, loss: LocalLoss) -> None:
+    def backward(self, loss: LocalLoss, reaches: Sequence[Tensor] = (), keep: bool = False) -> None:
         self._head = self._tally.counter.macs
-        super().backward(loss)
+        super().backward(loss, reaches, keep)
 
 
 def _count(network: SplitNetwork, batch: CalledBatch, precision: str | None) -> SplitCosts:

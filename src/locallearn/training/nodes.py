@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from locallearn.config import RunConfig
+from locallearn.core.model_stage import ModelStage
 from locallearn.core.module import LocalModule, LocalStep, Stage, autocast
 from locallearn.core.network import ImageShape, LocalNetwork, OptimizerFactory, network_name
 from locallearn.core.shard import rows, shard
-from locallearn.core.split_network import ModelStage, SplitNetwork
+from locallearn.core.split_network import SplitNetwork
 from locallearn.costs.steps import dry_steps
 from locallearn.errors import ConfigError
 from locallearn.nn.macs import dry_run

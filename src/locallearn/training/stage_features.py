@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from locallearn.core.batches import CalledBatch
+from locallearn.core.model_stage import ModelStage
 from locallearn.core.network import LocalNetwork
-from locallearn.core.split_network import ModelStage, SplitNetwork
+from locallearn.core.split_network import SplitNetwork
 from locallearn.core.stage_ends import at_ends
 from locallearn.data.store import Batch
 from locallearn.errors import UsageError

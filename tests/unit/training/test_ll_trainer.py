@@ -301,7 +301,5 @@ def test_processes_need_to_know_how_many_batches_come():
         def __iter__(self):
             return iter(DATA)
 
-    with pytest.raises(
-        UsageError, match=r"loader: Endless has no length, which processes need"
-    ):
+    with pytest.raises(UsageError, match=r"loader: Endless has no length, which processes need"):
         trainer(network(), runtime="distributed").fit(Endless())

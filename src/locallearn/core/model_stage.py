@@ -1,0 +1,298 @@
+"""One stage of a user's own model: its part of the model's forward pass, and the loss that trains it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from locallearn.core.batches import CalledBatch, ModelCall
+from locallearn.core.last_layer import LastLayerLoss
+from locallearn.core.module import Features, Stage
+from locallearn.core.placed import brought, move, view_on
+from locallearn.core.shares import listen, share_of
+from locallearn.core.stage_pass import Recorder, StagePass, share
+from locallearn.data.store import Batch
+from locallearn.errors import ConfigError
+from locallearn.losses.objectives import LocalLoss, Objective, Passage
+from locallearn.nn.features import features_of, fitted_mask, prediction, seen_by_objective
+from locallearn.nn.split import Piece, Share
+from locallearn.nn.token_heads import ReadsScorer
+
+
+class ModelStage(Stage):
+    """The part of a user's model between two cuts.
+
+    Args:
+        k: 1 .. K.
+        model: the whole model; the stage computes its part of the model's own forward pass.
+        piece: where the stage ends, and what it trains.
+        objective: its loss; of the last stage, on the model's own output.
+        tokens: what the objective sees of B x T x C features.
+        groups: G.
+        before: the piece before it; None for the first.
+
+    Attributes:
+        given: what the stage was given in this training step, until its loss is computed; None elsewhere.
+        noted: tensors of the present pass that the stage's shares of the model's own loss are made of.
+        rest: names of parameters and buffers that belong to no stage (frozen or never used), kept with this one.
+    """
+
+    def __init__(
+        self,
+        k: int,
+        model: nn.Module,
+        piece: Piece,
+        objective: Objective,
+        tokens: str,
+        groups: int,
+        before: Piece | None,
+    ) -> None:
+        super().__init__(str(k), objective, groups)
+        self.piece, self.before, self.tokens = piece, before, tokens
+        self._model = [model]  # not a submodule: what the stage owns is its part of it
+        self._computes = [model]
+        self.given: Tensor | None = None
+        self.noted: dict[Share, Tensor] = {}
+        self.rest: tuple[str, ...] = ()
+        self._alone: StagePass | None = None
+        self._copies: dict[ReadsScorer, nn.Linear] = {}
+        self._copied_names: list[tuple[str, nn.Parameter]] = []
+        self._reads_copies = False
+        self.device: torch.device | None = None
+        self._first: torch.device | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The whole model."""
+        return self._model[0]
+
+    @property
+    def last(self) -> bool:
+        """Whether the stage ends with the model's own output."""
+        return not self.piece.path
+
+    def run_alone(self, recorder: Recorder, owners: Mapping[str, int], pieces: Sequence[Piece]) -> None:
+        """Let the stage compute without the others, on copies of the model's modules that share its tensors.
+
+        Args:
+            recorder: knows which submodules run.
+            owners: which stage, counted from 0, trains a parameter.
+            pieces: all stages; what those before it train of the model's own loss is 0 in this one's.
+        """
+        before = self.before
+        received = () if before is None else _places(before)
+        view = self._view(owners, pieces)
+        self._computes = [view]
+        listen(view, self.piece.shares, self.noted)  # before the hook that leaves the pass
+        self._alone = StagePass(view, recorder, before, self.piece, received, _places(self.piece))
+        for each in itertools.chain(*(piece.shares for piece in pieces[: int(self.name) - 1])):
+            if isinstance(each.place, str):
+                setattr(view.get_submodule(each.path), each.place, next(self.model.parameters()).new_zeros(()))
+        self.reads.clear()
+        for name in self.piece.reads:
+            pair = self.model.get_parameter(name), view.get_parameter(name)
+            self.reads.setdefault(owners[name], []).append(pair)
+        names = {id(self.model.get_parameter(name)): name for name in owners}
+        self._copied_names.clear()
+        heads = [part for part in self.objective.modules() if isinstance(part, ReadsScorer)]
+        self._copies = {part: self._copy(part.scorer, names, owners) for part in heads}
+
+    def _view(self, owners: Mapping[str, int], pieces: Sequence[Piece]) -> nn.Module:
+        """The model's modules for this stage alone, on its device where it has one of its own."""
+        if self.device is None:
+            return share(self.model, apart=self.piece.reads)
+        own = [self.model.get_parameter(name) for name in self.piece.parameters]
+        own += [self.model.get_buffer(name) for name in self.piece.buffers]
+        absent = [self.model.get_parameter(name) for name in {*owners} - {*self.piece.parameters, *self.piece.reads}]
+        absent += [
+            self.model.get_buffer(name) for piece in pieces if piece is not self.piece for name in piece.buffers
+        ]
+        return view_on(self.model, self.device, own, absent)
+
+    def put_on(self, device: torch.device, first: torch.device | None) -> None:
+        """Put what the stage trains on a device.
+
+        Args:
+            device: the device.
+            first: where all stages' losses are looked at, for a stage that computes alone on the device from then on;
+                None for one that is part of a whole model there.
+        """
+        self.device, self._first = (None, None) if first is None else (device, first)
+        move(map(self.model.get_parameter, self.piece.parameters), device)
+        move([*map(self.model.get_buffer, self.piece.buffers), *self.objective.parameters()], device)
+        move(self.objective.buffers(), device)
+
+    def brought(self, features: Features, batch: Batch) -> tuple[Features, Batch]:
+        """What the stage is given, on its device where it has one of its own."""
+        return (features, batch) if self.device is None else brought(features, batch, self.device)
+
+    def told(self, loss: LocalLoss) -> LocalLoss:
+        """Its losses, detached, where all stages' losses are looked at."""
+        loss, first = loss.detached(), self._first
+        if first is None or loss.total.device == first:
+            return loss
+        terms = {name: term.to(first) for name, term in loss.terms.items()}
+        logits = None if loss.logits is None else loss.logits.to(first)
+        return LocalLoss(loss.total.to(first), terms, logits)
+
+    def train(self, mode: bool = True) -> ModelStage:
+        """Training or eval mode, also of the modules with which the stage computes alone."""
+        if self._alone is not None:
+            self._alone.model.train(mode)
+        return super().train(mode)
+
+    def _copy(self, scorer: nn.Linear, names: Mapping[int, str], owners: Mapping[str, int]) -> nn.Linear:
+        """The layer, for a head of the stage, with a copy of what other stages train of it."""
+        here = int(self.name) - 1
+        others = {id(p): names[id(p)] for p in scorer.parameters() if owners.get(names.get(id(p), ""), here) != here}
+        here_already = [p for p in scorer.parameters() if id(p) not in others and self.device in (None, p.device)]
+        layer = copy.deepcopy(scorer, {id(p): p for p in here_already})
+        if self.device is not None:
+            move(layer.parameters(), self.device)
+        for theirs, own in zip(scorer.parameters(), layer.parameters(), strict=True):
+            if id(theirs) in others:
+                name = others[id(theirs)]
+                self.reads.setdefault(owners[name], []).append((theirs, own))
+                self._copied_names.append((name, own))
+        return layer
+
+    @torch.no_grad()
+    def read_now(self) -> None:
+        """Set copies of what other stages train to what it is now; for whoever lets stages compute in turn."""
+        for theirs, own in (pair for pairs in self.reads.values() for pair in pairs):
+            own.copy_(theirs)
+
+    @torch.no_grad()
+    def load_copies(self, values: Mapping[str, Tensor]) -> None:
+        """Set the copies of what heads read to the weights of the whole network, by the names in its ``weights``."""
+        for name, own in self._copied_names:
+            own.copy_(values[f"model.{name}"])
+
+    def forward(self, features: Features, batch: Batch | None = None) -> Any:
+        """What the submodule at the stage's end gives, and the model itself for the last stage.
+
+        Args:
+            features: what the stage before handed on; the first stage looks at the batch alone.
+            batch: a batch of the network's.
+        """
+        assert self._alone is not None
+        assert isinstance(batch, CalledBatch)
+        assert batch.call is not None
+        device = batch.images.device
+        self.give(features)
+        begin = partial(_set_draws, device, _draws(device)) if self.random else _nothing
+        self._reads_copies = True  # the loss that follows is of a stage that computes alone
+        with self.calling(self._alone.model, batch.call) as call:
+            return self._alone(features, call, begin)
+
+    def give(self, features: Features) -> None:
+        """Note what the stage is given, for an objective that watches how far it moves its features."""
+        if self.objective.watches:
+            self.given = features[0] if isinstance(features, tuple) else features
+
+    def calling(self, model: nn.Module, call: ModelCall) -> contextlib.AbstractContextManager[ModelCall]:
+        """While it lasts the model does what the stage needs of it: it may leave out its last layer."""
+        if isinstance(self.objective, LastLayerLoss):
+            return self.objective.instead_of_scores(model, call)
+        return contextlib.nullcontext(call)
+
+    def handed_on(self, output: Any) -> Features:
+        """What the next stage is given, detached: features and what else crosses; of the last stage the scores."""
+        features = prediction(output) if self.last else features_of(output)
+        assert features is not None
+        if not self.piece.crossing:
+            return features.detach()
+        assert self._alone is not None
+        return (features.detach(), *(self._alone.crossed[key].detach() for key in _places(self.piece)))
+
+    def loss(self, output: Any, batch: Batch) -> LocalLoss:
+        """Losses [G] of the nodes, from what the submodule at the stage's end gave."""
+        assert isinstance(batch, CalledBatch)
+        alone, self._reads_copies = self._reads_copies, False
+        with contextlib.ExitStack() as reading:
+            for part, layer in self._copies.items() if alone else ():
+                reading.enter_context(part.reading(layer))
+            return self._loss(output, batch)
+
+    def _loss(self, output: Any, batch: CalledBatch) -> LocalLoss:
+        if self.last:
+            return self.objective(output, batch)
+        features = features_of(output)
+        assert features is not None
+        ordered = self.piece.layout.ordered(features)
+        kept = None if batch.call is None or ordered.dim() != 3 else fitted_mask(batch.call.kept, ordered.shape[1])
+        seen, labelled = seen_by_objective(ordered, self.tokens, kept), batch.without_padding()
+        if self.given is None:
+            loss = self.objective(seen, labelled)
+        else:
+            loss = self.objective.of_passage(self._passage(ordered, seen), labelled)
+        return self._with_shares(loss, batch) if self.piece.shares else loss
+
+    def _passage(self, ordered: Tensor, seen: Tensor) -> Passage:
+        """How the features came to be: the stage's own move is what it added, where it keeps their shape."""
+        assert self.given is not None
+        inputs, self.given = self.given, None
+        if self.before is not None:
+            inputs = self.before.layout.ordered(inputs)
+        moves = (ordered - inputs,) if inputs.shape == ordered.shape and inputs.is_floating_point() else ()
+        return Passage(inputs, seen, moves)
+
+    def _with_shares(self, loss: LocalLoss, batch: CalledBatch) -> LocalLoss:
+        """The loss and the stage's shares of the model's own one, which all groups have a part of."""
+        assert batch.call is not None
+        more = share_of(self._computes[0], self.piece.shares, self.noted, batch.call)
+        self.noted.clear()
+        terms = {**loss.terms, "own": more.detach().expand(self.groups)}
+        return LocalLoss(loss.total + more / self.groups, terms, loss.logits)
+
+    def own_parameters(self) -> dict[str, nn.Parameter]:
+        """The stage's part of the model (``model.NAME``, the user's own names), and its head."""
+        own = {f"model.{name}": self.model.get_parameter(name) for name in self.piece.parameters}
+        return own | {f"objective.{name}": p for name, p in self.objective.named_parameters()}
+
+    def weights(self) -> dict[str, Tensor]:
+        """``own_parameters``, and buffers."""
+        state = self.model.state_dict()
+        own = {f"model.{name}": state[name] for name in (*self.piece.parameters, *self.piece.buffers, *self.rest)}
+        return own | {f"objective.{name}": value for name, value in self.objective.state_dict().items()}
+
+    def load_weights(self, values: Mapping[str, Tensor]) -> None:
+        """Put back what ``weights`` gave."""
+        own = self.weights()
+        with torch.no_grad():
+            for name, value in values.items():
+                own[name].copy_(value)
+
+
+def _places(piece: Piece) -> list[tuple[str, int]]:
+    """Where the tensors come from that cross a stage's end beside the features."""
+    for crossing in piece.crossing:
+        if crossing.path is None:
+            shape = " x ".join(map(str, crossing.shape))
+            expected = f"another one for stages in different processes: a tensor of {shape} that no submodule gives"
+            raise ConfigError("cuts", piece.path, f"{expected} crosses it")
+    return [(crossing.path or "", crossing.index) for crossing in piece.crossing]
+
+
+def _nothing() -> None:
+    pass
+
+
+def _draws(device: torch.device) -> tuple[Tensor, ...]:
+    """Where torch's generators are."""
+    state = (torch.get_rng_state(),)
+    return (*state, torch.cuda.get_rng_state(device)) if device.type == "cuda" else state
+
+
+def _set_draws(device: torch.device, states: tuple[Tensor, ...]) -> None:
+    """Put them back there."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)

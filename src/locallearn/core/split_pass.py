@@ -1,0 +1,87 @@
+"""One forward pass of a whole model in which its stages train, each where it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from locallearn.core.batches import CalledBatch
+from locallearn.core.model_stage import ModelStage
+from locallearn.core.module import LocalStep
+from locallearn.errors import UsageError
+from locallearn.losses.objectives import LocalLoss
+from locallearn.nn.features import features_of, with_features
+
+
+class SplitPass:
+    """One forward pass of a whole model in which the stages train, each where it ends."""
+
+    def __init__(
+        self,
+        stages: Sequence[ModelStage],
+        steps: Sequence[LocalStep],
+        batch: CalledBatch,
+        index: int | None,
+        rate: float | None,
+    ) -> None:
+        self.stages, self.steps, self.batch, self.index, self.rate = stages, steps, batch, index, rate
+        self.losses: dict[int, LocalLoss] = {}
+        stages[0].give(batch.images)
+        self._features: dict[int, Tensor] = {}
+        self._learning = False
+
+    def train_here(self, k: int, output: Any) -> Any:
+        """Train stage k (from 0) on the features that it just gave, and let the pass go on with them, detached.
+
+        A submodule that runs again in a backward pass, for a checkpointed segment, answers with the features that it
+        gave the first time.
+        """
+        if self._learning or k in self.losses:
+            return with_features(output, self._features[k]) if k in self._features else output
+        features = features_of(output)
+        assert features is not None
+        if self.stages[k].piece.recomputed:
+            self._features[k] = features.detach()
+        self._learn(k, output)
+        seed(self.steps[k + 1], self.index)
+        handed_on = features.detach()
+        self.stages[k + 1].give(handed_on)
+        return with_features(output, handed_on)
+
+    def end(self, output: Any) -> list[LocalLoss]:
+        """Train the last stage on the model's output; all losses."""
+        for k, stage in enumerate(self.stages[:-1]):
+            if k not in self.losses:
+                if not stage.model.training or not stage.piece.parameters:
+                    raise UsageError(f"cuts: {stage.piece.path} did not run on this batch, as it did on the example")
+                warnings.warn(
+                    f"{stage.piece.path} did not run on a batch, which stage {k + 1} was not trained on", stacklevel=4
+                )
+                self.losses[k] = LocalLoss(torch.zeros(0), {}, None)
+        self._learn(len(self.steps) - 1, output)
+        return [self.losses[k] for k in range(len(self.steps))]
+
+    def _learn(self, k: int, output: Any) -> None:
+        self._learning = True
+        try:
+            # a checkpoint around this place is not to recompute what the loss saves
+            with saved_tensors_hooks(_same, _same) if self.stages[k].piece.recomputed else contextlib.nullcontext():
+                self.losses[k] = self.steps[k].learn(output, self.batch, self.rate)
+        finally:
+            self._learning = False
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def seed(step: LocalStep, index: int | None) -> None:
+    """Set generators to where the draws of a stage at a step begin; a step without a number leaves them alone."""
+    if index is not None:
+        step.seed_draws(index)

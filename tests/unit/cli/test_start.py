@@ -12,6 +12,7 @@ CALLS = [
     "train misspelt",
     "train resnet33-dgl",
     "train gn-dgl --help",
+    "reproduce --help",
     "train gn-dgl --train.epoch 3",
     "train gn-dgl --model resnet33",
     "train gn-dgl --method gndgl",
@@ -55,7 +56,7 @@ def outcomes(calls, tmp_path):
 
 def test_help_and_wrong_calls_do_not_import_torch(tmp_path):
     found = outcomes(CALLS, tmp_path)
-    helps = {"--help", "recipes", "train gn-dgl --help"}
+    helps = {"--help", "recipes", "train gn-dgl --help", "reproduce --help"}
     assert found == {call: [0 if call in helps else 2, False] for call in CALLS}
     assert list(tmp_path.iterdir()) == []
 

@@ -182,3 +182,44 @@ def alone_output(network, step, features, batch):
     with torch.random.fork_rng():
         step.seed_draws(0)
         return step.module(features, batch)
+
+
+class InPlace(torch.nn.Module):
+    """Layers in place after every cut, and a sum in place into what an earlier submodule gave."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (torch.nn.Conv2d(i, 8, 3, 1, 1) for i in (3, 8, 8))
+        self.relu1, self.relu2, self.fc = (
+            torch.nn.ReLU(inplace=True),
+            torch.nn.ReLU(inplace=True),
+            torch.nn.Linear(8, 4),
+        )
+
+    def forward(self, x):
+        x = self.relu1(self.a(x))
+        y = self.b(x)
+        y += 1.0
+        y = self.relu2(y)
+        z = self.c(y)
+        z.relu_()
+        return self.fc(z.mean((2, 3)))
+
+
+def test_layers_in_place_at_a_cut_do_not_reach_into_the_stage_before():
+    torch.manual_seed(0)
+    draw = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(4, 3, 16, 16, generator=draw), CLASSES) for _ in range(12)]
+    whole = ll.split(InPlace(), example=batches[0], cuts=["a", "b", "c"], optimizer=sgd)
+    threads, alone = copy.deepcopy(whole), copy.deepcopy(whole)
+    for network in (threads, alone):
+        network.set_optimizers(sgd)
+        network.run_apart()
+    with ThreadsRuntime(threads.steps, 2, 2) as runtime:
+        for i, batch in enumerate(batches):
+            whole.walk(whole.steps, whole.given_batch(batch), index=i)
+            walk(alone.steps, alone.given_batch(batch), index=i)
+            runtime.step(threads.given_batch(batch), i)
+        runtime.settle()
+    assert differing(whole, alone) == []
+    assert differing(whole, threads) == []

@@ -9,6 +9,7 @@ pass is left. Submodules without part in the gradients' path (masks, rotary embe
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from locallearn.nn.copies import copied, without_data
 from locallearn.nn.features import features_of, map_tensors, tensors_of, with_features
 from locallearn.nn.split import Piece
 
+_RECORDING = threading.Lock()
+"""Stages that train at the same time share a recorder, whose copy of the model runs once at a time."""
+
 _SIGNATURES = 64
 """Shapes of inputs whose answers are remembered."""
 
@@ -39,12 +43,14 @@ class Ran:
         parent: the call that it was made in; None for the model's own.
         ended: how many calls had ended before it.
         output: what it gave, with placeholders for tensors; None where no gradient reaches it.
+        changed: whether what it gave is changed in place later in the pass.
     """
 
     path: str
     parent: Ran | None
     ended: int = -1
     output: Any = None
+    changed: bool = False
 
 
 class _EndOfStageError(BaseException):
@@ -72,12 +78,13 @@ class Recorder:
         """The calls of submodules on inputs of these shapes, in the order in which they started."""
         leaves, structure = tree_flatten((call.args, call.kwargs))
         key = (str(structure), tuple((x.shape, x.dtype) if isinstance(x, Tensor) else repr(x) for x in leaves))
-        if key not in self._known:
-            self._known[key] = self._record(call)
-            if len(self._known) > _SIGNATURES:
-                self._known.popitem(last=False)
-        self._known.move_to_end(key)
-        return self._known[key]
+        with _RECORDING:
+            if key not in self._known:
+                self._known[key] = self._record(call)
+                if len(self._known) > _SIGNATURES:
+                    self._known.popitem(last=False)
+            self._known.move_to_end(key)
+            return self._known[key]
 
     def _record(self, call: ModelCall) -> list[Ran]:
         args, kwargs = tree_map_only(Tensor, lambda x: x.to("meta"), (call.args, call.kwargs))
@@ -106,6 +113,7 @@ def _recorded(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> 
     started: list[Ran] = []
     open_calls: list[Ran] = []
     ended = 0
+    versions: list[tuple[Ran, list[Tensor], list[int]]] = []
 
     def enter(path: str) -> Callable[..., None]:
         def begin(*_: Any) -> None:
@@ -121,6 +129,8 @@ def _recorded(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> 
         features = features_of(output)
         if features is not None and features.requires_grad:
             ran.output = map_tensors(output, _spec)
+            made = tensors_of(output)
+            versions.append((ran, made, [x._version for x in made]))
 
     hooks = []
     for path, module in model.named_modules():
@@ -131,6 +141,8 @@ def _recorded(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> 
     finally:
         for hook in hooks:
             hook.remove()
+    for ran, made, before in versions:
+        ran.changed = [x._version for x in made] != before
     return started
 
 
@@ -142,8 +154,10 @@ def _instead(tensor: Tensor, _placeholder: Tensor) -> Tensor:
     return tensor
 
 
-def _placeholder(device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Zeros that take the memory of one number."""
+def _placeholder(device: torch.device, changed: bool) -> Callable[[Tensor], Tensor]:
+    """Zeros that take the memory of one number, where the model does not write into them."""
+    if changed:
+        return lambda x: torch.zeros(x.shape, dtype=x.dtype, device=device)
     return lambda x: torch.zeros((), dtype=x.dtype, device=device).expand(x.shape)
 
 
@@ -246,20 +260,22 @@ class StagePass:
 
     def _answer(self, ran: Ran) -> Any:
         device = self._given[0].device
-        answer = map_tensors(ran.output, _placeholder(device))
+        answer = map_tensors(ran.output, _placeholder(device, ran.changed))
         for (path, number), tensor in zip(self.received, self._given[1:], strict=True):
             if path == ran.path:
-                answer = map_tensors(answer, partial(_instead, tensor), only=number)
+                given = tensor.clone() if ran.changed else tensor
+                answer = map_tensors(answer, partial(_instead, given), only=number)
         if ran.path != self.start:
             return answer
         if self._starts_in_sum:
-            self._sums.wait(answer, self._received)
+            self._sums.wait(answer, lambda _: self._received(changed=True))
             return answer
-        return with_features(answer, self._received(None))
+        return with_features(answer, self._received(ran.changed))
 
-    def _received(self, _sum: Tensor | None) -> Tensor:
+    def _received(self, changed: bool) -> Tensor:
+        """The features; where the model writes into them a copy, for the stage before may not have learnt yet."""
         self._begin()
-        return self._given[0]
+        return self._given[0].clone() if changed else self._given[0]
 
     def _note(self, key: tuple[str, int], _module: nn.Module, _args: Any, output: Any) -> None:
         self.crossed[key] = tensors_of(output)[key[1]]

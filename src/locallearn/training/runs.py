@@ -23,6 +23,7 @@ from locallearn.config import (
 )
 from locallearn.data.datasets import Dataset, load
 from locallearn.errors import ConfigError, DiskError, UsageError
+from locallearn.files import sweep
 from locallearn.runtime.world import Alone, ProcessWorld, local_device, process_world
 from locallearn.training.asynchronous import AsynchronousTraining
 from locallearn.training.configured import Training
@@ -126,6 +127,7 @@ def resume(
     changed = digest(wanted) != digest(before)
     summary = None if changed else _summary(folder, before, observer)
     if summary is not None:
+        sweep(folder.path)  # a kill right after the summary was written leaves its temporary folder
         return summary
     with _world(config) as world:
         dataset = _load(config, world)

@@ -48,6 +48,13 @@ def test_what_a_kill_leaves_before_a_run_begins_is_no_obstacle(tmp_path, left):
     assert [path.name for path in run.glob(".*")] == [".lock"]
 
 
+def test_what_a_kill_leaves_of_a_summary_that_is_there_goes_when_the_run_is_opened_again(tmp_path):
+    runs.train(config(), tmp_path / "run")
+    (tmp_path / "run" / f".summary.json.{2**30}-20.tmp").mkdir()
+    assert runs.resume(tmp_path / "run")["status"] == "finished"
+    assert list((tmp_path / "run").glob(".*.tmp")) == []
+
+
 def test_a_file_of_the_user_is_an_obstacle(tmp_path):
     run = tmp_path / "run"
     run.mkdir()

@@ -114,7 +114,7 @@ class Registry(Generic[T]):
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
         """Forget at the end what is registered within: for tests of plugins, and for notebooks."""
-        kept = (self._entries, self._places, self._options)
+        kept: tuple[dict[str, Any], ...] = (self._entries, self._places, self._options)
         before = [dict(one) for one in kept]
         try:
             yield

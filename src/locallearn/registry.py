@@ -114,14 +114,14 @@ class Registry(Generic[T]):
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
         """Forget at the end what is registered within: for tests of plugins, and for notebooks."""
-        kept: tuple[dict[str, Any], ...] = (self._entries, self._places, self._options)
-        before = [dict(one) for one in kept]
+        kept: tuple[Any, ...] = (self._entries, self._places, self._options)
+        before = tuple(dict(one) for one in kept)
         try:
             yield
         finally:
             for one, entries in zip(kept, before, strict=True):
                 one.clear()
-                one.update(entries)
+                one |= entries
 
     def options(self, name: str, given: object, where: str) -> Any:
         """The settings of its own that what is registered under ``name`` gets; None where it has none.

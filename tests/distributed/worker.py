@@ -19,8 +19,8 @@ from locallearn.core import module as core
 from locallearn.data.store import Batch, ImageStore
 from locallearn.losses import two_views
 from locallearn.nn import groups
-from locallearn.runtime.peers import ProcessPeers
 from locallearn.runtime.transport import WEIGHTS, Sender
+from locallearn.runtime.width_peers import ProcessPeers
 from locallearn.training import runs
 
 

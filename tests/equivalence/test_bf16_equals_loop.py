@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from locallearn.bench.loop import LoopNetwork
+from locallearn.bench.group_loop import LoopNetwork
 from locallearn.bench.step import step_config
 from locallearn.core.module import LocalStep
 from locallearn.core.network import ImageShape, build_network

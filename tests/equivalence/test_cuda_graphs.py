@@ -19,7 +19,7 @@ from locallearn.losses.objectives import Objective
 from locallearn.runtime import cuda_graphs
 from locallearn.runtime.cuda_graphs import CudaGraphsRuntime
 from locallearn.runtime.world import Alone
-from locallearn.training import nodes, runs
+from locallearn.training import own_nodes, runs
 from recording import Recording
 from same_training import CASES, GENTLE, RISING, differences
 
@@ -37,7 +37,7 @@ def replays(monkeypatch, torch_kernels):
 
 def use_recordings(monkeypatch):
     """Inline runs have this runtime from now on."""
-    monkeypatch.setattr(nodes, "InlineRuntime", lambda steps, _: CudaGraphsRuntime(steps, torch.device("cpu")))
+    monkeypatch.setattr(own_nodes, "InlineRuntime", lambda steps, _: CudaGraphsRuntime(steps, torch.device("cpu")))
 
 
 def both(config, folder, monkeypatch):
@@ -139,9 +139,9 @@ def test_a_cpu_has_no_graphs(tmp_path):
 
 def test_a_run_on_a_gpu_has_this_runtime(monkeypatch):
     made = []
-    monkeypatch.setattr(nodes, "CudaGraphsRuntime", lambda steps, device: made.append((len(steps), device)))
+    monkeypatch.setattr(own_nodes, "CudaGraphsRuntime", lambda steps, device: made.append((len(steps), device)))
     config = dataclasses.replace(CASES["gn-dgl"], runtime="cuda-graphs")
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, device="cuda:1"))
     image = ImageShape(1, 8, 10)
-    nodes.Nodes(config, build_network(config, image), image, Alone())
+    own_nodes.Nodes(config, build_network(config, image), image, Alone())
     assert made == [(4, torch.device("cuda:1"))]  # three modules and the decoupled classifier

@@ -15,8 +15,8 @@ from locallearn.data.store import ImageStore
 from locallearn.report.compare import comparison_rows
 from locallearn.report.records import read_runs
 from locallearn.runtime import sequential as runtime
-from locallearn.runtime.cache import FeatureCache
-from locallearn.training import runs, sequential
+from locallearn.runtime.feature_cache import FeatureCache
+from locallearn.training import runs, stage_by_stage
 from locallearn.training.checkpoint import load as load_checkpoint
 from locallearn.training.finished import open_run
 from locallearn.training.observer import Quiet
@@ -212,7 +212,7 @@ def test_the_record_tells_which_module_trains(uninterrupted):
 def test_gradients_and_optimizer_state_are_one_modules(tmp_path):
     config = resolve(config_of(depth=3), load(small.config().data))
     folder = runs.RunFolder(tmp_path / "run")
-    training = sequential.SequentialTraining(config, load(config.data), folder, Quiet())
+    training = stage_by_stage.SequentialTraining(config, load(config.data), folder, Quiet())
     folder.create(config)
     training.run()
     for step, module in zip(training.nodes.steps.values(), training.modules, strict=True):

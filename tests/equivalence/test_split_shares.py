@@ -12,7 +12,7 @@ from torch import nn
 import locallearn as ll
 from locallearn.core.module import walk
 from locallearn.core.rehearsal import SplitWarning
-from locallearn.nn.split import Share
+from locallearn.nn.pieces import Share
 
 
 class Layer(nn.Module):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from locallearn.bench.loop import LoopNetwork
+from locallearn.bench.group_loop import LoopNetwork
 from locallearn.bench.step import Contender, Setting, step_config
 from locallearn.core.network import build_network
 from locallearn.errors import ConfigError, UsageError, one_line

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, NamedTuple
 
-from locallearn.bench.trainers import Job
+from locallearn.bench.trainers import TimedJob
 from locallearn.errors import LocalLearnError
 from locallearn.runtime.launch import open_store, rank_environment
 
@@ -46,7 +46,7 @@ class Crew:
         LocalLearnError: one of them fails.
     """
 
-    def __init__(self, name: str, job: Job, timeout: float, hosts: Sequence[Host] | None = None) -> None:
+    def __init__(self, name: str, job: TimedJob, timeout: float, hosts: Sequence[Host] | None = None) -> None:
         self.name, self.job, self.timeout = name, job, timeout
         self.size = job.config.mesh.size
         self._store = open_store() if self.size > 1 and hosts is None else None

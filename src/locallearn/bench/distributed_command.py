@@ -10,8 +10,8 @@ from typing import Any, Literal
 from rich import box
 from rich.table import Table
 
-from locallearn.bench.distributed import Plan, bench_distributed
 from locallearn.bench.measuring import MeasuringOptions, check_positive, facts, show
+from locallearn.bench.processes import CrewPlan, bench_distributed
 from locallearn.bench.step import Setting
 from locallearn.cli.options import check_at_least, parse
 from locallearn.core.network import ImageShape
@@ -87,7 +87,7 @@ def run(arguments: Sequence[str]) -> int:
     setting = Setting(
         ImageShape(3, options.image_size, 10), options.batch_size, device, precision, options.repeats, options.threads
     )
-    plan = Plan(
+    plan = CrewPlan(
         options.model,
         options.processes,
         options.cells,

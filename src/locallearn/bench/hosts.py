@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from locallearn.bench.crew import Crew, Host
-from locallearn.bench.distributed import Laps, Plan, cell_name, jobs_of, measure_link, medians
-from locallearn.bench.predicted import Link, predict
+from locallearn.bench.predicted import LinkSpeed, predict
+from locallearn.bench.processes import CrewPlan, Laps, cell_name, jobs_of, measure_link, medians
 from locallearn.bench.wire import ADDRESSES, INTERFACE, Hosts
 
 FIRST_PORT = 29400
@@ -18,7 +18,7 @@ Condition = tuple[float, float | None]
 """Latency [s] and bandwidth [bytes/s; None: no limit] of the cable."""
 
 
-def bench_hosts(plan: Plan, conditions: Sequence[Condition]) -> list[dict[str, Any]]:
+def bench_hosts(plan: CrewPlan, conditions: Sequence[Condition]) -> list[dict[str, Any]]:
     """Measure the cells and the peers of ``plan`` that use two processes, one a host, under every condition.
 
     Everything is in turns: in every turn all conditions, and under each of them all contenders.
@@ -66,15 +66,15 @@ def _host(namespace: str, port: int) -> Host:
     return Host(("ip", "netns", "exec", namespace), {**names, "TORCHELASTIC_USE_AGENT_STORE": "False"})
 
 
-def _link(condition: Condition, measured: Link | None) -> Link:
+def _link(condition: Condition, measured: LinkSpeed | None) -> LinkSpeed:
     """What the cable is under a condition; without a limit it is as fast as the program that it is."""
     latency, bandwidth = condition
     if measured is None:
-        return Link(bandwidth or float("inf"), latency)
-    return Link(min(bandwidth or float("inf"), measured.bandwidth), latency + measured.latency)
+        return LinkSpeed(bandwidth or float("inf"), latency)
+    return LinkSpeed(min(bandwidth or float("inf"), measured.bandwidth), latency + measured.latency)
 
 
-def _row(condition: Condition, name: str, laps: Laps, plan: Plan) -> dict[str, Any]:
+def _row(condition: Condition, name: str, laps: Laps, plan: CrewPlan) -> dict[str, Any]:
     cells = [cell_name(*cell) for cell in plan.cells]
     return {
         "latency": condition[0],

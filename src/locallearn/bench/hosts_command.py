@@ -10,9 +10,9 @@ from typing import Any, Literal
 from rich import box
 from rich.table import Table
 
-from locallearn.bench.distributed import Plan
 from locallearn.bench.hosts import bench_hosts
 from locallearn.bench.measuring import MeasuringOptions, facts, show
+from locallearn.bench.processes import CrewPlan
 from locallearn.bench.step import Setting
 from locallearn.cli.options import check_at_least, parse
 from locallearn.core.network import ImageShape
@@ -81,7 +81,7 @@ def run(arguments: Sequence[str]) -> int:
     device, precision = options.prepare()
     image = ImageShape(3, options.image_size, 10)
     setting = Setting(image, options.batch_size, device, precision, options.repeats, options.threads)
-    plan = Plan(
+    plan = CrewPlan(
         model=options.model,
         processes=2,
         cells=((2, 1),),

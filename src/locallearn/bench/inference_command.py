@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from locallearn.bench.inference import TABLE_3_5, bench_inference
+from locallearn.bench.forward_passes import TABLE_3_5, bench_inference
 from locallearn.bench.measuring import CellOptions, check_positive, facts, show
 from locallearn.cli.options import parse
 from locallearn.core.network import ImageShape

@@ -13,7 +13,7 @@ from locallearn.costs.nodes import Cost
 from locallearn.errors import ConfigError
 from locallearn.plan import schedule as plans
 from locallearn.plan.clock import Links, Slow, simulate
-from locallearn.plan.schedule import Need, Schedule, Work
+from locallearn.plan.schedule import Need, NodeWork, Schedule
 
 GRADIENT_BYTES = 4
 """Gradients and parameters are averaged in fp32."""
@@ -82,7 +82,7 @@ def local_step(cost: Cost, cluster: Cluster, copies: int = 1, in_flight: int = 2
         queue = max(0.0, bad * sent(k) / cluster.bandwidth - before - head)  # scores go behind the features
         return {"H": before, "B": queue + bad * (scores / cluster.bandwidth + cluster.latency) if scores else 0.0}
 
-    def seconds(work: Work) -> float:
+    def seconds(work: NodeWork) -> float:
         k = work.device
         module, slow = modules[k], cluster.slowdown if k == middle else 1.0
         macs = {"F": module.block_macs, "H": module.head_macs, "B": 2 * module.macs}[work.kind]
@@ -107,7 +107,7 @@ def pipeline_step(cost: Cost, cluster: Cluster, copies: int = 1) -> float:
     microbatches = max(1, min(4 * stages, int(images)))
     middle, each = stages // 2, images / microbatches
 
-    def seconds(work: Work) -> float:
+    def seconds(work: NodeWork) -> float:
         slow = cluster.slowdown if work.device == middle else 1.0
         return slow * cluster.seconds(each * cost.reference[work.module - 1].macs * (2 if work.kind == "B" else 1))
 
@@ -213,6 +213,6 @@ def _links(message_bytes: Callable[[Need], float], cluster: Cluster, middle: int
     return Links(message_bytes, cluster.bandwidth, cluster.latency, {middle: bad})
 
 
-def _steady(schedule: Callable[[int], Schedule], seconds: Callable[[Work], float], links: Links, n: int) -> float:
+def _steady(schedule: Callable[[int], Schedule], seconds: Callable[[NodeWork], float], links: Links, n: int) -> float:
     """Seconds a batch once the pipeline is full, which it is after n batches."""
     return (simulate(schedule(2 * n), seconds, links).makespan - simulate(schedule(n), seconds, links).makespan) / n

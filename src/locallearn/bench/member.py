@@ -15,23 +15,23 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from locallearn.bench.trainers import Job, Lap, Trainer, build_trainer
+from locallearn.bench.trainers import Lap, TimedJob, TimedTrainer, build_trainer
 from locallearn.costs.memory import ActivationMeter
 from locallearn.runtime.world import Alone, ProcessWorld, process_world
 from locallearn.training.allocator import keep_freed_memory
 
 
-def _run(trainer: Trainer, steps: int) -> Lap:
+def _run(trainer: TimedTrainer, steps: int) -> Lap:
     """Train so many steps with the others."""
     return _lap(trainer, trainer.step, steps)
 
 
-def _alone(trainer: Trainer, steps: int) -> Lap:
+def _alone(trainer: TimedTrainer, steps: int) -> Lap:
     """Do what this process does in so many steps, without the others."""
     return _lap(trainer, trainer.alone, steps)
 
 
-def _lap(trainer: Trainer, step: Callable[[], None], steps: int) -> Lap:
+def _lap(trainer: TimedTrainer, step: Callable[[], None], steps: int) -> Lap:
     lap = Lap([], [])
     for _ in range(steps):
         step()
@@ -40,12 +40,12 @@ def _lap(trainer: Trainer, step: Callable[[], None], steps: int) -> Lap:
     return lap
 
 
-def _memory(trainer: Trainer) -> int:
+def _memory(trainer: TimedTrainer) -> int:
     """The most memory that this process has had so far [bytes]."""
     return _resident("VmHWM")
 
 
-def _weigh(trainer: Trainer, steps: int) -> int:
+def _weigh(trainer: TimedTrainer, steps: int) -> int:
     """The peak of what autograd keeps for the backward pass in a step [bytes]."""
     with ActivationMeter(trainer.parameters) as meter:
         for _ in range(steps):
@@ -53,7 +53,7 @@ def _weigh(trainer: Trainer, steps: int) -> int:
     return meter.peak_bytes
 
 
-def _echo(trainer: Trainer, n_bytes: int, times: int) -> list[float]:
+def _echo(trainer: TimedTrainer, n_bytes: int, times: int) -> list[float]:
     """Send bytes from the first process to the second and back, and tell how long each time took [s]."""
     rank, x, found = dist.get_rank(), torch.zeros(n_bytes, dtype=torch.uint8), []
     for _ in range(times if rank < 2 else 0):
@@ -84,7 +84,7 @@ def _resident(name: str) -> int:
 
 
 @contextlib.contextmanager
-def _world(job: Job) -> Iterator[Alone | ProcessWorld]:
+def _world(job: TimedJob) -> Iterator[Alone | ProcessWorld]:
     if job.config.mesh.size == 1:
         yield Alone()
         return

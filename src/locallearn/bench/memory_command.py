@@ -9,8 +9,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from locallearn.bench.activations import DEPTHS, PARTS, bench_memory
 from locallearn.bench.measuring import MeasuringOptions, check_positive, facts, show
-from locallearn.bench.memory import DEPTHS, PARTS, bench_memory
 from locallearn.bench.step import HEAD, Setting
 from locallearn.cli.options import check_at_least, parse
 from locallearn.core.network import ImageShape

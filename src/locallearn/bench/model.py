@@ -27,7 +27,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
-class Job:
+class ModelJob:
     """What is the same for every way.
 
     Attributes:
@@ -47,7 +47,9 @@ class Job:
     limit: float
 
 
-def bench_model(job: Job, ways: Sequence[Way], told: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
+def bench_model(
+    job: ModelJob, ways: Sequence[Way], told: Callable[[str], None] = lambda _: None
+) -> list[dict[str, Any]]:
     """Measure every way, the first of which the others are compared with.
 
     The processes of the first way and of one other are alive at a time, and train one step in turn.
@@ -106,7 +108,7 @@ class _Process:
         LocalLearnError: the model cannot be trained in this way, or not in time.
     """
 
-    def __init__(self, job: Job, way: Way) -> None:
+    def __init__(self, job: ModelJob, way: Way) -> None:
         context = _context(job.model)
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=train, args=(theirs, job, way), daemon=True)
@@ -169,7 +171,7 @@ def _context(model: str) -> Any:
     return context
 
 
-def train(connection: Connection, job: Job, way: Way) -> None:
+def train(connection: Connection, job: ModelJob, way: Way) -> None:
     """Train in one way until nobody asks for more; what the process runs."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(job.threads)
@@ -201,7 +203,7 @@ def train(connection: Connection, job: Job, way: Way) -> None:
         return
 
 
-def _facts(contender: Contender, way: Way, job: Job, device: torch.device) -> dict[str, Any]:
+def _facts(contender: Contender, way: Way, job: ModelJob, device: torch.device) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": way.name}
     if job.repeats:
         begin = time.perf_counter()

@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from locallearn.bench.measuring import MeasuringOptions, check_positive, facts, show
-from locallearn.bench.model import Job, bench_model
+from locallearn.bench.model import ModelJob, bench_model
 from locallearn.bench.user_model import EXPECTED, Inputs
 from locallearn.bench.ways import Heads, Way, ways
 from locallearn.cli.options import check_at_least, parse
@@ -88,7 +88,7 @@ def run(arguments: Sequence[str]) -> int:
     precision = options.precision or "fp32"
     inputs = Inputs(options.batch_size, options.image_size, options.tokens)
     repeats = 0 if options.bytes_only else options.repeats
-    job = Job(arguments[0], inputs, str(device), torch.get_num_threads(), repeats, options.limit)
+    job = ModelJob(arguments[0], inputs, str(device), torch.get_num_threads(), repeats, options.limit)
     base = Way("backprop", precision=precision, heads=options.heads())
     chosen = ways(
         list(dict.fromkeys(options.baselines)), options.depth, options.runtimes, options.micro_batches, base

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from locallearn.bench.trainers import Job
+from locallearn.bench.trainers import TimedJob
 from locallearn.costs.nodes import cost
 from locallearn.costs.timeline import Machine, run_copies, run_local, run_pipeline
 from locallearn.plan import schedule as plans
@@ -16,20 +16,20 @@ _BATCHES = 16
 """Batches of a prediction; from the second half the steady state is told."""
 
 
-class Link(NamedTuple):
+class LinkSpeed(NamedTuple):
     """A link between two processes: ``bandwidth`` [bytes/s] and ``latency`` [s]."""
 
     bandwidth: float
     latency: float
 
 
-def link_of(small: Sequence[float], large: Sequence[float], n_bytes: int) -> Link:
+def link_of(small: Sequence[float], large: Sequence[float], n_bytes: int) -> LinkSpeed:
     """From seconds of sending a few bytes, and ``n_bytes``, there and back again and again."""
     latency = statistics.median(small) / 2
-    return Link(n_bytes / max(statistics.median(large) / 2 - latency, 1e-9), latency)
+    return LinkSpeed(n_bytes / max(statistics.median(large) / 2 - latency, 1e-9), latency)
 
 
-def predict(job: Job, part_seconds: Sequence[float], measured: float, link: Link | None) -> dict[str, Any]:
+def predict(job: TimedJob, part_seconds: Sequence[float], measured: float, link: LinkSpeed | None) -> dict[str, Any]:
     """What the timeline makes of the measured parts of a step.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from locallearn.bench.loop import LoopNetwork
+from locallearn.bench.group_loop import LoopNetwork
 from locallearn.bench.timing import Timing, interleaved, ratio
 from locallearn.config import ObjectiveConfig, OptimizerConfig, RunConfig
 from locallearn.core.module import LocalStep
@@ -141,7 +141,7 @@ def local(config: RunConfig, setting: Setting, runtime: str = "inline") -> Conte
 
 
 def loop(config: RunConfig, setting: Setting, precision: str) -> Contender:
-    """A Python loop over groups (``locallearn.bench.loop``), in torch's default memory format."""
+    """A Python loop over groups (``locallearn.bench.group_loop``), in torch's default memory format."""
     batch = setting.batch(torch.contiguous_format)
     network = LoopNetwork(build_network(config, setting.image), config.objective, config.optimizer, precision)
     network.to(setting.device)

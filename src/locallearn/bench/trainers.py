@@ -25,15 +25,15 @@ from locallearn.nn.peers import Peers
 from locallearn.plan.mesh import split
 from locallearn.runtime.distributed import DistributedRuntime
 from locallearn.runtime.world import Alone, ProcessWorld
-from locallearn.training.nodes import Nodes
 from locallearn.training.optim import build_optimizer
+from locallearn.training.own_nodes import Nodes
 
 Way = Literal["inline", "distributed", "1f1b", "gpipe", "ddp"]
 """How to train: the package's own step in one process or on a mesh, a pipeline of the modules, or replicas."""
 
 
 @dataclass(frozen=True)
-class Job:
+class TimedJob:
     """What the processes of a crew train.
 
     Attributes:
@@ -61,7 +61,7 @@ class Lap(NamedTuple):
     waits: list[float]
 
 
-class Trainer:
+class TimedTrainer:
     """One process's part of a training.
 
     Attributes:
@@ -81,7 +81,7 @@ class Trainer:
         self.step()
 
 
-def build_trainer(job: Job, world: Alone | ProcessWorld) -> Trainer:
+def build_trainer(job: TimedJob, world: Alone | ProcessWorld) -> TimedTrainer:
     """The trainer of this process."""
     if isinstance(world, Alone):
         return Inline(job)
@@ -89,19 +89,19 @@ def build_trainer(job: Job, world: Alone | ProcessWorld) -> Trainer:
     return kinds[job.way](job, world)
 
 
-class Inline(Trainer):
+class Inline(TimedTrainer):
     """The package's step in one process."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: TimedJob) -> None:
         contender = local(job.config, job.setting)
         self.parameters = contender.parameters
         self.step = contender.step  # type: ignore[method-assign, assignment]
 
 
-class Distributed(Trainer):
+class Distributed(TimedTrainer):
     """The distributed runtime, on the nodes of this process: what ``train --runtime distributed`` calls."""
 
-    def __init__(self, job: Job, world: ProcessWorld) -> None:
+    def __init__(self, job: TimedJob, world: ProcessWorld) -> None:
         setting = job.setting
         train = dataclasses.replace(
             job.config.train, precision=setting.precision, device=str(setting.device), channels_last=True
@@ -147,10 +147,10 @@ class _Echo(Peers):
         return torch.cat([x if i == self.index else x.detach() for i in range(self.ways)], dim)
 
 
-class Pipeline(Trainer):
+class Pipeline(TimedTrainer):
     """torch's own pipelining (``torch.distributed.pipelining``): the modules are stages, gradients flow back."""
 
-    def __init__(self, job: Job, world: ProcessWorld) -> None:
+    def __init__(self, job: TimedJob, world: ProcessWorld) -> None:
         setting, self._count = job.setting, job.microbatches
         network = setting.network(job.config)
         modules, rank = list(network), world.rank
@@ -209,10 +209,10 @@ def _loss(scores: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(scores.float(), labels)
 
 
-class DataParallel(Trainer):
+class DataParallel(TimedTrainer):
     """torch's ``DistributedDataParallel``: every process has the whole network and a part of the batch."""
 
-    def __init__(self, job: Job, world: ProcessWorld) -> None:
+    def __init__(self, job: TimedJob, world: ProcessWorld) -> None:
         setting = job.setting
         module = next(iter(setting.network(job.config)))
         whole, own = setting.batch(), split(setting.batch_size, world.mesh.size)[world.rank]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from locallearn.cli.own import own_object
+from locallearn.cli.own_model import own_object
 from locallearn.core.network import LocalNetwork
 from locallearn.errors import UsageError, one_line
 from locallearn.nn.features import prediction

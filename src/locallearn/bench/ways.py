@@ -101,7 +101,7 @@ class Way:
         for each in network.steps:
             each.precision = self.precision
         if self.kind == "threads":
-            return OnThreads(network, batch)
+            return StagesOnThreads(network, batch)
 
         def step() -> None:
             network.walk(network.steps, network.given_batch(batch))
@@ -109,7 +109,7 @@ class Way:
         return Contender(step, list(network.parameters()))
 
 
-class OnThreads(Contender):
+class StagesOnThreads(Contender):
     """Stages that train at the same time, some steps a call.
 
     Args:

@@ -97,7 +97,7 @@ def _run(arguments: list[str]) -> int:
         print(f"locallearn {importlib.import_module('importlib.metadata').version('locallearn')}")
         return 0
     command = arguments[0]
-    modules = {name: f"locallearn.cli.{name}" for name in COMMANDS}
+    modules = {name: f"locallearn.cli.{name}_command" for name in COMMANDS}
     modules |= {name: module for name, (module, _) in houses.commands().items()}
     if command not in modules:
         raise UsageError(f"{command!r} is not a command; expected one of {', '.join(modules)}")

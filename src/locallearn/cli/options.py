@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import tyro
 
 from locallearn.cli import help as helping
-from locallearn.cli.components import with_components
+from locallearn.cli.component_options import with_components
 from locallearn.config.checks import LARGEST, MOST_PIXELS, MOST_THREADS
 from locallearn.errors import ConfigError, UsageError
 

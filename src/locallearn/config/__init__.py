@@ -6,15 +6,15 @@ holds what was decided.
 """
 
 from locallearn.config.data import AugmentConfig, DataConfig, ImageSize, sides, size_of
-from locallearn.config.files import digest, from_dict, from_toml, to_dict, to_toml
-from locallearn.config.loggers import LoggersConfig
+from locallearn.config.logger_options import LoggersConfig
 from locallearn.config.masking import MaskingConfig
-from locallearn.config.mesh import MeshConfig
+from locallearn.config.mesh_options import MeshConfig
 from locallearn.config.modification import ModificationConfig
 from locallearn.config.objective import ObjectiveConfig
-from locallearn.config.probe import ProbeConfig
+from locallearn.config.probe_options import ProbeConfig
 from locallearn.config.run import EVERY_BATCH, ContextName, OneProcess, RunConfig, RuntimeName
 from locallearn.config.runtime import AsynchronousConfig, SequentialConfig, ThreadsConfig
+from locallearn.config.toml import digest, from_dict, from_toml, to_dict, to_toml
 from locallearn.config.training import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 
 __all__ = [

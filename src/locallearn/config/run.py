@@ -17,8 +17,8 @@ from locallearn.config.checks import (
     positive_int,
 )
 from locallearn.config.data import AugmentConfig, DataConfig
-from locallearn.config.loggers import LoggersConfig
-from locallearn.config.mesh import MeshConfig
+from locallearn.config.logger_options import LoggersConfig
+from locallearn.config.mesh_options import MeshConfig
 from locallearn.config.objective import ObjectiveConfig
 from locallearn.config.runtime import AsynchronousConfig, SequentialConfig, ThreadsConfig
 from locallearn.config.training import CheckpointConfig, OptimizerConfig, ScheduleConfig, TrainConfig
@@ -165,7 +165,7 @@ class RunConfig:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel to another process as TOML, which there is read after the plugins that know its components."""
-        from locallearn.config.files import from_toml, to_toml
+        from locallearn.config.toml import from_toml, to_toml
 
         return from_toml, (to_toml(self),)
 

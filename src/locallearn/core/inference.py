@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from locallearn.core.context import ContextModule
+from locallearn.core.context_input import ContextModule
 from locallearn.core.network import LocalNetwork
 from locallearn.losses.functional import layerwise_ensemble
 from locallearn.nn.pool import GlobalAveragePool

@@ -19,7 +19,7 @@ from locallearn.losses.chunked import linear_cross_entropy
 from locallearn.losses.objectives import LocalLoss
 from locallearn.losses.scores import ScoresLoss
 from locallearn.losses.tokens import by_token
-from locallearn.nn.split import Piece
+from locallearn.nn.pieces import Piece
 from locallearn.nn.trace import Trace
 
 

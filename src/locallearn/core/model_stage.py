@@ -22,7 +22,7 @@ from locallearn.data.store import Batch
 from locallearn.errors import ConfigError
 from locallearn.losses.objectives import LocalLoss, Objective, Passage
 from locallearn.nn.features import features_of, fitted_mask, prediction, seen_by_objective
-from locallearn.nn.split import Piece, Share
+from locallearn.nn.pieces import Piece, Share
 from locallearn.nn.token_heads import ReadsScorer
 
 

@@ -15,7 +15,7 @@ from locallearn.config import ImageSize, RunConfig, sides, size_of
 from locallearn.config.checks import positive_int
 from locallearn.config.data import is_size
 from locallearn.core.batches import are_classes, as_batch
-from locallearn.core.context import ContextModule
+from locallearn.core.context_input import ContextModule
 from locallearn.core.methods import ModuleLayout, check_follows, classifier_layout, methods
 from locallearn.core.module import Features, LocalModule, LocalStep, Stage, walk
 from locallearn.core.overlap import overlapping_walk

@@ -15,7 +15,7 @@ from locallearn.core.module import Features
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError
 from locallearn.nn.copies import converted
-from locallearn.nn.split import Piece
+from locallearn.nn.pieces import Piece
 from locallearn.plan.mesh import Mesh, place_nodes
 
 T = TypeVar("T")

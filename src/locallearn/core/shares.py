@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from locallearn.core.batches import ModelCall
 from locallearn.nn.copies import copied, untouched
 from locallearn.nn.features import own_loss, tensors_of
-from locallearn.nn.split import Piece, Share, crossing, end_of
+from locallearn.nn.pieces import Piece, Share, crossing, end_of
 from locallearn.nn.trace import Trace
 
 

@@ -26,10 +26,10 @@ from locallearn.losses.objectives import Objective, ObjectiveInput
 from locallearn.losses.scores import ScoresLoss
 from locallearn.losses.user import Loss
 from locallearn.nn.copies import copied
-from locallearn.nn.features import Layout, check_tokens, named_layout
+from locallearn.nn.features import Axes, check_tokens, named_layout
 from locallearn.nn.heads import HeadInput
+from locallearn.nn.pieces import Piece, pieces
 from locallearn.nn.recording import trace
-from locallearn.nn.split import Piece, pieces
 from locallearn.nn.trace import Call, Trace
 from locallearn.nn.width import split_channels
 from locallearn.validation import Defaults
@@ -179,7 +179,7 @@ def _unusable(call: Call, task: Task) -> str:
     by_class = isinstance(task.loss, ScoresLoss) and task.loss.kind == "cross-entropy"
     if len(task.scores) != 3 or not by_class:
         return ""
-    shape = Layout(call.batch or 0, call.channels).shape(call.shape or ())
+    shape = Axes(call.batch or 0, call.channels).shape(call.shape or ())
     if call.other_tokens or task.form(shape) == "vector":
         return "features of the tokens that have labels (a model with an encoder scores the decoder's)"
     return ""

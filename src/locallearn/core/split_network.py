@@ -27,7 +27,7 @@ from locallearn.errors import ConfigError, UsageError
 from locallearn.losses.objectives import LocalLoss, Objective
 from locallearn.nn.checkpointing import non_reentrant
 from locallearn.nn.copies import copied
-from locallearn.nn.split import Piece
+from locallearn.nn.pieces import Piece
 from locallearn.nn.width import join_channels
 
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from locallearn.nn.features import features_of
-from locallearn.nn.split import Piece
+from locallearn.nn.pieces import Piece
 
 _SUMS = ("add", "add_", "__add__", "__radd__", "__iadd__")
 
 
-class Sums(TorchFunctionMode):
+class ResidualSums(TorchFunctionMode):
     """While it lasts, a sum that an awaited tensor goes into may be answered with another tensor.
 
     Awaited tensors are known by identity, so that a residual sum ``x + layer(x)`` in the forward pass of a model is
@@ -60,7 +60,7 @@ def at_ends(model: nn.Module, pieces: Sequence[Piece], ended: Callable[[int, Any
         ended: is called with a stage's place in ``pieces`` and what it gives; what it returns, but for None, is what
             the pass goes on with.
     """
-    sums = Sums()
+    sums = ResidualSums()
 
     def leave(k: int, _module: nn.Module, _args: Any, output: Any) -> Any:
         if not pieces[k].summed:

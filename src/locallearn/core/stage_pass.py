@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from locallearn.core.batches import ModelCall
-from locallearn.core.stage_ends import Sums
+from locallearn.core.stage_ends import ResidualSums
 from locallearn.errors import UsageError
 from locallearn.nn.copies import copied, without_data
 from locallearn.nn.features import features_of, map_tensors, tensors_of, with_features
-from locallearn.nn.split import Piece
+from locallearn.nn.pieces import Piece
 
 _RECORDING = threading.Lock()
 """Stages that train at the same time share a recorder, whose copy of the model runs once at a time."""
@@ -189,7 +189,7 @@ class StagePass:
         self.model, self.recorder, self.received = model, recorder, received
         self.start = "" if before is None else before.path
         self._starts_in_sum, self._ends_in_sum = before is not None and before.summed, piece.summed
-        self._sums = Sums()
+        self._sums = ResidualSums()
         self.crossed: dict[tuple[str, int], Tensor] = {}
         self._plan: dict[str, list[Any]] = {}
         self._seen: Counter[str] = Counter()
@@ -218,7 +218,7 @@ class StagePass:
         self._seen.clear()
         if not self.start:
             begin()
-        self._sums = Sums()
+        self._sums = ResidualSums()
         summing = self._sums if self._starts_in_sum or self._ends_in_sum else contextlib.nullcontext()
         try:
             with summing:

@@ -20,8 +20,8 @@ from locallearn.losses.tokens import build_token_head
 from locallearn.losses.user import Loss, UserLoss, called, takes_batch
 from locallearn.nn.features import own_loss, prediction
 from locallearn.nn.init import initialise
+from locallearn.nn.pieces import Piece
 from locallearn.nn.score_heads import MapHead, Shaped, grid
-from locallearn.nn.split import Piece
 from locallearn.nn.trace import Trace
 from locallearn.seeding import seeded
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from locallearn.core.context import ContextModule
+from locallearn.core.context_input import ContextModule
 from locallearn.core.module import LocalModule
 from locallearn.core.network import ImageShape, LocalNetwork
 from locallearn.nn.groups import GroupLinear
@@ -16,7 +16,7 @@ from locallearn.nn.macs import counting, dry_run
 
 
 @dataclass(frozen=True)
-class Stage:
+class CountedStage:
     """One module's blocks, all groups together; the last module's with the network's classifier.
 
     Attributes:
@@ -34,7 +34,7 @@ class Stage:
 class ForwardPass:
     """The K modules in a forward pass. ``bias_macs``, the bias of the classifier, is not counted in them."""
 
-    stages: tuple[Stage, ...]
+    stages: tuple[CountedStage, ...]
     bias_macs: int
 
 
@@ -55,16 +55,16 @@ def forward_pass(network: LocalNetwork, image: ImageShape) -> ForwardPass:
             context = context if module.fusion.kind == "image" else shape
         shape = run.shape
         if not is_classifier(module):
-            stages.append(Stage(macs, torch.Size(shape).numel(), parameters))
+            stages.append(CountedStage(macs, torch.Size(shape).numel(), parameters))
     assert module is not None
     if not network.has_classifier:
         return ForwardPass(tuple(stages), 0)
     last, (classifier, bias_macs) = stages.pop(), _classifier(module, shape)
-    stages.append(Stage(last.macs + classifier.macs, last.features, last.parameters + classifier.parameters))
+    stages.append(CountedStage(last.macs + classifier.macs, last.features, last.parameters + classifier.parameters))
     return ForwardPass(tuple(stages), bias_macs)
 
 
-def _classifier(module: LocalModule, shape: tuple[int, ...]) -> tuple[Stage, int]:
+def _classifier(module: LocalModule, shape: tuple[int, ...]) -> tuple[CountedStage, int]:
     """What turns the features of the last module into the network's scores, and what its bias would count."""
     module = copy.deepcopy(module).to("meta").eval()
     with torch.no_grad(), counting(module) as calls:
@@ -73,7 +73,7 @@ def _classifier(module: LocalModule, shape: tuple[int, ...]) -> tuple[Stage, int
     has_bias = isinstance(output.layer, (nn.Linear, GroupLinear)) and output.layer.bias is not None
     bias_macs = output.outputs if has_bias else 0
     macs = sum(call.macs for call in calls) - bias_macs
-    return Stage(macs, output.outputs, sum(n_parameters(call.layer) for call in calls)), bias_macs
+    return CountedStage(macs, output.outputs, sum(n_parameters(call.layer) for call in calls)), bias_macs
 
 
 def is_classifier(module: LocalModule) -> bool:

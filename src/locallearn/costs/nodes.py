@@ -16,8 +16,8 @@ from locallearn.arguments import ArgumentError, checked
 from locallearn.config import MeshConfig, ObjectiveConfig, RunConfig, TrainConfig
 from locallearn.core.network import ImageShape, LocalNetwork, build_network
 from locallearn.core.split_network import SplitNetwork
-from locallearn.costs.forward import Stage, forward_pass
-from locallearn.costs.split import split_costs
+from locallearn.costs.forward import CountedStage, forward_pass
+from locallearn.costs.split_costs import split_costs
 from locallearn.costs.steps import ModuleCost, dry_steps
 from locallearn.errors import ConfigError
 
@@ -58,8 +58,8 @@ class Cost:
     """
 
     modules: tuple[ModuleCost, ...]
-    stages: tuple[Stage, ...]
-    reference: tuple[Stage, ...]
+    stages: tuple[CountedStage, ...]
+    reference: tuple[CountedStage, ...]
     batch_size: int
     precision: str
 

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from locallearn.config import TrainConfig
-from locallearn.core.context import ContextModule
+from locallearn.core.context_input import ContextModule
 from locallearn.core.module import Features, LocalModule, LocalStep
 from locallearn.core.network import ImageShape, LocalNetwork
 from locallearn.core.overlap import Waiting, train_over

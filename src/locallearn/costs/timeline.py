@@ -15,7 +15,7 @@ from locallearn.costs.nodes import Cost
 from locallearn.errors import ConfigError
 from locallearn.plan import schedule as plans
 from locallearn.plan.clock import Links, Run, simulate
-from locallearn.plan.schedule import Need, Work
+from locallearn.plan.schedule import Need, NodeWork
 
 _GRADIENT_BYTES = 4
 """Gradients are averaged in fp32."""
@@ -125,7 +125,7 @@ def run_local(cost: Cost, machine: Machine, batches: int, in_flight: int) -> Run
     if any(module.returned_bytes for module in modules):
         raise ConfigError("overlap", 1, "0 with predicted times and plans: no gradient travels between devices here")
 
-    def seconds(work: Work) -> float:
+    def seconds(work: NodeWork) -> float:
         module = modules[work.module - 1]
         macs = {"F": module.block_macs, "H": module.head_macs, "B": 2 * module.macs}[work.kind]
         return machine.seconds(macs * cost.batch_size, work.device, 3 * module.macs * cost.batch_size)
@@ -153,7 +153,7 @@ def run_pipeline(
     images = cost.batch_size / microbatches
     macs = [cost.e2e_macs] if whole else [stage.macs for stage in cost.reference]
 
-    def seconds(work: Work) -> float:
+    def seconds(work: NodeWork) -> float:
         own = macs[work.module - 1]
         return machine.seconds(images * own * (2 if work.kind == "B" else 1), work.device, 3 * cost.batch_size * own)
 
@@ -174,7 +174,7 @@ def run_copies(cost: Cost, machine: Machine, batches: int, devices: int) -> Run:
     messages = 2 * (devices - 1)
     reduce = messages * (gradients / devices / (machine.bandwidth or math.inf) + machine.latency)
 
-    def seconds(work: Work) -> float:
+    def seconds(work: NodeWork) -> float:
         if work.kind == "R":
             return reduce
         macs = images * cost.e2e_macs

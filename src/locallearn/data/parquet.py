@@ -17,7 +17,7 @@ from locallearn.errors import DataError
 
 
 @dataclass(frozen=True)
-class Layout:
+class Columns:
     """What the columns of a Parquet file are.
 
     Attributes:
@@ -41,7 +41,7 @@ class ColumnsError(DataError):
     """A Parquet file holds images, but images and labels are not in columns that are known."""
 
 
-def layout_of(path: Path) -> Layout | None:
+def layout_of(path: Path) -> Columns | None:
     """The columns of a Parquet file, or ``None`` where it does not hold images.
 
     Raises:
@@ -63,9 +63,9 @@ def layout_of(path: Path) -> Layout | None:
             raise ColumnsError(_columns(path, schema))
         names = _names(schema.metadata or {}, label)
         if names is not None:
-            return Layout(image, label, names, len(names))
+            return Columns(image, label, names, len(names))
         labels = pq.read_table(path, columns=[label])[label].drop_null().cast(pa.int64()).to_numpy()
-        return Layout(image, label, None, int(labels.max(initial=0)) + 1)
+        return Columns(image, label, None, int(labels.max(initial=0)) + 1)
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise _damaged(path, error) from None
 
@@ -114,7 +114,7 @@ def shards(folder: Path, split: str) -> list[Path]:
 
 
 def read_images(
-    files: Sequence[Path], layout: Layout, size: int, limit: int
+    files: Sequence[Path], layout: Columns, size: int, limit: int
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], str]:
     """Decode the images of Parquet files, only the first ``limit`` where that is not 0.
 
@@ -149,7 +149,7 @@ def read_images(
     return parts, encoding
 
 
-def encoded(files: Sequence[Path], layout: Layout, start: int = 0) -> Iterator[tuple[str, bytes, int]]:
+def encoded(files: Sequence[Path], layout: Columns, start: int = 0) -> Iterator[tuple[str, bytes, int]]:
     """Where it is, the encoded image and the label of every row from ``start`` on, a few rows in memory at a time.
 
     Raises:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from locallearn import processor
 from locallearn.errors import ConfigError
-from locallearn.kernels import cache
+from locallearn.kernels import code_cache
 
 VARIABLE = "LOCALLEARN_KERNELS"
 """The environment variable: ``auto`` (or nothing), ``native`` (an error where they cannot be had) or ``torch``."""
@@ -73,8 +73,8 @@ def _load() -> Kernels:
     libraries, missing = {}, {}
     for dtype, flags in _kinds().items():
         try:
-            library = cache.library(flags)
-        except cache.UnavailableError as error:  # the other type may do all the same
+            library = code_cache.library(flags)
+        except code_cache.UnavailableError as error:  # the other type may do all the same
             missing[dtype] = str(error)
             continue
         if library.supported():

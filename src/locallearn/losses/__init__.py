@@ -9,9 +9,11 @@ from locallearn.losses import (
     rebuilt_input,
     supervised,
     tokens,
-    transport,
     two_views,
     without_backward,
+)
+from locallearn.losses import (
+    trgl as transport,
 )
 from locallearn.nn import auglocal, flat_head, momentum, patch_head, ssl_head
 

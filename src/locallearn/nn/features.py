@@ -124,7 +124,7 @@ def own_loss(output: Any) -> Tensor | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class Axes:
     """Where examples and channels are in features; every other axis is a position.
 
     Attributes:
@@ -165,7 +165,7 @@ class Layout:
         return (self.batch, *positions, channels) if self._tokens(dims) else (self.batch, channels, *positions)
 
 
-def named_layout(letters: str) -> Layout:
+def named_layout(letters: str) -> Axes:
     """The layout that letters say, one an axis: B and C are examples and channels, any others positions.
 
     Raises:
@@ -173,7 +173,7 @@ def named_layout(letters: str) -> Layout:
     """
     if not isinstance(letters, str) or letters.count("B") != 1 or letters.count("C") != 1:
         raise ConfigError("layout", letters, "one letter an axis with one B and one C, like BCHW, BHWC, BTC or TBC")
-    return Layout(letters.index("B"), letters.index("C"))
+    return Axes(letters.index("B"), letters.index("C"))
 
 
 def seen_by_objective(features: Tensor, tokens: str, mask: Tensor | None = None) -> Tensor:

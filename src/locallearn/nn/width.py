@@ -12,7 +12,7 @@ from locallearn.errors import ConfigError
 from locallearn.nn.copies import copied
 from locallearn.nn.features import features_of, with_features
 from locallearn.nn.groups import own_channels
-from locallearn.nn.split import Piece
+from locallearn.nn.pieces import Piece
 from locallearn.nn.trace import Trace
 
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from locallearn.plan.schedule import Need, Schedule, Work
+from locallearn.plan.schedule import Need, NodeWork, Schedule
 
 
 class Span(NamedTuple):
     """A piece of work and when it is done [s]."""
 
-    work: Work
+    work: NodeWork
     start: float
     end: float
 
@@ -65,7 +65,7 @@ class Run:
         return sum(s.end - s.start for s in self.spans if s.work.device == device and s.work.kind in kinds)
 
 
-def simulate(schedule: Schedule, seconds: Callable[[Work], float], links: Links | None = None) -> Run:
+def simulate(schedule: Schedule, seconds: Callable[[NodeWork], float], links: Links | None = None) -> Run:
     """Run a schedule on a clock: every device does its work in order, each piece as soon as it has what it needs.
 
     Args:
@@ -98,12 +98,12 @@ class _Clock:
     def __init__(self, schedule: Schedule, links: Links) -> None:
         self.needs, self.links = schedule.needs, links
         self.spans: list[Span] = []
-        self.ends: dict[Work, float] = {}
+        self.ends: dict[NodeWork, float] = {}
         self.wire_bytes = 0.0
         self._free = [0.0] * len(schedule.order)
         self._link_free = [0.0] * len(schedule.order)
         self._arrivals: dict[tuple[Need, int], float] = {}
-        self._receivers: dict[Work, list[tuple[Need, int]]] = {}
+        self._receivers: dict[NodeWork, list[tuple[Need, int]]] = {}
         for work, needs in schedule.needs.items():
             for need in needs:
                 receiver = (need, work.device)
@@ -111,7 +111,7 @@ class _Clock:
                 if need.what and need.work.device != work.device and receiver not in receivers:
                     receivers.append(receiver)
 
-    def do(self, work: Work, seconds: float) -> None:
+    def do(self, work: NodeWork, seconds: float) -> None:
         """Do a piece of work whose needs are done, and send what others need of it."""
         ready = [self._arrivals.get((need, work.device), self.ends[need.work]) for need in self.needs[work]]
         start = max([self._free[work.device], *ready])

@@ -17,7 +17,7 @@ from locallearn.errors import ConfigError
 from locallearn.plan import cuts
 
 
-class Place(NamedTuple):
+class RankPlace(NamedTuple):
     """Coordinates of a rank, each counted from 0."""
 
     depth: int
@@ -52,13 +52,13 @@ class Mesh:
         """Ranks in all."""
         return self.depth * self.width * self.data
 
-    def rank(self, place: Place) -> int:
+    def rank(self, place: RankPlace) -> int:
         """The rank at a place."""
         return (place.depth * self.width + place.width) * self.data + place.data
 
-    def place(self, rank: int) -> Place:
+    def place(self, rank: int) -> RankPlace:
         """Where a rank is."""
-        return Place(rank // (self.width * self.data), rank // self.data % self.width, rank % self.data)
+        return RankPlace(rank // (self.width * self.data), rank // self.data % self.width, rank % self.data)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Placement:
         """What a rank does with every batch, in order."""
         at = self.mesh.place(rank)
         span = self.spans[at.depth]
-        row = tuple(self.mesh.rank(Place(at.depth, w, at.data)) for w in range(self.mesh.width))
+        row = tuple(self.mesh.rank(RankPlace(at.depth, w, at.data)) for w in range(self.mesh.width))
         actions: list[Action] = []
         for m in span:
             mine = bool(self.held(m, rank))

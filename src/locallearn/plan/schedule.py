@@ -14,7 +14,7 @@ _OneBatch = Callable[[int], list[tuple[str, int]]]
 """From a batch's first microbatch to (kind, microbatch) in order."""
 
 
-class Work(NamedTuple):
+class NodeWork(NamedTuple):
     """One piece of work.
 
     ``kind`` is ``"F"`` (forward pass of the blocks), ``"H"`` (forward pass of a node's heads), ``"B"`` (backward
@@ -36,7 +36,7 @@ class Need(NamedTuple):
     awaited.
     """
 
-    work: Work
+    work: NodeWork
     what: str
 
 
@@ -44,8 +44,8 @@ class Need(NamedTuple):
 class Schedule:
     """An order of work for every device, and what work needs from other devices."""
 
-    order: tuple[tuple[Work, ...], ...]
-    needs: dict[Work, tuple[Need, ...]]
+    order: tuple[tuple[NodeWork, ...], ...]
+    needs: dict[NodeWork, tuple[Need, ...]]
 
 
 def local(
@@ -72,8 +72,8 @@ def local(
     """
     no = [False] * len(groups)
     features, scores, following = shares_features or no, shares_scores or no, follows or no
-    order: list[tuple[Work, ...]] = []
-    needs: dict[Work, tuple[Need, ...]] = {}
+    order: list[tuple[NodeWork, ...]] = []
+    needs: dict[NodeWork, tuple[Need, ...]] = {}
     nodes = [(k, device) for k in range(len(groups)) for device in devices_of(groups, k)]
     for k, device in nodes:
         for batch in range(batches):
@@ -85,8 +85,8 @@ def local(
             peers = [_of_module(groups, kind, k, batch, what) for kind, what in (("F", "shared"), ("H", "scores"))]
             waits = (before, peers[0] * features[k], peers[1] * scores[k])
             for kind, wanted in zip("FHB", waits, strict=True):
-                needs[Work(device, kind, k + 1, batch)] = tuple(n for n in wanted if n.work.device != device)
-        order.append(tuple(Work(device, kind, k + 1, batch) for batch in range(batches) for kind in "FHB"))
+                needs[NodeWork(device, kind, k + 1, batch)] = tuple(n for n in wanted if n.work.device != device)
+        order.append(tuple(NodeWork(device, kind, k + 1, batch) for batch in range(batches) for kind in "FHB"))
     return Schedule(tuple(order), needs)
 
 
@@ -98,7 +98,7 @@ def devices_of(groups: Sequence[int], k: int) -> range:
 
 def _of_module(groups: Sequence[int], kind: str, k: int, batch: int, what: str) -> list[Need]:
     """The same work of all nodes of a module."""
-    return [Need(Work(device, kind, k + 1, batch), what) for device in devices_of(groups, k)]
+    return [Need(NodeWork(device, kind, k + 1, batch), what) for device in devices_of(groups, k)]
 
 
 def backpropagation(batches: int) -> Schedule:
@@ -143,22 +143,22 @@ def _pipeline(one_batch: Sequence[_OneBatch], microbatches: int, batches: int) -
     """``one_batch[k](first)`` is what stage k does with the batch whose microbatches count from ``first``."""
     stages = len(one_batch)
     order = tuple(
-        tuple(Work(k, kind, k + 1, m) for b in range(batches) for kind, m in plan(b * microbatches))
+        tuple(NodeWork(k, kind, k + 1, m) for b in range(batches) for kind, m in plan(b * microbatches))
         for k, plan in enumerate(one_batch)
     )
-    needs: dict[Work, tuple[Need, ...]] = {}
+    needs: dict[NodeWork, tuple[Need, ...]] = {}
     for work in (work for items in order for work in items):
         source, what = (work.device - 1, "features") if work.kind == "F" else (work.device + 1, "gradient")
-        wanted = Need(Work(source, work.kind, source + 1, work.microbatch), what)
+        wanted = Need(NodeWork(source, work.kind, source + 1, work.microbatch), what)
         needs[work] = (wanted,) if 0 <= source < stages else ()
     return Schedule(order, needs)
 
 
 def data_parallel(devices: int, batches: int) -> Schedule:
     """Every device trains the whole network on its part of a batch, then all average their gradients."""
-    order = tuple(tuple(Work(d, kind, 1, b) for b in range(batches) for kind in "FBR") for d in range(devices))
-    needs: dict[Work, tuple[Need, ...]] = {}
+    order = tuple(tuple(NodeWork(d, kind, 1, b) for b in range(batches) for kind in "FBR") for d in range(devices))
+    needs: dict[NodeWork, tuple[Need, ...]] = {}
     for work in (work for items in order for work in items):
         others = (d for d in range(devices) if d != work.device and work.kind == "R")
-        needs[work] = tuple(Need(Work(d, "B", 1, work.microbatch), "") for d in others)
+        needs[work] = tuple(Need(NodeWork(d, "B", 1, work.microbatch), "") for d in others)
     return Schedule(order, needs)

@@ -80,7 +80,7 @@ class Accuracy(_Model):
     validation: Validation | None = None
 
 
-class Earlier(_Model):
+class EarlierData(_Model):
     """Settings that a run was trained with until a step."""
 
     until_step: int
@@ -115,7 +115,7 @@ class Summary(_Model):
     hardware: dict[str, Any] | None = None
     versions: dict[str, str | None] | None = None
     commit: str | None = None
-    history: list[Earlier] = Field(default_factory=list)
+    history: list[EarlierData] = Field(default_factory=list)
     processes: list[Process] = Field(default_factory=list)
 
 

@@ -76,7 +76,7 @@ class Message:
         return Message(features, epoch, step, clock, bool(final))
 
 
-class Sender:
+class BoundarySender:
     """Sends the newest messages from a thread of its own; the oldest give way when the receiver does not keep up.
 
     Args:
@@ -129,7 +129,7 @@ class Sender:
             connection.close()
 
 
-class Receiver:
+class BoundaryReceiver:
     """Receives messages in a thread of its own, into a replay buffer.
 
     Args:

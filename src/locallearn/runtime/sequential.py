@@ -10,7 +10,7 @@ from torch import Tensor
 from locallearn.config import SequentialConfig
 from locallearn.core.module import LocalModule, LocalStep, autocast
 from locallearn.data.store import Batch
-from locallearn.runtime.cache import FeatureCache, Kept, pack, unpack
+from locallearn.runtime.feature_cache import FeatureCache, Kept, pack, unpack
 from locallearn.runtime.inline import Runtime, Trained
 
 

@@ -22,7 +22,7 @@ GRACE = 300.0
 
 
 @dataclass(frozen=True)
-class Job:
+class CellJob:
     """A cell to train.
 
     Attributes:
@@ -55,34 +55,34 @@ class Outcome:
         interrupted: whether the user stopped the queue.
     """
 
-    finished: list[Job] = field(default_factory=list)
-    failed: list[tuple[Job, str]] = field(default_factory=list)
-    left: list[Job] = field(default_factory=list)
+    finished: list[CellJob] = field(default_factory=list)
+    failed: list[tuple[CellJob, str]] = field(default_factory=list)
+    left: list[CellJob] = field(default_factory=list)
     interrupted: bool = False
 
 
 class Silent:
     """Is told how the queue goes, and shows nothing; the command line's display is another one."""
 
-    def on_start(self, job: Job) -> None:
+    def on_start(self, job: CellJob) -> None:
         """A worker was started."""
 
-    def on_finish(self, job: Job, seconds: float) -> None:
+    def on_finish(self, job: CellJob, seconds: float) -> None:
         """A record is there."""
 
-    def on_failure(self, job: Job, message: str) -> None:
+    def on_failure(self, job: CellJob, message: str) -> None:
         """A worker failed."""
 
-    def on_busy(self, job: Job, process: str) -> None:
+    def on_busy(self, job: CellJob, process: str) -> None:
         """Another queue's worker trains this job; it is told once."""
 
-    def on_tick(self, running: Sequence[Job]) -> None:
+    def on_tick(self, running: Sequence[CellJob]) -> None:
         """Called several times a second."""
 
 
 @dataclass
 class _Running:
-    job: Job
+    job: CellJob
     process: subprocess.Popen[bytes]
     lock: IO[str]
     started: float
@@ -100,7 +100,11 @@ class Queue:
     """
 
     def __init__(
-        self, jobs: Sequence[Job], parallel: int = 1, observer: Silent | None = None, command: Sequence[str] = WORKER
+        self,
+        jobs: Sequence[CellJob],
+        parallel: int = 1,
+        observer: Silent | None = None,
+        command: Sequence[str] = WORKER,
     ) -> None:
         self.parallel, self.command, self.observer = parallel, command, observer or Silent()
         self.outcome = Outcome(finished=[job for job in jobs if job.is_finished()])
@@ -159,12 +163,12 @@ class Queue:
             self.observer.on_failure(job, message)
         self._waiting = []
 
-    def _tell_busy(self, job: Job) -> None:
+    def _tell_busy(self, job: CellJob) -> None:
         if job.name not in self._told:
             self._told.add(job.name)
             self.observer.on_busy(job, holder(job.beside(".lock")))
 
-    def _spawn(self, job: Job, lock: IO[str]) -> _Running:
+    def _spawn(self, job: CellJob, lock: IO[str]) -> _Running:
         with open(job.beside(".log"), "ab") as log:
             log_start = log.tell()
             process = subprocess.Popen(

@@ -19,7 +19,7 @@ from locallearn.report.compare import duration
 from locallearn.thesis.cell_records import read_record
 from locallearn.thesis.estimate import Estimates, epoch_seconds
 from locallearn.thesis.protocols import Study
-from locallearn.thesis.queue import Job, Silent
+from locallearn.thesis.queue import CellJob, Silent
 
 _EVERY = 1.0
 """Seconds between two looks at the runs."""
@@ -59,7 +59,7 @@ class QueueDisplay(Silent):
     def __exit__(self, *exception: Any) -> None:
         self._progress.stop()
 
-    def on_start(self, job: Job) -> None:
+    def on_start(self, job: CellJob) -> None:
         """A worker was started."""
         config, done = config_of(job), len(epoch_seconds(job.run))
         self._epochs[job.name] = done
@@ -69,22 +69,22 @@ class QueueDisplay(Silent):
         place = f"goes on after epoch {done} of {config.train.epochs}" if done else "starts"
         self._say(f"{job.name}: {place}{self._left(job)}")
 
-    def on_finish(self, job: Job, seconds: float) -> None:
+    def on_finish(self, job: CellJob, seconds: float) -> None:
         """A record is there."""
         accuracy = read_record(Path(job.request["record"]))["accuracy"]
         self._end(job)
         self._say(f"{job.name}: {accuracy_text(accuracy)} ({duration(seconds)})")
 
-    def on_failure(self, job: Job, message: str) -> None:
+    def on_failure(self, job: CellJob, message: str) -> None:
         """A worker failed."""
         self._end(job)
         self._say(f"{job.name}: failed: {message}")
 
-    def on_busy(self, job: Job, process: str) -> None:
+    def on_busy(self, job: CellJob, process: str) -> None:
         """Another queue's worker trains this job."""
         self._say(f"{job.name}: is being trained by process {process or 'of another queue'}")
 
-    def on_tick(self, running: Sequence[Job]) -> None:
+    def on_tick(self, running: Sequence[CellJob]) -> None:
         """Look whether an epoch has ended, about once a second."""
         if time.monotonic() - self._looked < _EVERY:
             return
@@ -97,11 +97,11 @@ class QueueDisplay(Silent):
                 of = f"epoch {len(done)} of {config_of(job).train.epochs}"
                 self._say(f"{job.name}: {of} ({duration(done[-1])}{self._left(job)})")
 
-    def _left(self, job: Job) -> str:
+    def _left(self, job: CellJob) -> str:
         seconds = self._estimates.seconds_left(job.run, config_of(job))
         return "" if seconds is None else f", about {duration(seconds)} left"
 
-    def _end(self, job: Job) -> None:
+    def _end(self, job: CellJob) -> None:
         if job.name in self._bars:
             self._progress.remove_task(self._bars.pop(job.name))
         self._progress.advance(self._all)
@@ -110,12 +110,12 @@ class QueueDisplay(Silent):
         self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
-def config_of(job: Job) -> RunConfig:
+def config_of(job: CellJob) -> RunConfig:
     """What a job of ``reproduce`` trains."""
     return Study(**job.request["study"]).config(job.request["cell"], job.request["seed"])
 
 
-def print_list(jobs: Sequence[Job], estimates: Estimates, as_json: bool) -> int:
+def print_list(jobs: Sequence[CellJob], estimates: Estimates, as_json: bool) -> int:
     """Show how far jobs are and how long they need still, as a table or as JSON; return the exit code."""
     states = [_state(job, estimates) for job in jobs]
     if as_json:
@@ -133,7 +133,7 @@ def print_list(jobs: Sequence[Job], estimates: Estimates, as_json: bool) -> int:
     return 0
 
 
-def _state(job: Job, estimates: Estimates) -> dict[str, Any]:
+def _state(job: CellJob, estimates: Estimates) -> dict[str, Any]:
     """How far a job is, in words, and the time that its training needs still [s], where that can be told."""
     config, done = config_of(job), len(epoch_seconds(job.run))
     if job.is_finished():

@@ -15,7 +15,7 @@ from locallearn.thesis import results_grids as drawing
 from locallearn.thesis.catalogue import LAYOUTS, cells_of
 from locallearn.thesis.estimate import Estimates
 from locallearn.thesis.protocols import Study
-from locallearn.thesis.queue import Job, Outcome, Queue, cores, default_jobs
+from locallearn.thesis.queue import CellJob, Outcome, Queue, cores, default_jobs
 from locallearn.thesis.queue_display import QueueDisplay, print_list
 from locallearn.thesis.reproduce_command import ReproduceOptions
 from locallearn.thesis.studies import print_study, read_studies, study_data, write_html
@@ -56,14 +56,14 @@ def _with_scorers(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([*scorers, *names]))
 
 
-def plan(options: ReproduceOptions, study: Study, names: Sequence[str], threads: int) -> list[Job]:
+def plan(options: ReproduceOptions, study: Study, names: Sequence[str], threads: int) -> list[CellJob]:
     """One job for each cell and seed, in order: seed by seed, cells as ``claims.in_order`` has them."""
     return [
         _job(options, study, cell, seed, threads) for seed in range(options.seeds) for cell in claims.in_order(names)
     ]
 
 
-def _job(options: ReproduceOptions, study: Study, cell: str, seed: int, threads: int) -> Job:
+def _job(options: ReproduceOptions, study: Study, cell: str, seed: int, threads: int) -> CellJob:
     wanted = study.digest(cell)
     record = cell_records.record_path(Path(options.results), study, cell, seed)
     run, scorer = _run_folder(options, study, cell, seed), chapter4.scorer_of(cell)
@@ -81,7 +81,7 @@ def _job(options: ReproduceOptions, study: Study, cell: str, seed: int, threads:
         runtime=options.runtime,
         scorer=str(needed) if needed else None,
     )
-    return Job(
+    return CellJob(
         f"{cell} seed {seed}",
         run,
         dataclasses.asdict(request),
@@ -120,7 +120,7 @@ def _finish(options: ReproduceOptions, study: Study, outcome: Outcome) -> int:
     return code
 
 
-def _as_json(data: drawing.Study, outcome: Outcome) -> dict[str, Any]:
+def _as_json(data: drawing.StudyData, outcome: Outcome) -> dict[str, Any]:
     return {
         "study": data["name"],
         "finished": [job.name for job in outcome.finished],

@@ -14,7 +14,7 @@ from locallearn.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Place:
+class Folders:
     """Where data are."""
 
     root: str | None = None
@@ -53,7 +53,7 @@ class ReproduceOptions:
     """One-off study: train this many epochs instead [epochs]. Its results are kept apart."""
     train_limit: int | None = None
     """One-off study: use only the first N training images [images]. Its results are kept apart."""
-    data: Place = field(default_factory=Place)
+    data: Folders = field(default_factory=Folders)
     results: str = "results"
     """Folder of the records, one JSON file for each cell and seed, and of report.html."""
     runs: str = "runs/reproduce"

@@ -45,7 +45,7 @@ _COLUMNS = 10
 """A table of a curve has at most about this many of its places."""
 
 
-class Study(TypedDict):
+class StudyData(TypedDict):
     """What was trained with one protocol.
 
     Attributes:
@@ -167,7 +167,7 @@ def _text(curve: MeasuredCurve, place: int) -> str:
     return f"{curve.y[at]:.2f}" + (f" ± {curve.spread[at]:.2f}" if curve.seeds > 1 else "")
 
 
-def grids(study: Study) -> list[Grid]:
+def grids(study: StudyData) -> list[Grid]:
     """Every table of a study and every panel that has something measured in it, as grids."""
     measured = study["measured"]
     found = [table_grid(table, measured) for table in study["tables"]] + [
@@ -213,7 +213,7 @@ def provenance(measured: Measured) -> list[str]:
     return [f"{count} record{'s' if count > 1 else ''}: {line}" for line, count in found.items()]
 
 
-def markdown(study: Study, pictures: Mapping[str, str] | None = None) -> str:
+def markdown(study: StudyData, pictures: Mapping[str, str] | None = None) -> str:
     """The tables, figures' points and claims of a study as Markdown.
 
     Args:

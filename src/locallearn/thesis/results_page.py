@@ -15,18 +15,18 @@ from locallearn.report.page import environment
 from locallearn.report.svg import to_svg
 from locallearn.thesis import results_plots as plots
 from locallearn.thesis.results_curves import caption, curves_figure, measured_curves
-from locallearn.thesis.results_grids import LEGEND, Study, curve_grid, figure_grid, numbers, table_grid
+from locallearn.thesis.results_grids import LEGEND, StudyData, curve_grid, figure_grid, numbers, table_grid
 from locallearn.thesis.results_summary import FIGURE, points_of
 
 
-def render(studies: Sequence[Study]) -> str:
+def render(studies: Sequence[StudyData]) -> str:
     """The report of these studies as the text of an HTML file."""
     sections = [_section(study) for study in studies]
     page = environment(Path(__file__).parent).get_template("results.html.jinja")
     return page.render(legend_text=LEGEND, run_headings=RUN_HEADINGS, studies=sections)
 
 
-def _section(study: Study) -> dict[str, Any]:
+def _section(study: StudyData) -> dict[str, Any]:
     measured = study["measured"]
     tables = [table_grid(table, measured) for table in study["tables"]]
     return {
@@ -83,7 +83,7 @@ def _pictures(prefix: str, figure: Mapping[str, Any], measured: Measured) -> dic
     return {"name": figure["name"], "title": figure["title"], "panels": panels}
 
 
-def pictures(study: Study) -> dict[str, tuple[str, str]]:
+def pictures(study: StudyData) -> dict[str, tuple[str, str]]:
     """Pictures of a study that stand alone: the title of the grid beside each, its name and its SVG."""
     found = {}
     for figure in study["curves"]:
@@ -96,7 +96,7 @@ def pictures(study: Study) -> dict[str, tuple[str, str]]:
     return found
 
 
-def lead_picture(study: Study) -> str:
+def lead_picture(study: StudyData) -> str:
     """The networks of Table 3.4 of a study, and the thesis's, as an SVG that stands alone."""
     bubbles = [bubble for bubble in (_bubble(point, study["measured"]) for point in points_of(study)) if bubble]
     caption = f"{study['name']}: accuracy [%] against the largest node, ours filled and the thesis's hollow"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from locallearn.report.compare import MISSING, Measured
-from locallearn.thesis.results_grids import Study, numbers
+from locallearn.thesis.results_grids import StudyData, numbers
 
 FIGURE = "figure-3.5"
 """Its first panel has the networks of Table 3.4, with what the thesis prints of them."""
@@ -49,7 +49,7 @@ class Gap:
         return f"{self.mean:+.2f}".replace("-", "−") + f"{error} ({self.seeds})"
 
 
-def points_of(study: Study) -> Sequence[Mapping[str, Any]]:
+def points_of(study: StudyData) -> Sequence[Mapping[str, Any]]:
     """The networks of Fig. 3.5's first panel with a published accuracy; none where the study has none of them."""
     found = [figure for figure in study["figures"] if figure["name"] == FIGURE]
     return [point for point in found[0]["panels"][0]["points"] if point["published"]] if found else []
@@ -82,7 +82,7 @@ def _ranks(values: Sequence[float]) -> list[float]:
     return [ordered.index(value) + (ordered.count(value) + 1) / 2 for value in values]
 
 
-def summary(studies: Sequence[Study], picture: str | None = None) -> str:
+def summary(studies: Sequence[StudyData], picture: str | None = None) -> str:
     """The lead of the page as Markdown, longest training first.
 
     Args:
@@ -102,7 +102,7 @@ def summary(studies: Sequence[Study], picture: str | None = None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _gaps(studies: Sequence[Study]) -> list[str]:
+def _gaps(studies: Sequence[StudyData]) -> list[str]:
     points = points_of(studies[0])
     end_to_end, *others = points
     lines = [
@@ -145,7 +145,7 @@ def _correlation(found: Sequence[tuple[str, float, float]]) -> str:
     return MISSING if math.isnan(value) else f"{value:.2f} ({len(found)})"
 
 
-def _claims(studies: Sequence[Study]) -> list[str]:
+def _claims(studies: Sequence[StudyData]) -> list[str]:
     verdicts = {study["name"]: {claim["claim"]: claim["verdict"] for claim in study["claims"]} for study in studies}
     touched = sorted(
         (study for study in studies if verdicts[study["name"]]), key=lambda study: not points_of(study)

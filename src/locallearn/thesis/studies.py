@@ -31,7 +31,7 @@ def _study_folders(folder: Path) -> list[Path]:
     return [path for path in (folder, *sorted(folder.glob("*"))) if any(path.glob("*-seed*.json"))]
 
 
-def read_studies(folder: Path) -> list[drawing.Study]:
+def read_studies(folder: Path) -> list[drawing.StudyData]:
     """Every study in a folder of results, with the tables that something is measured of.
 
     Raises:
@@ -57,7 +57,7 @@ def read_studies(folder: Path) -> list[drawing.Study]:
 
 def study_data(
     study: Study, tables: Sequence[str], records: Sequence[Record], problems: Sequence[str] = ()
-) -> drawing.Study:
+) -> drawing.StudyData:
     """A study as plain data: these tables, figures and single cells, and the claims that they touch.
 
     Args:
@@ -85,12 +85,12 @@ def study_data(
     }
 
 
-def write_html(studies: Sequence[drawing.Study], output: Path) -> Path:
+def write_html(studies: Sequence[drawing.StudyData], output: Path) -> Path:
     """Write the HTML report of studies and return ``output``."""
     return _write(output, render(studies))
 
 
-def write_markdown(studies: Sequence[drawing.Study], output: Path) -> Path:
+def write_markdown(studies: Sequence[drawing.StudyData], output: Path) -> Path:
     """Write what studies found as Markdown, and its pictures as SVG into a folder beside it; return ``output``."""
     studies = _longest_first(studies)
     picture = None
@@ -108,15 +108,15 @@ def write_markdown(studies: Sequence[drawing.Study], output: Path) -> Path:
     return _write(output, "\n".join(parts))
 
 
-def _networks(study: drawing.Study) -> int:
+def _networks(study: drawing.StudyData) -> int:
     """How many networks of the lead picture a study has measured."""
     return sum(point["cell"] in study["measured"] for point in points_of(study))
 
 
-def _longest_first(studies: Sequence[drawing.Study]) -> list[drawing.Study]:
+def _longest_first(studies: Sequence[drawing.StudyData]) -> list[drawing.StudyData]:
     """As the epochs of their records have it."""
 
-    def epochs(study: drawing.Study) -> int:
+    def epochs(study: drawing.StudyData) -> int:
         records = [record for records in study["measured"].values() for record in records]
         return max((record["config"]["train"]["epochs"] for record in records), default=0)
 
@@ -129,7 +129,7 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def print_study(console: Console, study: drawing.Study) -> None:
+def print_study(console: Console, study: drawing.StudyData) -> None:
     """Print the tables and claims of a study."""
     for grid in drawing.grids(study):
         table = _as_printed(grid)

@@ -20,7 +20,7 @@ from locallearn.config import RunConfig, RuntimeName
 from locallearn.core.methods import CROSS_ENTROPY, methods
 from locallearn.costs.nodes import cost
 from locallearn.errors import LocalLearnError
-from locallearn.thesis import ablations, chapter4, scores, sweep
+from locallearn.thesis import ablations, cell_scores, chapter4, sweep
 from locallearn.thesis.cell_records import make_record, write_record
 from locallearn.thesis.matrix import cells
 from locallearn.thesis.protocols import Study
@@ -92,9 +92,9 @@ def _more_accuracies(run: Path, study: Study, request: Request) -> dict[str, flo
     found = {}
     opened = open_run(run, device=request.device, root=request.root)
     if study.held_out:
-        found[sweep.FIELD] = scores.held_out(opened, study.held_out)
+        found[sweep.FIELD] = cell_scores.held_out(opened, study.held_out)
     if methods.build(config.method, config).decoupled_classifier and config.objective.loss in (None, CROSS_ENTROPY):
-        found[ablations.LAST_HEADS] = scores.last_heads(opened)
+        found[ablations.LAST_HEADS] = cell_scores.last_heads(opened)
     return found
 
 

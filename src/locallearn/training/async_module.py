@@ -20,14 +20,14 @@ from locallearn.data.datasets import Dataset
 from locallearn.data.store import Batch
 from locallearn.data.streaming import open_store
 from locallearn.errors import CheckpointError, DivergedError
-from locallearn.runtime.boundary import BoundaryError, Message, Receiver, Sender
+from locallearn.runtime.boundary import BoundaryError, BoundaryReceiver, BoundarySender, Message
 from locallearn.runtime.replay import ReplayBuffer, Sample
 from locallearn.training import checkpoint as checkpoints
 from locallearn.training import record
 from locallearn.training.guard import FiniteGuard
 from locallearn.training.initial import start_from
-from locallearn.training.nodes import feature_shapes
 from locallearn.training.optim import build_optimizer, rates
+from locallearn.training.own_nodes import feature_shapes
 from locallearn.training.setup import image_shape
 from locallearn.training.stop import StopRequest
 from locallearn.training.sums import Sums
@@ -43,7 +43,7 @@ _TELL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
-class Job:
+class AsyncJob:
     """What a module's process is given.
 
     Attributes:
@@ -85,7 +85,7 @@ class ModuleTraining:
         stop: asks for an end.
     """
 
-    def __init__(self, job: Job, report: Report, stop: StopRequest) -> None:
+    def __init__(self, job: AsyncJob, report: Report, stop: StopRequest) -> None:
         self.config, self.report, self.stop = job.config, report, stop
         train = job.config.train
         assert train.device is not None
@@ -122,15 +122,15 @@ class ModuleTraining:
         self.buffer: ReplayBuffer[Message] = ReplayBuffer(
             job.config.asynchronous.buffer_size, job.config.asynchronous.max_reuse
         )
-        self.receiver: Receiver | None = None
-        self.sender: Sender | None = None
+        self.receiver: BoundaryReceiver | None = None
+        self.sender: BoundarySender | None = None
         self.link = f"modules {names[max(job.index - 1, 0)]} and {self.module.name}"
         if job.index:
             path = job.sockets / self.module.name
             shape = feature_shapes(network, image)[job.index - 1]
-            self.receiver = Receiver(path, self.buffer, shape, f"between {self.link}")
+            self.receiver = BoundaryReceiver(path, self.buffer, shape, f"between {self.link}")
         if job.index + 1 < len(names):
-            self.sender = Sender(job.sockets / names[job.index + 1])
+            self.sender = BoundarySender(job.sockets / names[job.index + 1])
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 

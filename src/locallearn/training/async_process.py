@@ -16,7 +16,7 @@ import torch
 from torch import multiprocessing
 
 from locallearn.errors import CheckpointError, DivergedError, LocalLearnError, UsageError
-from locallearn.training.async_module import Job, ModuleTraining
+from locallearn.training.async_module import AsyncJob, ModuleTraining
 from locallearn.training.stop import StopRequest
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -37,7 +37,7 @@ class ModuleProcess:
         job: what it trains.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: AsyncJob) -> None:
         self.job = job
         self.pipe, theirs = _CONTEXT.Pipe(duplex=False)
         self._process = _CONTEXT.Process(target=_main, args=(job, theirs), daemon=True)
@@ -89,7 +89,7 @@ class ModuleProcess:
         self.pipe.close()
 
 
-def _main(job: Job, pipe: Connection) -> None:
+def _main(job: AsyncJob, pipe: Connection) -> None:
     """What the process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the launcher then ends the others
     parent = parent_process()

@@ -22,7 +22,7 @@ from locallearn.errors import CheckpointError, InterruptedRunError, LocalLearnEr
 from locallearn.files import short_temporary_folder
 from locallearn.training import checkpoint as checkpoints
 from locallearn.training import record
-from locallearn.training.async_module import Job, module_folder
+from locallearn.training.async_module import AsyncJob, module_folder
 from locallearn.training.async_process import ModuleProcess
 from locallearn.training.evaluate import Evaluation, evaluate, module_label
 from locallearn.training.observer import Observer
@@ -139,7 +139,7 @@ class AsynchronousTraining:
         return bool(self.epoch) or any(module_folder(self.folder.path, name).exists() for name in self.names)
 
     def _start(self, index: int) -> ModuleProcess:
-        return ModuleProcess(Job(self.config, self.dataset, self.folder.path, self._sockets, index))
+        return ModuleProcess(AsyncJob(self.config, self.dataset, self.folder.path, self._sockets, index))
 
     def _watch(self) -> None:
         """Hear what the processes tell, start again those that died, and stop where that was asked for."""

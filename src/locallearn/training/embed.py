@@ -17,8 +17,8 @@ from locallearn.data.datasets import ImageSet
 from locallearn.data.folder import decode_images, find_images
 from locallearn.errors import ConfigError, UsageError
 from locallearn.files import readable, replacing
+from locallearn.training.depth_features import DepthPlace, FeatureReader, places
 from locallearn.training.feature_files import WRITERS, check_output
-from locallearn.training.features import Place, Reader, places
 from locallearn.training.finished import OpenedRun
 from locallearn.training.loaders import check_loader, read_network
 from locallearn.training.stage_features import checked_stage, stage_places, stage_reader
@@ -75,7 +75,7 @@ def embed(
 
 def _of_folder(run: OpenedRun, folder: Path, output: Path, module: Module, pool: int) -> dict[str, Any]:
     place = _place(run, module)
-    reader = Reader(run.network, [place], run.precision, pool)
+    reader = FeatureReader(run.network, [place], run.precision, pool)
     files = find_images(folder)
     size = _features(run, reader, files[0]).shape[1]
     writer = WRITERS[output.suffix]
@@ -121,7 +121,7 @@ def _of_loader(
     return {"file": str(output), **facts}
 
 
-def _place(run: OpenedRun, module: Module) -> Place:
+def _place(run: OpenedRun, module: Module) -> DepthPlace:
     found = places(run.network, "modules")
     if module == "last":
         return found[-1]
@@ -134,7 +134,7 @@ def _parts(files: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
     return (files[start : start + size] for start in range(0, len(files), size))
 
 
-def _features(run: OpenedRun, reader: Reader, *files: Path) -> np.ndarray:
+def _features(run: OpenedRun, reader: FeatureReader, *files: Path) -> np.ndarray:
     images = decode_images(files, run.dataset.image_size, run.dataset.channels)
     store = run.store(ImageSet(images, torch.zeros(len(files), dtype=torch.int64)))
     return reader(next(store.ordered(len(files))).images)[0].cpu().numpy()

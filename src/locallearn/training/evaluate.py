@@ -20,7 +20,7 @@ from locallearn.core.network import LocalNetwork
 from locallearn.data.store import Batch, Store
 from locallearn.errors import UsageError
 from locallearn.losses.functional import layerwise_ensemble
-from locallearn.training.features import Reader, frozen, places
+from locallearn.training.depth_features import FeatureReader, frozen, places
 from locallearn.training.neighbours import knn_votes
 
 CLASSIFIER = "classifier"
@@ -130,7 +130,7 @@ def evaluate_by_neighbours(
     """
     settings = config.train
     assert settings.precision is not None
-    reader = Reader(network, places(network, "modules"), settings.precision)
+    reader = FeatureReader(network, places(network, "modules"), settings.precision)
     banks, bank_labels = _bank(reader, train, settings.knn_bank)
     parts = [module.groups for module in network if len(module.blocks)]
     names = [(k, group) for k, groups in enumerate(parts, start=1) for group in range(1, groups + 1)]
@@ -155,7 +155,7 @@ def evaluate_by_neighbours(
     return Evaluation(last, None, nodes, images, protocol)
 
 
-def _bank(reader: Reader, batches: Iterable[Batch], limit: int) -> tuple[list[Tensor], Tensor]:
+def _bank(reader: FeatureReader, batches: Iterable[Batch], limit: int) -> tuple[list[Tensor], Tensor]:
     """Features of the first ``limit`` images (0 means all) at every place, and their labels."""
     features, labels, held = [], [], 0
     for batch in batches:

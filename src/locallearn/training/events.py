@@ -21,7 +21,7 @@ class DamagedRecordError(UsageError):
     """A file of a run's record is not what this package writes."""
 
 
-class Line(NamedTuple):
+class EventLine(NamedTuple):
     """A line of metrics.jsonl.
 
     Attributes:
@@ -39,7 +39,7 @@ class Line(NamedTuple):
     cut_short: bool
 
 
-def read_events(path: Path) -> list[Line]:
+def read_events(path: Path) -> list[EventLine]:
     """The lines of metrics.jsonl that are not empty; none where the file is not there.
 
     Raises:
@@ -55,7 +55,7 @@ def read_events(path: Path) -> list[Line]:
     for number, text in enumerate(lines, start=1):
         if text.strip():
             event, problem = _event(text)
-            found.append(Line(number, text, event, problem, number == len(lines) and text.startswith("{")))
+            found.append(EventLine(number, text, event, problem, number == len(lines) and text.startswith("{")))
     return found
 
 

@@ -22,9 +22,9 @@ from locallearn.training import checkpoint as checkpoints
 from locallearn.training import record
 from locallearn.training.evaluate import Evaluation, module_label
 from locallearn.training.guard import FiniteGuard
-from locallearn.training.nodes import Nodes
 from locallearn.training.observer import Observer
 from locallearn.training.optim import rates
+from locallearn.training.own_nodes import Nodes
 from locallearn.training.record import RunFolder
 from locallearn.training.scorers import chooses_pairs
 from locallearn.training.step_state import load_step_state, step_state

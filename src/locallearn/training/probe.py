@@ -16,7 +16,7 @@ from locallearn.core.network import LocalNetwork
 from locallearn.data.store import Store
 from locallearn.data.streaming import open_store
 from locallearn.errors import UsageError
-from locallearn.training.features import Reader, places
+from locallearn.training.depth_features import FeatureReader, places
 from locallearn.training.finished import OpenedRun
 from locallearn.training.probe_heads import Probes
 from locallearn.training.probe_loaders import probe_network
@@ -79,7 +79,7 @@ def probe(
 def _of_run(run: OpenedRun, config: ProbeConfig, on_epoch: OnEpoch | None) -> dict[str, Any]:
     begin = time.perf_counter()
     where = places(run.network, config.depth)
-    reader = Reader(run.network, where, run.precision, config.pool)
+    reader = FeatureReader(run.network, where, run.precision, config.pool)
     sizes = feature_sizes(run, reader)
     store = _train_store(run, config)
     cached = config.augment == "none" and _fits(sizes, len(run.dataset.train.labels), config)
@@ -97,7 +97,7 @@ def _of_run(run: OpenedRun, config: ProbeConfig, on_epoch: OnEpoch | None) -> di
     return {**record, "seconds": time.perf_counter() - begin, "forward_passes": reader.passes}
 
 
-def feature_sizes(run: OpenedRun, reader: Reader) -> list[int]:
+def feature_sizes(run: OpenedRun, reader: FeatureReader) -> list[int]:
     """How many features each place has; found with one image, which is not counted as a pass."""
     sizes = [x_BD.shape[1] for x_BD in reader(next(run.store(run.dataset.test).ordered(1)).images)]
     reader.passes = 0
@@ -116,7 +116,7 @@ def _fits(sizes: Sequence[int], images: int, config: ProbeConfig) -> bool:
     return images * sum(sizes) * width <= config.cache_mib << 20
 
 
-def _streamed(reader: Reader, store: Store, config: ProbeConfig) -> Batches:
+def _streamed(reader: FeatureReader, store: Store, config: ProbeConfig) -> Batches:
     """Features computed when they are needed."""
 
     def epoch(number: int) -> Iterator[tuple[list[Tensor], Tensor]]:
@@ -127,7 +127,7 @@ def _streamed(reader: Reader, store: Store, config: ProbeConfig) -> Batches:
 
 
 def cached_batches(
-    run: OpenedRun, reader: Reader, store: Store, sizes: Sequence[int], config: ProbeConfig
+    run: OpenedRun, reader: FeatureReader, store: Store, sizes: Sequence[int], config: ProbeConfig
 ) -> Batches:
     """Features computed now, for all epochs; the batches hold the same images as the streamed ones."""
     dtype = torch.bfloat16 if config.cache_precision == "bf16" else torch.float32

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from locallearn.config import ProbeConfig
 from locallearn.nn.init import initialise
-from locallearn.training.features import Place
+from locallearn.training.depth_features import DepthPlace
 
 
 def probe_head(inputs: int, classes: int, config: ProbeConfig) -> nn.Sequential:
@@ -34,7 +34,7 @@ class Probes(nn.Module):
         config: settings.
     """
 
-    def __init__(self, where: Sequence[Place], sizes: Sequence[int], classes: int, config: ProbeConfig) -> None:
+    def __init__(self, where: Sequence[DepthPlace], sizes: Sequence[int], classes: int, config: ProbeConfig) -> None:
         super().__init__()
         self.heads = nn.ModuleList(probe_head(size, classes, config) for size in sizes)
         for place, head in zip(where, self.heads, strict=True):

@@ -14,7 +14,7 @@ from locallearn.config import ProbeConfig
 from locallearn.core.batches import are_classes
 from locallearn.core.network import LocalNetwork
 from locallearn.errors import ConfigError, UsageError
-from locallearn.training.features import Place
+from locallearn.training.depth_features import DepthPlace
 from locallearn.training.loaders import check_loader, read_network
 from locallearn.training.probe_heads import Probes
 from locallearn.training.probe_record import Probed, make_record
@@ -57,7 +57,7 @@ def probe_network(
     return {**record, "seconds": time.perf_counter() - begin, "forward_passes": examples.passes}
 
 
-def _places(network: LocalNetwork, config: ProbeConfig, loader: Iterable[Any]) -> list[Place]:
+def _places(network: LocalNetwork, config: ProbeConfig, loader: Iterable[Any]) -> list[DepthPlace]:
     """The stages that have features; the last one of a user's own model may have none."""
     where = stage_places(network)
     try:
@@ -75,7 +75,7 @@ def _places(network: LocalNetwork, config: ProbeConfig, loader: Iterable[Any]) -
 class _Examples:
     """Reads features and labels of all examples of loaders."""
 
-    def __init__(self, network: LocalNetwork, where: list[Place], config: ProbeConfig, precision: str) -> None:
+    def __init__(self, network: LocalNetwork, where: list[DepthPlace], config: ProbeConfig, precision: str) -> None:
         self.network, self.config, self.precision = network, config, precision
         self.read = stage_reader(network, [place.module for place in where], precision, config.pool)
         self.passes = 0

@@ -13,7 +13,7 @@ from torch import Tensor
 from locallearn.config import OptimizerConfig, ProbeConfig
 from locallearn.errors import DivergedError
 from locallearn.losses.functional import cross_entropy
-from locallearn.training.features import Place
+from locallearn.training.depth_features import DepthPlace
 from locallearn.training.optim import build_optimizer
 from locallearn.training.probe_heads import Probes
 
@@ -93,7 +93,7 @@ def score_probes(probes: Probes, batches: Iterable[tuple[list[Tensor], Tensor]])
     return (hits_P / images).tolist(), (loss_P / images).tolist()
 
 
-def point(place: Place, size: int, train: float, accuracy: float, loss: float) -> dict[str, Any]:
+def point(place: DepthPlace, size: int, train: float, accuracy: float, loss: float) -> dict[str, Any]:
     """What a record tells of one probe."""
     figures = {"features": size, "train_accuracy": train, "accuracy": accuracy, "loss": loss}
     return {**dataclasses.asdict(place), **figures}

@@ -32,9 +32,9 @@ from locallearn.training.initial import trained_weights
 from locallearn.training.loggers import Loggers
 from locallearn.training.observer import Observer, Quiet
 from locallearn.training.record import RunFolder
-from locallearn.training.sequential import SequentialTraining
 from locallearn.training.settings import change, with_settings
 from locallearn.training.setup import resolve, with_changes
+from locallearn.training.stage_by_stage import SequentialTraining
 
 
 @checked

@@ -16,18 +16,18 @@ from locallearn.core.split_network import SplitNetwork
 from locallearn.core.stage_ends import at_ends
 from locallearn.data.store import Batch
 from locallearn.errors import UsageError
-from locallearn.nn.features import Layout, features_of, fitted_mask, prediction, seen_by_objective
-from locallearn.training.features import Place, Reader, places, pooled
+from locallearn.nn.features import Axes, features_of, fitted_mask, prediction, seen_by_objective
+from locallearn.training.depth_features import DepthPlace, FeatureReader, places, pooled
 
 StageReader = Callable[[Batch], list[Tensor]]
 """Features [B, D] of every chosen stage, fp32; the caller sets eval mode and autocast."""
 
 
-def stage_places(network: LocalNetwork) -> list[Place]:
+def stage_places(network: LocalNetwork) -> list[DepthPlace]:
     """The ends of a network's stages; that of a user's own model is named by the submodule that a stage ends with."""
     if not isinstance(network, SplitNetwork):
         return places(network, "modules")
-    return [Place(k, piece.path or "end", k, True) for k, piece in enumerate(network.pieces, start=1)]
+    return [DepthPlace(k, piece.path or "end", k, True) for k, piece in enumerate(network.pieces, start=1)]
 
 
 def checked_stage(stage: object, depth: int) -> int:
@@ -57,7 +57,7 @@ def stage_reader(network: LocalNetwork, stages: Sequence[int], precision: str = 
     """
     if not isinstance(network, SplitNetwork):
         ends = places(network, "modules")
-        reader = Reader(network, [ends[stage - 1] for stage in stages], precision, pool)
+        reader = FeatureReader(network, [ends[stage - 1] for stage in stages], precision, pool)
         return lambda batch: reader(batch.images)
     return partial(_read, network, [network.model_stages[stage - 1] for stage in stages], pool)
 
@@ -112,7 +112,7 @@ def _last(
     axis = network.task.batch
     if axis is None:  # tokens of all examples, one after the other
         given, axis = given.unflatten(0, (batch.examples, -1)), 0
-    return _seen(Layout(axis, given.dim() - 1).ordered(given), stage.tokens, batch, pool)
+    return _seen(Axes(axis, given.dim() - 1).ordered(given), stage.tokens, batch, pool)
 
 
 def _seen(ordered: Tensor, tokens: str, batch: Batch, pool: int) -> Tensor:

@@ -18,7 +18,7 @@ ScheduleFactory = Callable[[torch.optim.Optimizer], LRScheduler]
 """Makes the scheduler of one stage's optimizer."""
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """Training examples in batches."""
 
     def steps(self, batch_size: int) -> int | None:
@@ -56,7 +56,7 @@ class Work:
     """
 
     network: LocalNetwork
-    train: Source
+    train: BatchSource
     evaluate: Callable[[LocalNetwork], Evaluation] | None
     source: str
     scorer: Scorer = field(default_factory=Scorer)

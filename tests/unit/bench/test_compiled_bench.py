@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from locallearn.bench.compiled import compiled_backprop
-from locallearn.bench.loop import LoopNetwork
+from locallearn.bench.group_loop import LoopNetwork
 from locallearn.bench.step import Setting, step_config
 from locallearn.cli.main import main
 from locallearn.core.network import ImageShape, build_network

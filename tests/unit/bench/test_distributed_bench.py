@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from locallearn.bench.crew import Crew
-from locallearn.bench.distributed import Plan, jobs_of, medians, slowest, step_seconds, waited_share
-from locallearn.bench.predicted import Link, link_of, predict
+from locallearn.bench.predicted import LinkSpeed, link_of, predict
+from locallearn.bench.processes import CrewPlan, jobs_of, medians, slowest, step_seconds, waited_share
 from locallearn.bench.step import Setting
 from locallearn.bench.trainers import Lap
 from locallearn.core.network import ImageShape
@@ -19,7 +19,7 @@ SETTING = Setting(ImageShape(3, 8, 5), 8, torch.device("cpu"), "fp32", 1, 1)
 
 
 def plan(processes=2, cells=((2, 1), (1, 2)), peers=("e2e", "1f1b", "ddp"), timeout=60.0):
-    return Plan("tiny-resnet", processes, cells, ("auto",), peers, 4, 2, SETTING, timeout)
+    return CrewPlan("tiny-resnet", processes, cells, ("auto",), peers, 4, 2, SETTING, timeout)
 
 
 def test_only_the_timed_steps_count():
@@ -67,8 +67,10 @@ def test_predictions_by_hand():
     assert predicted("dgl K=2 G=1", [0.5, 1.0]) == pytest.approx(8 / 1.0)
     assert predicted("1f1b", [1.0, 1.0]) == pytest.approx(8 / 1.25)  # 4 microbatches: 5 slots for 4
     assert predicted("ddp", [1.0, 1.0]) == pytest.approx(8 / 1.0)
-    assert predicted("dgl K=2 G=1", [0.5, 1.0], Link(float(2**40), 0.1)) == pytest.approx(8 / 1.0)  # it is hidden
-    assert predicted("1f1b", [1.0, 1.0], Link(float(2**40), 0.1)) < 8 / 1.4
+    assert predicted("dgl K=2 G=1", [0.5, 1.0], LinkSpeed(float(2**40), 0.1)) == pytest.approx(
+        8 / 1.0
+    )  # it is hidden
+    assert predicted("1f1b", [1.0, 1.0], LinkSpeed(float(2**40), 0.1)) < 8 / 1.4
     assert predict(jobs_of(plan())["e2e"], [], 1.0, None)["deviation"] is None
 
 

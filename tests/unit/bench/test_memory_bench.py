@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from locallearn.bench.memory import backprop, bench_memory, equal_terms
+from locallearn.bench.activations import backprop, bench_memory, equal_terms
 from locallearn.bench.step import TABLE_3_4, Setting
 from locallearn.core.network import ImageShape
 

@@ -179,7 +179,7 @@ def test_demo_compares_three_methods(tmp_path, capsys, monkeypatch):
     """The demo itself, shortened; its accuracies are tested in tests/golden."""
     import dataclasses
 
-    from locallearn.cli import demo
+    from locallearn.cli import demo_command
 
     def short(name):
         config = recipe(name)
@@ -190,8 +190,8 @@ def test_demo_compares_three_methods(tmp_path, capsys, monkeypatch):
             train=dataclasses.replace(config.train, epochs=2),
         )
 
-    recipe = demo.recipe
-    monkeypatch.setattr(demo, "recipe", short)
+    recipe = demo_command.recipe
+    monkeypatch.setattr(demo_command, "recipe", short)
     monkeypatch.chdir(tmp_path)
     assert main(["demo"]) == 0
     text = capsys.readouterr().out

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from locallearn.cli import help as helping
-from locallearn.cli.configured import SHORT
+from locallearn.cli.config_source import SHORT
 from locallearn.cli.main import main
 from locallearn.cli.options import suggestions
 from locallearn.config import RunConfig, to_toml
@@ -124,7 +124,7 @@ def test_short_forms_mean_the_whole_names(short, tmp_path, capsys):
 
 def trained_as(tmp_path, capsys, *arguments):
     """The configuration that a call would train, which is then refused because its folder is taken."""
-    from locallearn.cli.configured import start
+    from locallearn.cli.config_source import start
 
     _, config, rest = start(arguments, "train", "")
     return config, rest

@@ -4,12 +4,12 @@ import shlex
 
 import pytest
 
-from locallearn.cli import plan_command
-from locallearn.cli.configured import SHORT, start
+from locallearn.cli import plan_call
+from locallearn.cli.config_source import SHORT, start
 from locallearn.cli.main import main
 from locallearn.cli.options import parse
-from locallearn.cli.plan import parse_bytes
-from locallearn.cli.train import TrainOptions
+from locallearn.cli.plan_command import parse_bytes
+from locallearn.cli.train_command import TrainOptions
 from locallearn.config import ObjectiveConfig, OptimizerConfig, RunConfig, TrainConfig
 from locallearn.core.methods import methods
 from locallearn.errors import ConfigError
@@ -46,8 +46,8 @@ def test_the_command_of_a_plan_makes_its_configuration(model):
         optimizer=OptimizerConfig(name="adam"),
         train=TrainConfig(batch_size=64, precision="bf16"),
     )
-    images = plan_command.Images(32, 3, 10)
-    _, base, rest = start(plan_command.of_candidate(planned, 8, images)[2:], "train", "")
+    images = plan_call.Images(32, 3, 10)
+    _, base, rest = start(plan_call.of_candidate(planned, 8, images)[2:], "train", "")
     options = parse(TrainOptions, rest, "train", "", TrainOptions(base), SHORT)
     found = options.config
     for name in ("method", "model", "depth", "width", "cuts"):
@@ -61,7 +61,7 @@ def test_the_command_of_a_plan_makes_its_configuration(model):
 
 def test_the_rate_of_a_command_fits_its_batch():
     planned = RunConfig(method="dgl", model="resnet32", train=TrainConfig(batch_size=128, precision="fp32"))
-    command = plan_command.of_candidate(planned, 1, plan_command.Images(32, 3, 10))
+    command = plan_call.of_candidate(planned, 1, plan_call.Images(32, 3, 10))
     assert float(command[command.index("--lr") + 1]) == pytest.approx(0.8 / 8)
 
 

@@ -14,7 +14,7 @@ from locallearn.core.inference import InferenceNetwork
 from locallearn.core.network import ImageShape, build_network
 from locallearn.costs.nodes import cost
 from locallearn.errors import ConfigError
-from locallearn.training.features import Reader, places
+from locallearn.training.depth_features import FeatureReader, places
 
 IMAGE = ImageShape(3, 8, 5)
 CASES = {
@@ -108,7 +108,7 @@ def test_every_network_learns_and_is_the_same_wherever_it_is_used(case):
         expected = network(data.images)
         torch.testing.assert_close(InferenceNetwork(network, [0] * 3, [1] * 3)(data.images), expected)
         torch.testing.assert_close(network.all_logits(data.images)[-1][0], expected)
-        last = Reader(network, places(network, "last"), "fp32")(data.images)[0]
+        last = FeatureReader(network, places(network, "last"), "fp32")(data.images)[0]
         torch.testing.assert_close(last, network.features(data.images))
 
 

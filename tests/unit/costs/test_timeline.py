@@ -4,7 +4,7 @@ import json
 import pytest
 
 from locallearn.config import ObjectiveConfig, RunConfig
-from locallearn.costs.forward import Stage
+from locallearn.costs.forward import CountedStage
 from locallearn.costs.nodes import Cost, cost
 from locallearn.costs.steps import ModuleCost
 from locallearn.costs.timeline import Machine, timeline
@@ -110,7 +110,7 @@ def test_bf16_halves_what_is_sent_forward():
 
 def equal_stages(stages, macs=1000):
     module = ModuleCost(1, macs, 0, 0, 0, 0, 0, False, 0, 0, 0)
-    reference = (Stage(macs, 10, 100),) * stages
+    reference = (CountedStage(macs, 10, 100),) * stages
     return Cost((module,) * stages, reference, reference, BATCH, "fp32")
 
 

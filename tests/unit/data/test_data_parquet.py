@@ -10,10 +10,10 @@ from PIL import Image
 
 from locallearn.config import DataConfig
 from locallearn.data.datasets import load
-from locallearn.data.parquet import ColumnsError, Layout, layout_of, read_images, shards
+from locallearn.data.parquet import Columns, ColumnsError, layout_of, read_images, shards
 from locallearn.errors import DataError
 
-PLAIN = Layout("img", "label", None, 10)
+PLAIN = Columns("img", "label", None, 10)
 
 
 def _images(count, size=4, seed=0):
@@ -22,12 +22,12 @@ def _images(count, size=4, seed=0):
 
 def test_layout_with_names(tmp_path):
     write_parquet(tmp_path / "x.parquet", _images(2), [0, 1], names=["cat", "dog", "emu"])
-    assert layout_of(tmp_path / "x.parquet") == Layout("img", "label", ("cat", "dog", "emu"), 3)
+    assert layout_of(tmp_path / "x.parquet") == Columns("img", "label", ("cat", "dog", "emu"), 3)
 
 
 def test_layout_without_names_counts_labels(tmp_path):
     write_parquet(tmp_path / "x.parquet", _images(3), [0, 41, None], image="image", label="fine_label")
-    assert layout_of(tmp_path / "x.parquet") == Layout("image", "fine_label", None, 42)
+    assert layout_of(tmp_path / "x.parquet") == Columns("image", "fine_label", None, 42)
 
 
 def test_layout_of_something_else(tmp_path):

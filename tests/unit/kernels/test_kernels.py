@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from locallearn import processor
 from locallearn.errors import ConfigError
-from locallearn.kernels import build, cache
+from locallearn.kernels import build, code_cache
 from locallearn.kernels import conv as native
 from locallearn.nn import dense
 from locallearn.nn.group_conv import GroupConv2d
@@ -178,7 +178,7 @@ def compiler(tmp_path, monkeypatch):
         path.chmod(0o755)
         monkeypatch.setenv("CC", str(path))
         build.kernels.cache_clear()
-        cache._version.cache_clear()
+        code_cache._version.cache_clear()
 
     return make
 

@@ -11,7 +11,7 @@ from locallearn.core.network import ImageShape, build_network
 from locallearn.errors import ConfigError
 from locallearn.losses.objectives import Passage
 from locallearn.losses.rebuilt_input import RebuiltInput
-from locallearn.losses.transport import transport
+from locallearn.losses.trgl import transport
 from locallearn.nn.decoder import InputDecoder
 
 IMAGE = ImageShape(3, 8, 5)

@@ -10,9 +10,9 @@ from torch.utils.checkpoint import checkpoint_sequential
 
 from locallearn.errors import ConfigError, UsageError
 from locallearn.nn.copies import copied, without_data
-from locallearn.nn.features import Layout
+from locallearn.nn.features import Axes
+from locallearn.nn.pieces import Crossing, chain, legal_cuts, pieces
 from locallearn.nn.recording import trace
-from locallearn.nn.split import Crossing, chain, legal_cuts, pieces
 from user_models import ResNet, Transformer, UNet, images, sequences
 
 
@@ -342,7 +342,7 @@ def test_sequences_with_examples_on_the_second_axis_are_found():
     call = next(c for c in trace(Encoder(), (torch.randn(4, 4, 4),), {}).calls if c.path == "layer")
     assert (call.batch, call.channels) == (1, 2)
     x = torch.randn(5, 3, 7)
-    assert torch.equal(Layout(1, 2).ordered(x), x.transpose(0, 1))
+    assert torch.equal(Axes(1, 2).ordered(x), x.transpose(0, 1))
 
 
 def test_an_axis_that_nothing_tells_is_asked_for():

@@ -9,8 +9,8 @@ from test_schedule import schedules
 from locallearn.plan.clock import Links, Span, picture, simulate
 from locallearn.plan.schedule import (
     Need,
+    NodeWork,
     Schedule,
-    Work,
     backpropagation,
     data_parallel,
     gpipe,
@@ -63,12 +63,12 @@ def test_picture_of_groups_and_of_data_parallelism():
 
 
 def test_picture_with_names_and_another_scale():
-    spans = [Span(Work(0, "F", 1, 0), 0.0, 1.0), Span(Work(1, "B", 2, 0), 1.0, 4.0)]
+    spans = [Span(NodeWork(0, "F", 1, 0), 0.0, 1.0), Span(NodeWork(1, "B", 2, 0), 1.0, 4.0)]
     assert picture(spans, 8, ["a", "bc"]).splitlines() == ["a  |FF......|", "bc |..BBBBBB|"]
 
 
 def test_a_column_shows_what_takes_most_of_it():
-    spans = [Span(Work(0, kind, 1, 0), a, b) for kind, a, b in (("F", 0, 1.4), ("B", 1.4, 2.4), ("F", 3.4, 4))]
+    spans = [Span(NodeWork(0, kind, 1, 0), a, b) for kind, a, b in (("F", 0, 1.4), ("B", 1.4, 2.4), ("F", 3.4, 4))]
     assert picture(spans, 4).splitlines() == ["device 0 |FB.F|"]
     assert picture(spans, 2).splitlines() == ["device 0 |F.|"]
 
@@ -95,7 +95,7 @@ def test_sending_does_not_stop_a_device():
 
 
 def test_waiting_work_is_caught():
-    a, b = Work(0, "F", 1, 0), Work(1, "F", 2, 0)
+    a, b = NodeWork(0, "F", 1, 0), NodeWork(1, "F", 2, 0)
     circle = Schedule(((a,), (b,)), {a: (Need(b, ""),), b: (Need(a, ""),)})
     with pytest.raises(ValueError, match="never ends"):
         simulate(circle, unit)

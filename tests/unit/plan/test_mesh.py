@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from locallearn.errors import ConfigError
-from locallearn.plan.mesh import Action, Mesh, Place, place_nodes, split
+from locallearn.plan.mesh import Action, Mesh, RankPlace, place_nodes, split
 
 
 def actions(mesh, groups, decoupled=False, costs=None):
@@ -73,8 +73,8 @@ def test_replicas_send_to_their_own_kind():
 
 def test_ranks_count_through_data_then_width_then_depth():
     mesh = Mesh(2, 3, 4)
-    assert mesh.rank(Place(1, 2, 3)) == 23
-    assert mesh.rank(Place(1, 0, 0)) == 12
+    assert mesh.rank(RankPlace(1, 2, 3)) == 23
+    assert mesh.rank(RankPlace(1, 0, 0)) == 12
     assert [mesh.rank(mesh.place(rank)) for rank in range(24)] == list(range(24))
 
 

@@ -4,8 +4,8 @@ from hypothesis import strategies as st
 
 from locallearn.plan.schedule import (
     Need,
+    NodeWork,
     Schedule,
-    Work,
     backpropagation,
     data_parallel,
     gpipe,
@@ -47,20 +47,20 @@ def test_the_next_batch_begins_after_the_last_has_ended():
 
 def test_what_local_work_waits_for():
     needs = local([2, 1], 3, 2, [True, False], [True, False]).needs
-    forward = [Work(0, "F", 1, 2), Work(1, "F", 1, 2)]
-    assert needs[Work(2, "F", 2, 2)] == (Need(forward[0], "features"), Need(forward[1], "features"))
-    assert needs[forward[0]] == (Need(Work(2, "F", 2, 0), ""),)  # room in the queue
-    assert needs[Work(0, "F", 1, 1)] == ()
-    assert needs[Work(0, "H", 1, 2)] == (Need(forward[1], "shared"),)
-    assert needs[Work(0, "B", 1, 2)] == (Need(Work(1, "H", 1, 2), "scores"),)
-    assert needs[Work(2, "H", 2, 2)] == needs[Work(2, "B", 2, 2)] == ()
+    forward = [NodeWork(0, "F", 1, 2), NodeWork(1, "F", 1, 2)]
+    assert needs[NodeWork(2, "F", 2, 2)] == (Need(forward[0], "features"), Need(forward[1], "features"))
+    assert needs[forward[0]] == (Need(NodeWork(2, "F", 2, 0), ""),)  # room in the queue
+    assert needs[NodeWork(0, "F", 1, 1)] == ()
+    assert needs[NodeWork(0, "H", 1, 2)] == (Need(forward[1], "shared"),)
+    assert needs[NodeWork(0, "B", 1, 2)] == (Need(NodeWork(1, "H", 1, 2), "scores"),)
+    assert needs[NodeWork(2, "H", 2, 2)] == needs[NodeWork(2, "B", 2, 2)] == ()
 
 
 def test_what_pipelines_wait_for():
     for schedule in (gpipe(3, 4), one_forward_one_backward(3, 4)):
-        assert schedule.needs[Work(1, "F", 2, 3)] == (Need(Work(0, "F", 1, 3), "features"),)
-        assert schedule.needs[Work(1, "B", 2, 3)] == (Need(Work(2, "B", 3, 3), "gradient"),)
-        assert schedule.needs[Work(0, "F", 1, 3)] == schedule.needs[Work(2, "B", 3, 3)] == ()
+        assert schedule.needs[NodeWork(1, "F", 2, 3)] == (Need(NodeWork(0, "F", 1, 3), "features"),)
+        assert schedule.needs[NodeWork(1, "B", 2, 3)] == (Need(NodeWork(2, "B", 3, 3), "gradient"),)
+        assert schedule.needs[NodeWork(0, "F", 1, 3)] == schedule.needs[NodeWork(2, "B", 3, 3)] == ()
 
 
 @st.composite
@@ -73,12 +73,14 @@ def schedules(draw):
         flags = [draw(st.lists(st.booleans(), min_size=len(groups), max_size=len(groups))) for _ in range(2)]
         plan = local(groups, batches, draw(st.integers(1, 3)), *flags)
         modules = [k for k, n in enumerate(groups, start=1) for _ in range(n)]
-        return plan, {Work(d, f, k, b) for d, k in enumerate(modules) for f in "FHB" for b in range(batches)}
+        return plan, {NodeWork(d, f, k, b) for d, k in enumerate(modules) for f in "FHB" for b in range(batches)}
     n, micro = draw(st.integers(1, 5)), draw(st.integers(1, 6))
     if kind == "data-parallel":
-        return data_parallel(n, batches), {Work(d, f, 1, b) for d in range(n) for f in "FBR" for b in range(batches)}
+        return data_parallel(n, batches), {
+            NodeWork(d, f, 1, b) for d in range(n) for f in "FBR" for b in range(batches)
+        }
     plan = (gpipe if kind == "gpipe" else one_forward_one_backward)(n, micro, batches)
-    return plan, {Work(d, f, d + 1, m) for d in range(n) for f in "FB" for m in range(micro * batches)}
+    return plan, {NodeWork(d, f, d + 1, m) for d in range(n) for f in "FB" for m in range(micro * batches)}
 
 
 def check_complete(schedule, expected):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from locallearn.runtime.boundary import BoundaryError, Message, Receiver, Sender
+from locallearn.runtime.boundary import BoundaryError, BoundaryReceiver, BoundarySender, Message
 from locallearn.runtime.replay import ReplayBuffer
 
 LINK = "between modules 1 and 2"
@@ -26,7 +26,7 @@ def path():
 
 
 def receiver(path, size=4, max_reuse=0):
-    return Receiver(path, ReplayBuffer(size, max_reuse), (2, 3, 3), LINK)
+    return BoundaryReceiver(path, ReplayBuffer(size, max_reuse), (2, 3, 3), LINK)
 
 
 def until(condition):
@@ -67,7 +67,7 @@ def test_what_is_not_expected_is_an_error_that_names_both_nodes(path, document, 
 
 
 def test_messages_arrive_and_nothing_is_an_answer(path):
-    end, sender = receiver(path), Sender(path)
+    end, sender = receiver(path), BoundarySender(path)
     assert end.take(0.01) is None
     sender.put(message(1))
     assert torch.equal(end.take(20).item.features, message(1).features)
@@ -77,7 +77,7 @@ def test_messages_arrive_and_nothing_is_an_answer(path):
 
 
 def test_without_a_receiver_the_newest_wait_and_putting_never_does(path):
-    sender = Sender(path, waiting=2)
+    sender = BoundarySender(path, waiting=2)
     for step in range(100):
         sender.put(message(step))
     end = receiver(path)
@@ -88,7 +88,7 @@ def test_without_a_receiver_the_newest_wait_and_putting_never_does(path):
 
 
 def test_a_slow_receiver_keeps_the_newest(path):
-    end, sender = receiver(path, size=3), Sender(path, waiting=50)
+    end, sender = receiver(path, size=3), BoundarySender(path, waiting=50)
     for step in range(20):
         sender.put(message(step))
     until(lambda: end.buffer.arrived == 20)
@@ -99,7 +99,7 @@ def test_a_slow_receiver_keeps_the_newest(path):
 
 
 def test_a_receiver_that_comes_back_is_found_again(path):
-    first, sender = receiver(path), Sender(path)
+    first, sender = receiver(path), BoundarySender(path)
     sender.put(message(1))
     assert first.take(20).item.step == 1
     first.close()
@@ -122,7 +122,7 @@ def test_a_sender_that_dies_within_a_message_can_be_followed_by_another(path):
         document = message(1).encode()
         connection.send_bytes(document)
         connection._send(len(document).to_bytes(4, "big") + document[:50])  # and dies
-    sender = Sender(path)
+    sender = BoundarySender(path)
     sender.put(message(2))
     until(lambda: end.buffer.arrived == 2)
     assert {end.take(1).item.step, end.take(1).item.step} == {1, 2}
@@ -131,7 +131,7 @@ def test_a_sender_that_dies_within_a_message_can_be_followed_by_another(path):
 
 
 def test_a_finished_sender_goes_at_the_receivers_pace(path):
-    end, sender = receiver(path, size=4), Sender(path, waiting=2)
+    end, sender = receiver(path, size=4), BoundarySender(path, waiting=2)
     sent = taken = 0
     while taken < 12:
         if sender.wait_for_room(0):

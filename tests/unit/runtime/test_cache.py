@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from locallearn.errors import UsageError
-from locallearn.runtime.cache import FeatureCache, pack, unpack
+from locallearn.runtime.feature_cache import FeatureCache, pack, unpack
 
 CPU = torch.device("cpu")
 

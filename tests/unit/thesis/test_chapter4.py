@@ -9,7 +9,7 @@ from locallearn.thesis import chapter4
 from locallearn.thesis.catalogue import cells_of, layout
 from locallearn.thesis.matrix import cells
 from locallearn.thesis.protocols import Study
-from locallearn.thesis.queue import Job, Queue
+from locallearn.thesis.queue import CellJob, Queue
 from locallearn.thesis.worker import Request, _placed
 
 
@@ -70,7 +70,7 @@ def test_loss_modification_is_scored_by_the_simclr_cell_of_its_model():
 
 def test_a_job_waits_for_what_it_needs_and_is_given_up_where_nobody_trains_that(tmp_path):
     def job(name, **changes):
-        return Job(name, tmp_path / name, {"name": name}, (tmp_path / f"{name}.done").exists, **changes)
+        return CellJob(name, tmp_path / name, {"name": name}, (tmp_path / f"{name}.done").exists, **changes)
 
     first = job("first")
     own = "read line; name=$(echo $line | grep -o 'first\\|second')"

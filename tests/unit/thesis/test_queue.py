@@ -16,7 +16,7 @@ import torch
 
 from locallearn.lock import acquire, is_held
 from locallearn.thesis import queue
-from locallearn.thesis.queue import Job, Queue, Silent
+from locallearn.thesis.queue import CellJob, Queue, Silent
 from locallearn.thesis.worker import Request
 
 WORKER = """
@@ -52,7 +52,7 @@ COMMAND = (sys.executable, "-S", "-c", WORKER)
 def job(tmp_path):
     def make(name, how="succeed"):
         run, record = tmp_path / "runs" / name, tmp_path / f"{name}.json"
-        return Job(name, run, {"run": str(run), "record": str(record), "how": how}, record.is_file)
+        return CellJob(name, run, {"run": str(run), "record": str(record), "how": how}, record.is_file)
 
     return make
 
@@ -260,7 +260,7 @@ def test_a_real_worker_does_not_outlive_a_killed_queue(tmp_path):
     """It notices, writes a checkpoint and ends."""
     run, study = tmp_path / "run", {"protocol": "quick", "epochs": 5000, "train_limit": 256}
     request = Request("digits-resnet8-e2e", study, 0, str(run), str(tmp_path / "a.json"), threads=1)
-    a = Job("a", run, dataclasses.asdict(request), lambda: False)
+    a = CellJob("a", run, dataclasses.asdict(request), lambda: False)
     kill_when(lambda: list(run.glob("checkpoints/step-*")), a, queue.WORKER)
     WaitFor(lambda: not is_held(a.beside(".lock"))).on_tick([])
     assert not is_held(a.beside(".lock"))

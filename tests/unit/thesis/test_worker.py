@@ -11,9 +11,9 @@ from locallearn.data.datasets import ImageSet, load
 from locallearn.errors import InterruptedRunError, LocalLearnError
 from locallearn.thesis import worker
 from locallearn.thesis.cell_records import read_record
+from locallearn.thesis.cell_scores import held_out, last_heads
 from locallearn.thesis.matrix import cells
 from locallearn.thesis.protocols import Study
-from locallearn.thesis.scores import held_out, last_heads
 from locallearn.thesis.worker import Request, train_cell
 from locallearn.training import runs
 from locallearn.training.checkpoint import CheckpointFolder, step_of

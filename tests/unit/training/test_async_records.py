@@ -8,7 +8,7 @@ import small
 from locallearn.data import datasets
 from locallearn.errors import CheckpointError
 from locallearn.training import checkpoint as checkpoints
-from locallearn.training.async_module import Job, ModuleTraining, module_folder
+from locallearn.training.async_module import AsyncJob, ModuleTraining, module_folder
 from locallearn.training.asynchronous import AsynchronousTraining
 from locallearn.training.record import RunFolder
 from locallearn.training.setup import resolve
@@ -60,7 +60,7 @@ def test_events_of_another_shape_are_named_and_the_others_count(tmp_path):
     ],
 )
 def test_a_checkpoint_that_says_something_else_is_named(change, tmp_path):
-    job = Job(CONFIG, DATA, tmp_path, tmp_path, 0)
+    job = AsyncJob(CONFIG, DATA, tmp_path, tmp_path, 0)
     training = ModuleTraining(job, lambda _: None, StopRequest())
     training.write_checkpoint()
     (path,) = module_folder(tmp_path, training.module.name).glob("step-*")

@@ -15,8 +15,8 @@ from locallearn.data.folder import read_images
 from locallearn.errors import DataError, UsageError
 from locallearn.training import embed as embedding
 from locallearn.training import runs
+from locallearn.training.depth_features import FeatureReader, places
 from locallearn.training.embed import embed
-from locallearn.training.features import Reader, places
 from locallearn.training.finished import open_run
 
 
@@ -41,7 +41,7 @@ def images(tmp_path):
 def expected(run, images, module, pool=1):
     names, pixels = read_images(images, 8, 1)
     store = run.store(ImageSet(pixels, torch.zeros(len(pixels), dtype=torch.int64)))
-    reader = Reader(run.network, [places(run.network, "modules")[module - 1]], "fp32", pool)
+    reader = FeatureReader(run.network, [places(run.network, "modules")[module - 1]], "fp32", pool)
     return names, reader(next(store.ordered(100)).images)[0].numpy()
 
 

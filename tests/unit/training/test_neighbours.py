@@ -17,7 +17,7 @@ from locallearn.data.datasets import load
 from locallearn.errors import ConfigError
 from locallearn.losses.objectives import Classification
 from locallearn.training import neighbours, runs
-from locallearn.training.features import Reader, places
+from locallearn.training.depth_features import FeatureReader, places
 from locallearn.training.finished import open_run
 from locallearn.training.neighbours import knn_votes
 
@@ -120,7 +120,7 @@ def test_a_run_without_classifier_is_evaluated_by_neighbours(without_classifier,
 
 def by_hand(run, dataset):
     """The same accuracies from features of all images at once and the slow loop."""
-    reader = Reader(run.network, places(run.network, "modules"), "fp32")
+    reader = FeatureReader(run.network, places(run.network, "modules"), "fp32")
     bank, test = (reader(next(run.store(images).ordered(1000)).images) for images in (dataset.train, dataset.test))
     found = []
     for module, groups in ((1, 2), (2, 1)):
@@ -139,7 +139,7 @@ def test_several_groups_in_the_last_module_are_judged_together_and_alone(without
     training = runs.build(*_parts(config, tmp_path))
     found = training.evaluation()
     assert [(node["module"], node["group"]) for node in found.nodes] == [(1, 1), (1, 2)]
-    reader = Reader(training.network, places(training.network, "last"), "fp32")
+    reader = FeatureReader(training.network, places(training.network, "last"), "fp32")
     bank, test = (next(store.ordered(1000)) for store in (training.train_store, training.test_store))
     votes = knn_votes(reader(test.images)[0], reader(bank.images)[0], bank.labels, 9, T)
     assert found.last_layer == pytest.approx((votes.argmax(1) == test.labels).double().mean().item())

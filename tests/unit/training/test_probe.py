@@ -11,9 +11,9 @@ from torch import nn
 import small
 from locallearn.config import AugmentConfig, DataConfig, ProbeConfig
 from locallearn.errors import ConfigError, DivergedError
-from locallearn.training import features, probe_heads, runs
+from locallearn.training import depth_features, probe_heads, runs
 from locallearn.training import probe as probing
-from locallearn.training.features import Reader, places, pooled
+from locallearn.training.depth_features import FeatureReader, places, pooled
 from locallearn.training.finished import open_run
 from locallearn.training.probe import probe
 
@@ -72,7 +72,7 @@ def with_gradient(network):
 @pytest.mark.parametrize(("leak", "seen"), [(in_train_mode, "running_mean"), (with_gradient, "weight")])
 def test_a_leak_would_be_seen(run, monkeypatch, leak, seen):
     before = state(run.network)
-    monkeypatch.setattr(features, "frozen", leak)
+    monkeypatch.setattr(depth_features, "frozen", leak)
     probe(run, dataclasses.replace(QUICK, cache_mib=0))
     assert any(name.endswith(seen) for name in touched(run.network, before))
 
@@ -139,7 +139,7 @@ def test_a_depth_curve_costs_one_forward_pass_a_batch(run, depth):
 def test_a_linear_probe_equals_a_plain_loop(run):
     """Adam and the cosine, written out, on features of one forward pass; initial weights are the probe's."""
     config = dataclasses.replace(QUICK, depth="last", standardise=False, weight_decay=0.01)
-    reader = Reader(run.network, places(run.network, "last"), "fp32")
+    reader = FeatureReader(run.network, places(run.network, "last"), "fp32")
     train = next(run.store(run.dataset.train).ordered(1000))
     x_ND = reader(train.images)[0]
     layer = nn.Linear(x_ND.shape[1], 10)
@@ -205,7 +205,7 @@ def test_places_are_block_ends(run):
 
 def test_a_reader_reads_what_modules_hand_on(run):
     images = next(run.store(run.dataset.test).ordered(7)).images
-    read = Reader(run.network, places(run.network, "modules"), "fp32")(images)
+    read = FeatureReader(run.network, places(run.network, "modules"), "fp32")(images)
     x = images
     with torch.no_grad():
         for module, found in zip(list(run.network)[:2], read, strict=True):

@@ -10,8 +10,8 @@ from PIL import Image
 import small
 from locallearn.config import AugmentConfig, DataConfig, ProbeConfig
 from locallearn.training import runs
+from locallearn.training.depth_features import places
 from locallearn.training.embed import embed
-from locallearn.training.features import places
 from locallearn.training.finished import open_run
 from locallearn.training.probe import probe
 

@@ -17,7 +17,7 @@ from locallearn.core.network import LocalNetwork
 
 
 @dataclass(frozen=True)
-class Place:
+class DepthPlace:
     """A place in a network: the end of one of its blocks.
 
     Attributes:
@@ -33,18 +33,18 @@ class Place:
     ends_module: bool
 
 
-def places(network: LocalNetwork, depth: str = "all") -> list[Place]:
+def places(network: LocalNetwork, depth: str = "all") -> list[DepthPlace]:
     """Where features are read.
 
     Args:
         network: the network; a decoupled classifier has no blocks, so no place.
         depth: ``"all"`` blocks, the ends of ``"modules"``, or the ``"last"`` one.
     """
-    found: list[Place] = []
+    found: list[DepthPlace] = []
     for module in network:
         names = [re.sub(r"(?<=\d)_(?=\d)", ".", name) for name, _ in module.blocks.named_children()]
         for i, name in enumerate(names, start=1):
-            found.append(Place(int(module.name), name, len(found) + 1, i == len(names)))
+            found.append(DepthPlace(int(module.name), name, len(found) + 1, i == len(names)))
     chosen = {"all": found, "modules": [place for place in found if place.ends_module], "last": found[-1:]}
     return chosen[depth]
 
@@ -61,7 +61,7 @@ def frozen(network: LocalNetwork) -> Iterator[None]:
         network.train(was_training)
 
 
-class Reader:
+class FeatureReader:
     """Reads features of a frozen network: one forward pass a batch, however many places there are.
 
     Args:
@@ -74,7 +74,7 @@ class Reader:
         passes: forward passes so far.
     """
 
-    def __init__(self, network: LocalNetwork, where: Sequence[Place], precision: str, pool: int = 1) -> None:
+    def __init__(self, network: LocalNetwork, where: Sequence[DepthPlace], precision: str, pool: int = 1) -> None:
         self.network, self.precision, self.pool = network, precision, pool
         self.passes = 0
         self._depths = {place.depth for place in where}

@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from locallearn.cli.configured import SHORT, SHOWN, start
+from locallearn.cli.config_source import SHORT, SHOWN, start
 from locallearn.cli.console import Terminal
 from locallearn.cli.early import check_names, working
 from locallearn.cli.options import parse

@@ -24,8 +24,8 @@ from locallearn.plan.mesh import Placement, place_nodes
 from locallearn.runtime.cuda_graphs import CudaGraphsRuntime
 from locallearn.runtime.distributed import DistributedRuntime
 from locallearn.runtime.inline import InlineRuntime, Runtime
-from locallearn.runtime.peers import ProcessPeers
 from locallearn.runtime.threads import ThreadsRuntime
+from locallearn.runtime.width_peers import ProcessPeers
 from locallearn.runtime.world import Alone, ProcessWorld
 from locallearn.training import checkpoint as checkpoints
 from locallearn.training.followed import Followed

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from locallearn.bench.crew import Crew
-from locallearn.bench.predicted import Link, link_of, predict
+from locallearn.bench.predicted import LinkSpeed, link_of, predict
 from locallearn.bench.step import Setting, step_config
 from locallearn.bench.timing import Timing, ratio
-from locallearn.bench.trainers import Job, Lap, Way
+from locallearn.bench.trainers import Lap, TimedJob, Way
 from locallearn.config import MeshConfig, RunConfig
 from locallearn.core.network import build_network
 
@@ -29,7 +29,7 @@ _IDLE_TURNS = 1000
 
 
 @dataclass(frozen=True)
-class Plan:
+class CrewPlan:
     """What to measure.
 
     Attributes:
@@ -59,7 +59,7 @@ class Plan:
     lead: int = 2
 
 
-def bench_distributed(plan: Plan) -> dict[str, Any]:
+def bench_distributed(plan: CrewPlan) -> dict[str, Any]:
     """Measure everything in turns.
 
     Returns:
@@ -96,7 +96,7 @@ def bench_distributed(plan: Plan) -> dict[str, Any]:
     return {"link": link._asdict() if link else None, "rows": list(rows.values()), "ratios": ratios(plan, laps)}
 
 
-def jobs_of(plan: Plan) -> dict[str, Job]:
+def jobs_of(plan: CrewPlan) -> dict[str, TimedJob]:
     """The jobs of all contenders by their names.
 
     Raises:
@@ -108,17 +108,19 @@ def jobs_of(plan: Plan) -> dict[str, Job]:
     e2e = _config(plan, 1, 1, MeshConfig())
     jobs = {}
     if "e2e" in plan.peers:
-        jobs |= {"e2e": Job("inline", e2e, one), "e2e, threads": Job("inline", e2e, many)}
+        jobs |= {"e2e": TimedJob("inline", e2e, one), "e2e, threads": TimedJob("inline", e2e, many)}
     for depth, width in plan.cells:
         name = cell_name(depth, width)
         inline = _config(plan, depth, width, MeshConfig())
-        jobs[f"{name} inline"] = Job("inline", inline, one)
-        jobs[f"{name} inline, threads"] = Job("inline", inline, many)
-        jobs[name] = Job("distributed", _config(plan, depth, width, MeshConfig(depth=depth, width=width)), one)
+        jobs[f"{name} inline"] = TimedJob("inline", inline, one)
+        jobs[f"{name} inline, threads"] = TimedJob("inline", inline, many)
+        jobs[name] = TimedJob("distributed", _config(plan, depth, width, MeshConfig(depth=depth, width=width)), one)
     ways: dict[str, Way] = {"1f1b": "1f1b", "gpipe": "gpipe"}
-    jobs |= {name: Job(way, pipeline, one, plan.microbatches) for name, way in ways.items() if name in plan.peers}
+    jobs |= {
+        name: TimedJob(way, pipeline, one, plan.microbatches) for name, way in ways.items() if name in plan.peers
+    }
     if "ddp" in plan.peers:
-        jobs["ddp"] = Job("ddp", dataclasses.replace(e2e, runtime="distributed", mesh=_mesh(plan, data=n)), one)
+        jobs["ddp"] = TimedJob("ddp", dataclasses.replace(e2e, runtime="distributed", mesh=_mesh(plan, data=n)), one)
     for job in jobs.values():  # before any process is started
         with torch.device("meta"):
             build_network(job.config, one.image)
@@ -130,7 +132,7 @@ def cell_name(depth: int, width: int) -> str:
     return f"{'dgl' if width == 1 else 'gn-dgl'} K={depth} G={width}"
 
 
-def _config(plan: Plan, depth: int, width: int, mesh: MeshConfig) -> RunConfig:
+def _config(plan: CrewPlan, depth: int, width: int, mesh: MeshConfig) -> RunConfig:
     method = "e2e" if depth == width == 1 else "dgl" if width == 1 else "gn-dgl"
     config = step_config(plan.model, method, depth, width)
     cuts = plan.cuts if depth == plan.processes else config.cuts
@@ -141,7 +143,7 @@ def _config(plan: Plan, depth: int, width: int, mesh: MeshConfig) -> RunConfig:
     )
 
 
-def _mesh(plan: Plan, depth: int = 1, width: int = 1, data: int = 1) -> MeshConfig:
+def _mesh(plan: CrewPlan, depth: int = 1, width: int = 1, data: int = 1) -> MeshConfig:
     return MeshConfig(depth, width, data, in_flight=plan.in_flight, timeout=plan.timeout * _IDLE_TURNS)
 
 
@@ -155,7 +157,7 @@ class Laps:
         apart: the same while the others do theirs, without a message between them.
     """
 
-    def __init__(self, crew: Crew, plan: Plan) -> None:
+    def __init__(self, crew: Crew, plan: CrewPlan) -> None:
         self.crew, self.lead, self.steps = crew, plan.lead, plan.steps
         mesh = crew.job.config.mesh
         # the first modules are ahead by what is on its way, and they must not end while the last one is timed
@@ -216,7 +218,7 @@ def waited_share(lap: Lap, lead: int, steps: int) -> float:
     return waited / (steps * step_seconds(lap, lead, steps))
 
 
-def measure_link(crews: Mapping[str, Crew]) -> Link | None:
+def measure_link(crews: Mapping[str, Crew]) -> LinkSpeed | None:
     """Time messages between the first two processes of a crew whose threads do not listen meanwhile."""
     idle = [crew for crew in crews.values() if crew.job.way in ("1f1b", "gpipe", "ddp")]
     if not idle:
@@ -225,7 +227,7 @@ def measure_link(crews: Mapping[str, Crew]) -> Link | None:
     return link_of(idle[0].ask("echo", small, 50)[0], idle[0].ask("echo", large, 20)[0], large)
 
 
-def _row(job: Job, laps: Laps, plan: Plan) -> dict[str, Any]:
+def _row(job: TimedJob, laps: Laps, plan: CrewPlan) -> dict[str, Any]:
     """Figures of one contender.
 
     ``name``, ``label`` (the same for all ways to run one network), ``processes``, ``threads`` (of each process),
@@ -254,7 +256,7 @@ def _row(job: Job, laps: Laps, plan: Plan) -> dict[str, Any]:
     }
 
 
-def ratios(plan: Plan, laps: Mapping[str, Laps]) -> dict[str, dict[str, float]]:
+def ratios(plan: CrewPlan, laps: Mapping[str, Laps]) -> dict[str, dict[str, float]]:
     """For every cell how many times as fast it is as each peer, and the share of what its slowest process does.
 
     ``of slower node alone``: while the others wait; ``of slower node apart``: while they do their parts without
@@ -270,5 +272,5 @@ def ratios(plan: Plan, laps: Mapping[str, Laps]) -> dict[str, dict[str, float]]:
     return found
 
 
-def _is_cell(name: str, plan: Plan) -> bool:
+def _is_cell(name: str, plan: CrewPlan) -> bool:
     return name in {cell_name(*cell) for cell in plan.cells}

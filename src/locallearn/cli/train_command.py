@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import tyro
 
 from locallearn import plugins
-from locallearn.cli.configured import SHORT, SHOWN, start
+from locallearn.cli.config_source import SHORT, SHOWN, start
 from locallearn.cli.console import Terminal, warn
 from locallearn.cli.early import check_names, working
 from locallearn.cli.options import check_at_least, parse, value_of

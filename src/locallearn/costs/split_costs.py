@@ -24,7 +24,7 @@ from locallearn.core.batches import CalledBatch
 from locallearn.core.model_stage import ModelStage
 from locallearn.core.module import LocalStep
 from locallearn.core.split_network import SplitNetwork
-from locallearn.costs.forward import Stage
+from locallearn.costs.forward import CountedStage
 from locallearn.costs.memory import ActivationMeter
 from locallearn.costs.products import ProductCounter
 from locallearn.costs.steps import ModuleCost, score_bytes, share, shared_bytes
@@ -33,7 +33,7 @@ from locallearn.errors import UsageError
 from locallearn.losses.objectives import LocalLoss
 from locallearn.nn.copies import copied, untouched, without_data
 from locallearn.nn.features import features_of, prediction, tensors_of
-from locallearn.nn.split import Crossing
+from locallearn.nn.pieces import Crossing
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class SplitCosts:
     """
 
     modules: tuple[ModuleCost, ...]
-    stages: tuple[Stage, ...]
-    dense: tuple[Stage, ...]
+    stages: tuple[CountedStage, ...]
+    dense: tuple[CountedStage, ...]
     examples: int
 
 
@@ -125,7 +125,7 @@ class _Tally:
         self.meter = ActivationMeter(network.parameters())
         self.examples = examples
         self.modules: list[ModuleCost] = []
-        self.stages: list[Stage] = []
+        self.stages: list[CountedStage] = []
         self._crossed: dict[tuple[str, int], Tensor] = {}
         self._done = 0
         for crossing in (each for piece in network.pieces for each in piece.crossing):
@@ -144,7 +144,7 @@ class _Tally:
         trained = [p for p in stage.own_parameters().values() if p.requires_grad]
         in_model = [p for p in map(stage.model.get_parameter, stage.piece.parameters) if p.requires_grad]
         macs = share(forward - self._done, self.examples)
-        self.stages.append(Stage(macs, share(numbers, self.examples), sum(p.numel() for p in in_model)))
+        self.stages.append(CountedStage(macs, share(numbers, self.examples), sum(p.numel() for p in in_model)))
         self.modules.append(
             ModuleCost(
                 groups=groups,
@@ -204,7 +204,7 @@ def _count(network: SplitNetwork, batch: CalledBatch, precision: str | None) -> 
     return SplitCosts(tuple(tally.modules), stages, dense, batch.examples)
 
 
-def _dense(network: SplitNetwork, batch: CalledBatch, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+def _dense(network: SplitNetwork, batch: CalledBatch, stages: Sequence[CountedStage]) -> tuple[CountedStage, ...]:
     """What the stages would be without width groups: convolutions of the user's own model."""
     assert batch.call is not None
     model, counter, readings = network.merge(), ProductCounter(), list[int]()
@@ -216,5 +216,5 @@ def _dense(network: SplitNetwork, batch: CalledBatch, stages: Sequence[Stage]) -
     found = []
     for piece, stage, (start, end) in zip(network.pieces, stages, itertools.pairwise(ends), strict=True):
         parameters = sum(model.get_parameter(name).numel() for name in piece.parameters)
-        found.append(Stage(share(end - start, batch.examples), stage.features, parameters))
+        found.append(CountedStage(share(end - start, batch.examples), stage.features, parameters))
     return tuple(found)

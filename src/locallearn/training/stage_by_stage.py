@@ -10,7 +10,7 @@ from locallearn.config import RunConfig
 from locallearn.core.network import LocalNetwork
 from locallearn.data.datasets import Dataset
 from locallearn.data.store import Batch
-from locallearn.runtime.cache import FeatureCache
+from locallearn.runtime.feature_cache import FeatureCache
 from locallearn.runtime.sequential import SequentialRuntime
 from locallearn.training.checkpoint import Checkpoint
 from locallearn.training.configured import Training

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from locallearn.errors import ConfigError
-from locallearn.nn.features import Layout
+from locallearn.nn.features import Axes
 from locallearn.nn.trace import Call, Trace
 from locallearn.plan.cuts import balanced
 
@@ -78,7 +78,7 @@ class Piece:
     reads: tuple[str, ...]
     buffers: tuple[str, ...]
     macs: int
-    layout: Layout
+    layout: Axes
     crossing: tuple[Crossing, ...]
     recomputed: bool
     lost: tuple[str, ...]
@@ -142,7 +142,7 @@ def _piece(
     macs_before: int,
 ) -> Piece:
     last = not call.path
-    layout = Layout(call.batch or 0, call.channels)
+    layout = Axes(call.batch or 0, call.channels)
     shape = tuple(call.shape or ())[1:] if last else layout.shape(call.shape or ())
     macs = (trace.macs if last else call.macs) - macs_before
     crosses = () if last else tuple(_crossing(trace, call))

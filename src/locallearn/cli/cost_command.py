@@ -15,10 +15,10 @@ from rich.table import Table
 from locallearn.cli.console import Terminal, say
 from locallearn.cli.early import check_names
 from locallearn.cli.options import check_at_least, check_ending, check_links, parse
-from locallearn.cli.own import names_own, own_network, refuse_changed
+from locallearn.cli.own_model import names_own, own_network, refuse_changed
 from locallearn.config import ContextName, ImageSize, ObjectiveConfig, RunConfig
 from locallearn.plan.clock import Span, picture
-from locallearn.plan.schedule import Work
+from locallearn.plan.schedule import NodeWork
 from locallearn.report.units import time_text
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _node_table(found: Cost) -> Table:
 
 def _show_schedule(console: Terminal, schedule: dict[str, Any], microbatches: int) -> None:
     """Draw a schedule; of pipelines the first batch alone: the others look the same and microbatches are small."""
-    spans = [Span(Work(*item[:4]), *item[4:]) for item in schedule["work"]]
+    spans = [Span(NodeWork(*item[:4]), *item[4:]) for item in schedule["work"]]
     what = schedule["name"]
     if what in ("gpipe", "1f1b"):
         spans = [span for span in spans if span.work.microbatch < microbatches]

@@ -97,7 +97,7 @@ def _parquet(
     return None
 
 
-def _fits(cifar: Cifar, layout: parquet.Layout) -> bool:
+def _fits(cifar: Cifar, layout: parquet.Columns) -> bool:
     """Whether Parquet files hold this one of the two sets, and not another one with as many classes."""
     if cifar.classes == 10:
         right = layout.classes <= 10 if layout.names is None else set(layout.names) == set(_CIFAR10_NAMES)

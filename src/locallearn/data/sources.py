@@ -135,7 +135,7 @@ def _shards(root: Path, names: Sequence[str]) -> list[Path]:
     return parquet.shards(root, found)
 
 
-def _rows(files: Sequence[Path], layout: parquet.Layout, start: int) -> Iterator[Encoded]:
+def _rows(files: Sequence[Path], layout: parquet.Columns, start: int) -> Iterator[Encoded]:
     for where, data, label in parquet.encoded(files, layout, start):
         yield Encoded(partial(bytes, data), label, where)
 

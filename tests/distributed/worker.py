@@ -157,7 +157,7 @@ def default_dtype(dtype):
 @contextlib.contextmanager
 def in_fp64():
     """Train in double precision, which is none of the package's: sums in another order then differ by 1e-13."""
-    batch, make = ImageStore._batch, ImageStore._make
+    batch, make = ImageStore.made, ImageStore._make
 
     def double(self, images, labels, step):
         found = batch(self, images, labels, step)
@@ -167,7 +167,7 @@ def in_fp64():
         with default_dtype(torch.float32):
             return make(self, *which)
 
-    with default_dtype(torch.float64), patched(ImageStore, "_batch", double), patched(ImageStore, "_make", augmented):
+    with default_dtype(torch.float64), patched(ImageStore, "made", double), patched(ImageStore, "_make", augmented):
         yield
 
 

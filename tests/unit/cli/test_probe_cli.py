@@ -10,7 +10,7 @@ from locallearn.cli.main import main
 
 QUICK = [
     "--model", "tiny-resnet", "--depth", "2", "--train.epochs", "1", "--schedule.warmup-epochs", "0",
-    "--data.train-limit", "96", "--data.test-limit", "40", "--train.threads", "1", "--json",
+    "--data.train-limit", "96", "--data.test-limit", "40", "--train.threads", "1", "--data.validation", "0", "--json",
 ]  # fmt: skip
 FAST = ["--epochs", "1", "--batch-size", "48"]
 

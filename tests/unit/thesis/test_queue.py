@@ -229,9 +229,9 @@ def test_without_locks_two_queues_train_twice(job, monkeypatch, tmp_path):
 PROGRAM = """
 import json, sys
 from pathlib import Path
-from locallearn.thesis.queue import Job, Queue
+from locallearn.thesis.queue import CellJob, Queue
 run, request, *command = sys.argv[1:]
-Queue([Job("a", Path(run), json.loads(request), lambda: False)], command=command).run()
+Queue([CellJob("a", Path(run), json.loads(request), lambda: False)], command=command).run()
 """
 
 

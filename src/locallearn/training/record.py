@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import importlib.metadata
 import json
 import os
 import platform
@@ -278,7 +279,10 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def commit() -> str | None:
-    """The commit of the checkout that this package lies in, with ``-dirty`` where files differ; None elsewhere."""
+    """The commit of the checkout that this package lies in, with ``-dirty`` where files differ.
+
+    Elsewhere it is the commit that pip installed it from (``pip install git+https://...``), or None.
+    """
     folder = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:
@@ -287,9 +291,18 @@ def commit() -> str | None:
 
     try:
         if not git("ls-files", str(Path(__file__).resolve())):
-            return None  # installed inside somebody else's repository
+            return installed_commit()  # inside somebody else's repository
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", str(folder)) else "")
     except (OSError, subprocess.SubprocessError):
+        return installed_commit()
+
+
+def installed_commit() -> str | None:
+    """The commit that pip noted when it installed this package from a repository (PEP 610); None where it did not."""
+    try:
+        noted = importlib.metadata.distribution("locallearn").read_text("direct_url.json")
+        return json.loads(noted or "{}").get("vcs_info", {}).get("commit_id")
+    except (importlib.metadata.PackageNotFoundError, ValueError, AttributeError):
         return None
 
 

@@ -103,28 +103,35 @@ class Contender:
 
 
 class OnThreads(Contender):
-    """Modules that train at the same time, a dozen steps a call: a single step would be half of it filling up.
+    """Modules that train at the same time, some steps a call: a single step would be half of it filling up.
 
     Args:
         runtime: trains them.
         parameters: theirs.
-        batch: the batch of every step.
+        batch: makes the batch of a step.
+        steps: of a call.
     """
 
-    def __init__(self, runtime: ThreadsRuntime, parameters: Sequence[torch.nn.Parameter], batch: Batch) -> None:
-        super().__init__(self._train, parameters, 12)
+    def __init__(
+        self,
+        runtime: ThreadsRuntime,
+        parameters: Sequence[torch.nn.Parameter],
+        batch: Callable[[], Batch],
+        steps: int = 12,
+    ) -> None:
+        super().__init__(self._train, parameters, steps)
         self.runtime, self.batch = runtime, batch
 
     def _train(self) -> None:
         with self.runtime:
-            for _ in range(self.steps):
-                self.runtime.step(self.batch, 0)
+            for i in range(self.steps):
+                self.runtime.step(self.batch(), i)
             self.runtime.settle()
 
     def peak_bytes(self) -> int:
         """Peaks of as many of the largest modules as train at the same time, together."""
         with self.runtime:
-            return self.runtime.weighed_step(self.batch, 0, None, False, self.parameters)[1]
+            return self.runtime.weighed_step(self.batch(), 0, None, False, self.parameters)[1]
 
 
 def local(config: RunConfig, setting: Setting, runtime: str = "inline") -> Contender:
@@ -135,7 +142,7 @@ def local(config: RunConfig, setting: Setting, runtime: str = "inline") -> Conte
     parameters = list(network.parameters())
     if runtime == "threads":
         threads = torch.get_num_threads()
-        return OnThreads(ThreadsRuntime(steps, threads, threads), parameters, batch)
+        return OnThreads(ThreadsRuntime(steps, threads, threads), parameters, lambda: batch)
     inline = InlineRuntime(steps)
     return Contender(lambda: inline.step(batch, 0), parameters)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
-from locallearn.bench.step import Contender
+from locallearn.bench.step import Contender, OnThreads
 from locallearn.config import ObjectiveConfig
 from locallearn.core.batches import model_call
 from locallearn.core.module import autocast
@@ -101,7 +101,7 @@ class Way:
         for each in network.steps:
             each.precision = self.precision
         if self.kind == "threads":
-            return StagesOnThreads(network, batch)
+            return on_threads(network, batch)
 
         def step() -> None:
             network.walk(network.steps, network.given_batch(batch))
@@ -109,37 +109,19 @@ class Way:
         return Contender(step, list(network.parameters()))
 
 
-class StagesOnThreads(Contender):
-    """Stages that train at the same time, some steps a call.
-
-    Args:
-        network: the stages.
-        batch: of every step.
+def on_threads(network: SplitNetwork, batch: Any) -> OnThreads:
+    """Stages that train at the same time on a batch, some steps a call.
 
     Raises:
         ConfigError: a stage cannot run beside the others.
+        UsageError: there is one CPU thread.
     """
-
-    def __init__(self, network: SplitNetwork, batch: Any) -> None:
-        network.run_apart()
-        threads = torch.get_num_threads()
-        if threads < 2:
-            raise UsageError("stages on threads need two CPU threads or more (--threads)")
-        super().__init__(self._train, list(network.parameters()), STEPS_ON_THREADS)
-        self.network, self.batch = network, batch
-        self.runtime = ThreadsRuntime(network.steps, threads, threads)
-
-    def _train(self) -> None:
-        with self.runtime:
-            for i in range(self.steps):
-                self.runtime.step(self.network.given_batch(self.batch), i)
-            self.runtime.settle()
-
-    def peak_bytes(self) -> int:
-        """Peaks of as many of the largest stages as train at the same time, together."""
-        with self.runtime:
-            given = self.network.given_batch(self.batch)
-            return self.runtime.weighed_step(given, 0, None, False, self.parameters)[1]
+    network.run_apart()
+    threads = torch.get_num_threads()
+    if threads < 2:
+        raise UsageError("stages on threads need two CPU threads or more (--threads)")
+    runtime = ThreadsRuntime(network.steps, threads, threads)
+    return OnThreads(runtime, list(network.parameters()), lambda: network.given_batch(batch), STEPS_ON_THREADS)
 
 
 def _loss(model: nn.Module, batch: Any) -> Callable[[Any, Any], Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from locallearn.data.store import Batch
 from locallearn.errors import UsageError
+from locallearn.nn.features import fitted_mask, seen_by_objective
 
 LABELS = ("labels", "label", "targets", "target", "future_values", "target_values")
 """Names under which a batch that is a mapping has its labels."""
@@ -85,6 +86,17 @@ class CalledBatch(Batch):
         if labels.is_floating_point() or kept.all():
             return self
         return dataclasses.replace(self, labels=labels.masked_fill(~kept, -100))
+
+    def seen(self, features: Tensor, tokens: str) -> Tensor:
+        """What an objective sees of ordered features of this batch; tokens that the model's mask hides do not count.
+
+        Args:
+            features: [B, C, H, W], [B, C] or [B, T, C].
+            tokens: as for ``seen_by_objective``.
+        """
+        call = self.call
+        mask = fitted_mask(call.kept, features.shape[1]) if call is not None and features.dim() == 3 else None
+        return seen_by_objective(features, tokens, mask)
 
     @property
     def examples(self) -> int:

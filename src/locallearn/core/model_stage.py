@@ -21,7 +21,7 @@ from locallearn.core.stage_pass import Recorder, StagePass, share
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError
 from locallearn.losses.objectives import LocalLoss, Objective, Passage
-from locallearn.nn.features import features_of, fitted_mask, prediction, seen_by_objective
+from locallearn.nn.features import features_of, prediction
 from locallearn.nn.pieces import Piece, Share
 from locallearn.nn.token_heads import ReadsScorer
 
@@ -227,8 +227,7 @@ class ModelStage(Stage):
         features = features_of(output)
         assert features is not None
         ordered = self.piece.layout.ordered(features)
-        kept = None if batch.call is None or ordered.dim() != 3 else fitted_mask(batch.call.kept, ordered.shape[1])
-        seen, labelled = seen_by_objective(ordered, self.tokens, kept), batch.without_padding()
+        seen, labelled = batch.seen(ordered, self.tokens), batch.without_padding()
         if self.given is None:
             loss = self.objective(seen, labelled)
         else:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from locallearn.core.batches import ModelCall
 from locallearn.nn.copies import copied, untouched
 from locallearn.nn.features import own_loss, tensors_of
+from locallearn.nn.hooks import removed_after
 from locallearn.nn.pieces import Piece, Share, crossing, end_of
 from locallearn.nn.trace import Trace
 
@@ -80,12 +81,8 @@ def _weight(loss: Tensor, number: Tensor | None) -> float:
 @contextlib.contextmanager
 def listening(model: nn.Module, shares: Sequence[Share], noted: dict[Share, Tensor]) -> Iterator[None]:
     """While it lasts, what submodules of a model give is noted."""
-    hooks = listen(model, shares, noted)
-    try:
+    with removed_after(listen(model, shares, noted)):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def listen(model: nn.Module, shares: Sequence[Share], noted: dict[Share, Tensor]) -> list[Any]:

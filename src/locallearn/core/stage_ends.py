@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from locallearn.nn.features import features_of
+from locallearn.nn.hooks import removed_after
 from locallearn.nn.pieces import Piece
 
 _SUMS = ("add", "add_", "__add__", "__radd__", "__iadd__")
@@ -70,9 +71,5 @@ def at_ends(model: nn.Module, pieces: Sequence[Piece], ended: Callable[[int, Any
     hooks = [
         model.get_submodule(piece.path).register_forward_hook(partial(leave, k)) for k, piece in enumerate(pieces)
     ]
-    try:
-        with sums if any(piece.summed for piece in pieces) else contextlib.nullcontext():
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with removed_after(hooks), sums if any(piece.summed for piece in pieces) else contextlib.nullcontext():
+        yield

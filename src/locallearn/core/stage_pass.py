@@ -25,6 +25,7 @@ from locallearn.core.stage_ends import ResidualSums
 from locallearn.errors import UsageError
 from locallearn.nn.copies import copied, without_data
 from locallearn.nn.features import features_of, map_tensors, tensors_of, with_features
+from locallearn.nn.hooks import removed_after
 from locallearn.nn.pieces import Piece
 
 _RECORDING = threading.Lock()
@@ -135,12 +136,8 @@ def _recorded(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> 
     hooks = []
     for path, module in model.named_modules():
         hooks += [module.register_forward_pre_hook(enter(path)), module.register_forward_hook(leave)]
-    try:
-        with torch.enable_grad():
-            model(*args, **kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with removed_after(hooks), torch.enable_grad():
+        model(*args, **kwargs)
     for ran, made, before in versions:
         ran.changed = [x._version for x in made] != before
     return started

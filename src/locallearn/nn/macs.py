@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.nn.groups import GroupLinear, StopGradientConv2d
+from locallearn.nn.hooks import removed_after
 from locallearn.nn.pool import GlobalAveragePool
 from locallearn.nn.vit import Attend
 
@@ -115,11 +116,8 @@ def counting(module: nn.Module) -> Iterator[list[LayerCount]]:
     # what costs nothing is not hooked: containers may take and give anything
     layers = [layer for layer in module.modules() if layer_macs.dispatch(type(layer)) is not free]
     hooks = [layer.register_forward_hook(count) for layer in layers]
-    try:
+    with removed_after(hooks):
         yield calls
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from locallearn.nn.axes import channel_axis
 from locallearn.nn.checkpointing import non_reentrant
 from locallearn.nn.copies import copied, untouched, without_data
 from locallearn.nn.features import features_of, own_loss, prediction, tensors_of
+from locallearn.nn.hooks import removed_after
 from locallearn.nn.trace import Call, Trace
 from locallearn.nn.variants import find_batch_axes, find_other_tokens
 
@@ -132,11 +133,8 @@ def _recorded(model: nn.Module, counter: FlopCounterMode) -> Iterator[list[Call]
     hooks: list[Any] = []
     for path, module in model.named_modules():
         hooks += [module.register_forward_pre_hook(enter(path)), module.register_forward_hook(leave)]
-    try:
+    with removed_after(hooks):
         yield ended
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def now() -> int:
@@ -206,12 +204,9 @@ def _find_recomputed(model: nn.Module, roots: Iterable[Tensor], calls: list[Call
 
     hooks = [part.register_forward_hook(note(path)) for path, part in model.named_modules()]
     try:
-        with non_reentrant():
+        with removed_after(hooks), non_reentrant():
             torch.autograd.backward([x.sum() for x in roots])
     except RuntimeError:
         return  # whoever trains it will see the same error
-    finally:
-        for hook in hooks:
-            hook.remove()
     for call in calls:
         call.recomputed = call.path in again

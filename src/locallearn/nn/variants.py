@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from locallearn.nn.features import features_of, prediction
+from locallearn.nn.hooks import removed_after
 from locallearn.nn.trace import Trace
 
 
@@ -77,14 +78,11 @@ def _shapes(
 
     hooks = [part.register_forward_hook(note(path)) for path, part in model.named_modules()]
     try:
-        with warnings.catch_warnings():  # inputs of other sizes are none of the user's
+        with removed_after(hooks), warnings.catch_warnings():  # inputs of other sizes are none of the user's
             warnings.simplefilter("ignore")
             output = model(*args, **kwargs)
     except Exception:
         return None
-    finally:
-        for hook in hooks:
-            hook.remove()
     scores = prediction(output)
     shapes[-1] = ("", None if scores is None else tuple(scores.shape))
     same = [path for path, _ in shapes] == [call.path for call in found.calls]

@@ -14,6 +14,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from locallearn.core.module import autocast
 from locallearn.core.network import LocalNetwork
+from locallearn.nn.hooks import removed_after
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,10 @@ class FeatureReader:
             found.append(pooled(features, self.pool))
 
         hooks = [blocks[depth - 1].register_forward_hook(keep) for depth in self._depths]
-        try:
-            with frozen(self.network), autocast(images.device, self.precision):
-                for _ in self.network.passed(images):
-                    if len(found) == len(self._depths):
-                        break
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with removed_after(hooks), frozen(self.network), autocast(images.device, self.precision):
+            for _ in self.network.passed(images):
+                if len(found) == len(self._depths):
+                    break
         return found
 
 

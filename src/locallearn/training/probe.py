@@ -21,7 +21,7 @@ from locallearn.training.finished import OpenedRun
 from locallearn.training.probe_heads import Probes
 from locallearn.training.probe_loaders import probe_network
 from locallearn.training.probe_record import Probed, make_record, write_record
-from locallearn.training.probe_training import Batches, OnEpoch, point, score_probes, train_probes
+from locallearn.training.probe_training import Batches, OnEpoch, held_batches, point, score_probes, train_probes
 
 
 @checked
@@ -141,9 +141,4 @@ def cached_batches(
         for features_ND, x_BD in zip(held, reader(batch.images), strict=True):
             features_ND[rows] = x_BD
         start = rows.stop
-
-    def epoch(number: int) -> Iterator[tuple[list[Tensor], Tensor]]:
-        for chosen in store.order(number, config.batch_size):
-            yield [features_ND[chosen].float() for features_ND in held], labels[chosen]
-
-    return epoch
+    return held_batches(held, labels, lambda epoch: store.order(epoch, config.batch_size))

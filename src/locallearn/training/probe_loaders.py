@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from locallearn.training.depth_features import DepthPlace
 from locallearn.training.loaders import check_loader, read_network
 from locallearn.training.probe_heads import Probes
 from locallearn.training.probe_record import Probed, make_record
-from locallearn.training.probe_training import Batches, OnEpoch, point, score_probes, train_probes
+from locallearn.training.probe_training import OnEpoch, held_batches, point, score_probes, train_probes
 from locallearn.training.stage_features import stage_places, stage_reader
 
 Held = tuple[list[Tensor], Tensor]
@@ -46,8 +47,9 @@ def probe_network(
     classes = int(max(labels.max() for _, labels in (held_train, held_test))) + 1
     sizes = [x_ND.shape[1] for x_ND in held_train[0]]
     probes = Probes(where, sizes, classes, config).to(held_train[1].device)
-    steps = len(_order(config, 0, len(held_train[1])))
-    accuracies = train_probes(probes, _batches(held_train, config), steps, config, on_epoch)
+    steps = len(_order(config, 0, held_train[1]))
+    batches = held_batches(*held_train, partial(_order, config, labels=held_train[1]))
+    accuracies = train_probes(probes, batches, steps, config, on_epoch)
     tested = score_probes(probes, [([x.float() for x in held_test[0]], held_test[1])])
     points = [point(*row) for row in zip(where, sizes, accuracies, *tested, strict=True)]
     device = str(held_train[1].device)
@@ -102,19 +104,8 @@ class _Examples:
         return [torch.cat(parts) for parts in zip(*features, strict=True)], torch.cat(labels)
 
 
-def _order(config: ProbeConfig, epoch: int, examples: int) -> list[Tensor]:
+def _order(config: ProbeConfig, epoch: int, labels: Tensor) -> list[Tensor]:
     """Which examples are in every batch of an epoch; a remainder of one is left out, for batch norm needs two."""
     draws = seeding.generator(config.seed, "probe", "order", epoch)
-    batches = torch.randperm(examples, generator=draws).split(config.batch_size)
+    batches = torch.randperm(len(labels), generator=draws).to(labels.device).split(config.batch_size)
     return [batch for batch in batches if len(batch) > 1 or len(batches) == 1]
-
-
-def _batches(held: Held, config: ProbeConfig) -> Batches:
-    features, labels = held
-
-    def epoch(number: int) -> Iterator[tuple[list[Tensor], Tensor]]:
-        for chosen in _order(config, number, len(labels)):
-            chosen = chosen.to(labels.device)
-            yield [x_ND[chosen].float() for x_ND in features], labels[chosen]
-
-    return epoch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,21 @@ from locallearn.training.probe_heads import Probes
 Batches = Callable[[int], Iterator[tuple[list[Tensor], Tensor]]]
 """Features [B, D] of every place and labels [B] of every batch of an epoch, by the epoch's number from 0."""
 
+Order = Callable[[int], Iterable[Tensor]]
+"""Which examples [B] are in every batch of an epoch, by the epoch's number from 0."""
+
 OnEpoch = Callable[[int, float], None]
 """Is told each epoch (from 1) and the mean training loss of the probes in it."""
+
+
+def held_batches(features: Sequence[Tensor], labels: Tensor, order: Order) -> Batches:
+    """Batches of features [N, D] of every place that are held, with labels [N]."""
+
+    def epoch(number: int) -> Iterator[tuple[list[Tensor], Tensor]]:
+        for chosen in order(number):
+            yield [features_ND[chosen].float() for features_ND in features], labels[chosen]
+
+    return epoch
 
 
 def train_probes(

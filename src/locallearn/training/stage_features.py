@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,8 @@ from locallearn.core.split_network import SplitNetwork
 from locallearn.core.stage_ends import at_ends
 from locallearn.data.store import Batch
 from locallearn.errors import UsageError
-from locallearn.nn.features import Axes, features_of, fitted_mask, prediction, seen_by_objective
+from locallearn.nn.features import Axes, features_of, prediction
+from locallearn.nn.hooks import removed_after
 from locallearn.training.depth_features import DepthPlace, FeatureReader, places, pooled
 
 StageReader = Callable[[Batch], list[Tensor]]
@@ -84,7 +85,7 @@ def _read(network: SplitNetwork, stages: Sequence[ModelStage], pool: int, batch:
     cut = [stage for stage in stages if not stage.last]
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and scored]
     hooks = [layer.register_forward_hook(note) for layer in layers]
-    with _hooked(hooks), contextlib.suppress(_ReadError), at_ends(model, [each.piece for each in cut], at_cut):
+    with removed_after(hooks), contextlib.suppress(_ReadError), at_ends(model, [each.piece for each in cut], at_cut):
         scores = prediction(network.output(batch))
     if scored:
         found[stages[-1].name] = _last(network, stages[-1], calls, scores, batch, pool)
@@ -117,16 +118,5 @@ def _last(
 
 def _seen(ordered: Tensor, tokens: str, batch: Batch, pool: int) -> Tensor:
     """One vector an example."""
-    call = batch.call if isinstance(batch, CalledBatch) else None
-    kept = None if call is None or ordered.dim() != 3 else fitted_mask(call.kept, ordered.shape[1])
-    return pooled(seen_by_objective(ordered, "mean" if tokens == "all" else tokens, kept), pool)
-
-
-@contextlib.contextmanager
-def _hooked(hooks: Sequence[Any]) -> Iterator[None]:
-    """Remove hooks at the end."""
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    assert isinstance(batch, CalledBatch)
+    return pooled(batch.seen(ordered, "mean" if tokens == "all" else tokens), pool)

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from locallearn.costs.nodes import Cost
+from locallearn.costs.timeline import GRADIENT_BYTES, Machine, run_pipeline, steady_seconds
 from locallearn.errors import ConfigError
 from locallearn.plan import schedule as plans
-from locallearn.plan.clock import Links, Slow, simulate
-from locallearn.plan.schedule import Need, NodeWork, Schedule
-
-GRADIENT_BYTES = 4
-"""Gradients and parameters are averaged in fp32."""
+from locallearn.plan.clock import Run, Slow, simulate
+from locallearn.plan.schedule import Need, NodeWork
 
 LOCAL_STEPS = 100
 """Steps of a copy between two averages of parameters (DiLoCo, Douillard et al., 2023, has 50 to 500)."""
@@ -40,17 +38,17 @@ class Cluster:
     slowdown: float = 1.0
     loss: float = 1.0
 
-    def reduce(self, n_bytes: float, copies: int) -> float:
-        """Seconds of a ring all-reduce [s]: 2 (N - 1) messages of an N-th each, all devices at a time."""
-        return 2 * self.gather(n_bytes, copies)
+    def machine(self, middle: int) -> Machine:
+        """The devices of a pipeline, in whose middle are the slow one and the bad link."""
+        bad = Slow(self.bandwidth / self.loss, self.latency * self.loss)
+        return Machine(
+            self.flops, self.bandwidth, self.latency, slowdown={middle: self.slowdown}, slow_links={middle: bad}
+        )
 
-    def gather(self, n_bytes: float, copies: int) -> float:
-        """Seconds of a ring all-gather of parts, or of a reduce-scatter [s]; its slowest link is every message's."""
-        return (copies - 1) * self.loss * (n_bytes / copies / self.bandwidth + self.latency)
-
-    def seconds(self, macs: float) -> float:
-        """How long a device computes [s]."""
-        return 2 * macs / self.flops
+    @property
+    def ring(self) -> Machine:
+        """What a ring of devices is like: its slowest link is every message's."""
+        return Machine(self.flops, self.bandwidth / self.loss, self.latency * self.loss)
 
 
 def local_step(cost: Cost, cluster: Cluster, copies: int = 1, in_flight: int = 2) -> float:
@@ -68,6 +66,7 @@ def local_step(cost: Cost, cluster: Cluster, copies: int = 1, in_flight: int = 2
     """
     modules, images = cost.modules, cost.batch_size / copies
     middle = len(modules) // 2
+    machine = cluster.machine(middle)
 
     def sent(k: int) -> float:
         """Bytes of a batch that a node of module k sends after its forward pass."""
@@ -76,56 +75,48 @@ def local_step(cost: Cost, cluster: Cluster, copies: int = 1, in_flight: int = 2
 
     def waits(k: int, head: float) -> dict[str, float]:
         """Seconds until what the other groups send is there: before the heads, and after them for the losses."""
-        module, bad = modules[k], cluster.loss if k == middle else 1.0
+        module, (bandwidth, latency) = modules[k], machine.links(message_bytes).of(k)
         shared, scores = ((module.groups - 1) * n / copies for n in (module.shared_bytes, module.score_bytes))
-        before = bad * (shared / cluster.bandwidth + cluster.latency) if shared else 0.0
-        queue = max(0.0, bad * sent(k) / cluster.bandwidth - before - head)  # scores go behind the features
-        return {"H": before, "B": queue + bad * (scores / cluster.bandwidth + cluster.latency) if scores else 0.0}
+        before = shared / bandwidth + latency if shared else 0.0
+        queue = max(0.0, sent(k) / bandwidth - before - head)  # scores go behind the features
+        return {"H": before, "B": queue + scores / bandwidth + latency if scores else 0.0}
 
     def seconds(work: NodeWork) -> float:
         k = work.device
-        module, slow = modules[k], cluster.slowdown if k == middle else 1.0
+        module = modules[k]
         macs = {"F": module.block_macs, "H": module.head_macs, "B": 2 * module.macs}[work.kind]
-        found = slow * cluster.seconds(macs * images)
-        found += waits(k, slow * cluster.seconds(module.head_macs * images)).get(work.kind, 0.0)
+        found = machine.seconds(macs * images, k)
+        found += waits(k, machine.seconds(module.head_macs * images, k)).get(work.kind, 0.0)
         if work.kind == "B" and copies > 1:
-            found += cluster.reduce(GRADIENT_BYTES * module.parameters, copies)
+            found += cluster.ring.reduce(GRADIENT_BYTES * module.parameters, copies)
         return found
 
     def message_bytes(need: Need) -> float:
         return sent(need.work.module - 1)
 
-    def schedule(batches: int) -> Schedule:
-        return plans.local([1] * len(modules), batches, in_flight)
+    def run(batches: int) -> Run:
+        return simulate(plans.local([1] * len(modules), batches, in_flight), seconds, machine.links(message_bytes))
 
-    return _steady(schedule, seconds, _links(message_bytes, cluster, middle), 2 * len(modules) + 8)
+    return steady_seconds(run, 2 * len(modules) + 8)
 
 
 def pipeline_step(cost: Cost, cluster: Cluster, copies: int = 1) -> float:
     """Seconds a step of 1F1B over the network's own modules [s], 4 microbatches a module as far as images go."""
     stages, images = len(cost.reference), cost.batch_size / copies
     microbatches = max(1, min(4 * stages, int(images)))
-    middle, each = stages // 2, images / microbatches
+    machine = cluster.machine(stages // 2)
 
-    def seconds(work: NodeWork) -> float:
-        slow = cluster.slowdown if work.device == middle else 1.0
-        return slow * cluster.seconds(each * cost.reference[work.module - 1].macs * (2 if work.kind == "B" else 1))
-
-    def message_bytes(need: Need) -> float:
-        sender = need.work.module - (1 if need.what == "gradient" else 0)
-        return each * cost.reference[sender - 1].features * (2 if cost.precision == "bf16" else 4)
-
-    def schedule(batches: int) -> Schedule:
-        return plans.one_forward_one_backward(stages, microbatches, batches)
+    def run(batches: int) -> Run:
+        schedule = plans.one_forward_one_backward(stages, microbatches, batches)
+        return run_pipeline(cost, machine, schedule, microbatches * copies)
 
     largest = max(stage.parameters for stage in cost.reference)
-    once = _steady(schedule, seconds, _links(message_bytes, cluster, middle), 2)  # each batch empties it
-    return once + cluster.reduce(GRADIENT_BYTES * largest, copies)
+    return steady_seconds(run, 2) + cluster.ring.reduce(GRADIENT_BYTES * largest, copies)
 
 
 def data_parallel_step(cost: Cost, cluster: Cluster, copies: int) -> float:
     """Seconds a step of data parallelism [s]; all wait for the slowest copy, and averaging is not overlapped."""
-    return _whole(cost, cluster, copies) + cluster.reduce(GRADIENT_BYTES * _parameters(cost), copies)
+    return _whole(cost, cluster, copies) + cluster.ring.reduce(GRADIENT_BYTES * _parameters(cost), copies)
 
 
 def sharded_step(cost: Cost, cluster: Cluster, copies: int) -> float:
@@ -134,18 +125,19 @@ def sharded_step(cost: Cost, cluster: Cluster, copies: int) -> float:
     All of that overlaps with computing, so the longer of the two is the step.
     """
     blocks = len(cost.reference)
-    sent = 3 * blocks * cluster.gather(GRADIENT_BYTES * _parameters(cost) / blocks, copies)
+    sent = 3 * blocks * cluster.ring.gather(GRADIENT_BYTES * _parameters(cost) / blocks, copies)
     return max(_whole(cost, cluster, copies), sent)
 
 
 def seldom_averaged_step(cost: Cost, cluster: Cluster, copies: int) -> float:
     """Seconds a step of copies that average their parameters after every ``LOCAL_STEPS`` steps [s]."""
-    return _whole(cost, cluster, copies) + cluster.reduce(GRADIENT_BYTES * _parameters(cost), copies) / LOCAL_STEPS
+    average = cluster.ring.reduce(GRADIENT_BYTES * _parameters(cost), copies)
+    return _whole(cost, cluster, copies) + average / LOCAL_STEPS
 
 
 def one_device_step(cost: Cost, cluster: Cluster) -> float:
     """Seconds a step of backpropagation on one device [s]."""
-    return cluster.seconds(3 * cost.e2e_macs * cost.batch_size)
+    return cluster.ring.seconds(3 * cost.e2e_macs * cost.batch_size)
 
 
 WHOLE: dict[str, Callable[[Cost, Cluster, int], float]] = {
@@ -206,13 +198,3 @@ def _parameters(cost: Cost) -> int:
 
 def _whole(cost: Cost, cluster: Cluster, copies: int) -> float:
     return cluster.slowdown * one_device_step(cost, cluster) / copies
-
-
-def _links(message_bytes: Callable[[Need], float], cluster: Cluster, middle: int) -> Links:
-    bad = Slow(cluster.bandwidth / cluster.loss, cluster.latency * cluster.loss)
-    return Links(message_bytes, cluster.bandwidth, cluster.latency, {middle: bad})
-
-
-def _steady(schedule: Callable[[int], Schedule], seconds: Callable[[NodeWork], float], links: Links, n: int) -> float:
-    """Seconds a batch once the pipeline is full, which it is after n batches."""
-    return (simulate(schedule(2 * n), seconds, links).makespan - simulate(schedule(n), seconds, links).makespan) / n

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from locallearn.bench.trainers import TimedJob
 from locallearn.costs.nodes import cost
-from locallearn.costs.timeline import Machine, run_copies, run_local, run_pipeline
+from locallearn.costs.timeline import Machine, run_copies, run_local, run_pipeline, steady_seconds
 from locallearn.plan import schedule as plans
 from locallearn.plan.clock import Run
 
@@ -62,5 +62,5 @@ def predict(job: TimedJob, part_seconds: Sequence[float], measured: float, link:
             counted, machine, schedule(len(part_seconds), job.microbatches, batches), job.microbatches
         )
 
-    seconds = (run(_BATCHES).makespan - run(_BATCHES // 2).makespan) / (_BATCHES - _BATCHES // 2)
+    seconds = steady_seconds(run, _BATCHES // 2)
     return {"predicted_images_per_second": batch_size / seconds, "deviation": measured / seconds - 1}

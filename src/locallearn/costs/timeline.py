@@ -7,35 +7,39 @@ is assumed is in ``docs/cost.md``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from locallearn.costs.nodes import Cost
 from locallearn.errors import ConfigError
 from locallearn.plan import schedule as plans
-from locallearn.plan.clock import Links, Run, simulate
+from locallearn.plan.clock import Links, Run, Slow, simulate
 from locallearn.plan.schedule import Need, NodeWork
 
-_GRADIENT_BYTES = 4
+GRADIENT_BYTES = 4
 """Gradients are averaged in fp32."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Equal devices, each with one link to all others.
+    """Devices, each with one link to all others; equal ones but for those that are named.
 
     Attributes:
         device_flops: operations a second that a device reaches (a multiply-accumulate is two); or else
         step_seconds: how long every device computes for a batch, measured [s].
         bandwidth: of what a device sends [bytes/s]; None means no limit.
         latency: from the last byte sent to its arrival [s].
+        slowdown: devices that take so many times as long, where ``device_flops`` says how long.
+        slow_links: devices whose messages have another bandwidth and latency.
     """
 
     device_flops: float | None = None
     bandwidth: float | None = None
     latency: float = 0.0
     step_seconds: tuple[float, ...] = ()
+    slowdown: Mapping[int, float] = field(default_factory=dict)
+    slow_links: Mapping[int, Slow] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, expected in (("device_flops", "operations a second"), ("bandwidth", "bytes a second")):
@@ -52,11 +56,19 @@ class Machine:
         if self.step_seconds:
             return self.step_seconds[device] * macs / step_macs
         assert self.device_flops is not None
-        return 2 * macs / self.device_flops
+        return self.slowdown.get(device, 1.0) * 2 * macs / self.device_flops
 
     def links(self, message_bytes: Callable[[Need], float]) -> Links:
         """The links, for messages of that size."""
-        return Links(message_bytes, self.bandwidth or math.inf, self.latency)
+        return Links(message_bytes, self.bandwidth or math.inf, self.latency, self.slow_links)
+
+    def gather(self, n_bytes: float, devices: int) -> float:
+        """Seconds of a ring all-gather of N parts, or of a reduce-scatter [s]: N - 1 messages of a part each."""
+        return (devices - 1) * (n_bytes / devices / (self.bandwidth or math.inf) + self.latency)
+
+    def reduce(self, n_bytes: float, devices: int) -> float:
+        """Seconds of a ring all-reduce [s], which is both."""
+        return 2 * self.gather(n_bytes, devices)
 
 
 def timeline(
@@ -170,9 +182,8 @@ def run_copies(cost: Cost, machine: Machine, batches: int, devices: int) -> Run:
 
     It takes 2 (N - 1) messages, one after the other.
     """
-    images, gradients = cost.batch_size / devices, _GRADIENT_BYTES * sum(s.parameters for s in cost.reference)
-    messages = 2 * (devices - 1)
-    reduce = messages * (gradients / devices / (machine.bandwidth or math.inf) + machine.latency)
+    images, gradients = cost.batch_size / devices, GRADIENT_BYTES * sum(s.parameters for s in cost.reference)
+    reduce = machine.reduce(gradients, devices)
 
     def seconds(work: NodeWork) -> float:
         if work.kind == "R":
@@ -181,7 +192,17 @@ def run_copies(cost: Cost, machine: Machine, batches: int, devices: int) -> Run:
         return machine.seconds(macs * (2 if work.kind == "B" else 1), work.device, 3 * macs)
 
     run = simulate(plans.data_parallel(devices, batches), seconds)
-    return Run(run.spans, batches * messages * gradients)
+    return Run(run.spans, batches * 2 * (devices - 1) * gradients)
+
+
+def steady_seconds(run: Callable[[int], Run], batches: int) -> float:
+    """Seconds a batch once pipelines are full [s], which they are after ``batches`` of them.
+
+    Args:
+        run: that many batches.
+        batches: a first number of them, and as many again.
+    """
+    return (run(2 * batches).makespan - run(batches).makespan) / batches
 
 
 def _plain(name: str, devices: Sequence[str], run: Run, one_device: float) -> dict[str, Any]:

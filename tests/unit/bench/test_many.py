@@ -65,13 +65,15 @@ def test_copies_are_the_timelines(costs):
 def test_collectives_by_hand(costs):
     """A ring of 4: 2 x 3 messages of a quarter of 400 bytes each; the bad link is in every one."""
     cluster = Cluster(1e12, bandwidth=100.0, latency=0.5)
-    assert cluster.reduce(400.0, 4) == pytest.approx(6 * (1.0 + 0.5))
-    assert dataclasses.replace(cluster, loss=3.0).reduce(400.0, 4) == pytest.approx(3 * 9.0)
-    assert cluster.reduce(400.0, 1) == 0
+    assert cluster.ring.reduce(400.0, 4) == pytest.approx(6 * (1.0 + 0.5))
+    assert dataclasses.replace(cluster, loss=3.0).ring.reduce(400.0, 4) == pytest.approx(3 * 9.0)
+    assert cluster.ring.reduce(400.0, 1) == 0
     found = costs[4, 1]
     n_bytes = 4 * sum(stage.parameters for stage in found.reference)
     whole = one_device_step(found, cluster) / 4
-    assert seldom_averaged_step(found, cluster, 4) == pytest.approx(whole + cluster.reduce(n_bytes, 4) / LOCAL_STEPS)
+    assert seldom_averaged_step(found, cluster, 4) == pytest.approx(
+        whole + cluster.ring.reduce(n_bytes, 4) / LOCAL_STEPS
+    )
     gathered = 3 * (3 * n_bytes / 4 / 100.0 + 4 * 3 * 0.5)  # three times all of it, in messages of four blocks
     assert sharded_step(found, cluster, 4) == pytest.approx(max(whole, gathered))
 

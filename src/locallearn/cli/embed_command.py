@@ -12,7 +12,7 @@ import tyro
 
 from locallearn.cli.console import say
 from locallearn.cli.early import check_run, working
-from locallearn.cli.options import parse
+from locallearn.cli.options import CheckpointName, parse
 from locallearn.errors import UsageError
 
 
@@ -32,9 +32,7 @@ class EmbedOptions:
     """Average feature maps to this side [positions]; 1 is global average pooling."""
     overwrite: bool = False
     """Replace the file."""
-    checkpoint: str = "last"
-    """The newest checkpoint (last), the best one by accuracy on the images of data.validation, or without any on the
-    test images (best), or a step that is kept."""
+    checkpoint: CheckpointName = "last"
     device: str | None = None
     """Device, cpu or cuda[:N]; by default the one that the run was trained on."""
     data_root: str | None = None

@@ -12,7 +12,7 @@ import tyro
 
 from locallearn.cli.console import Terminal
 from locallearn.cli.early import check_run, working
-from locallearn.cli.options import parse
+from locallearn.cli.options import CheckpointName, parse
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,7 @@ class EvaluateOptions:
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
     """Run folder."""
-    checkpoint: str = "last"
-    """The newest checkpoint (last), the best one by accuracy on the images of data.validation, or without any on the
-    test images (best), or a step that is kept."""
+    checkpoint: CheckpointName = "last"
     device: str | None = None
     """Device, cpu or cuda[:N]; by default the one that the run was trained on."""
     data_root: str | None = None

@@ -12,7 +12,7 @@ import tyro
 
 from locallearn.cli.console import say
 from locallearn.cli.early import check_run, working
-from locallearn.cli.options import parse
+from locallearn.cli.options import CheckpointName, parse
 
 Format = Literal["safetensors", "torch-export", "onnx"]
 
@@ -29,9 +29,7 @@ class ExportOptions:
     """What to write."""
     ensemble: bool = False
     """Keep the auxiliary heads and write the layerwise ensemble, which gives class probabilities."""
-    checkpoint: str = "last"
-    """The newest checkpoint (last), the best one by accuracy on the images of data.validation, or without any on the
-    test images (best), or a step that is kept."""
+    checkpoint: CheckpointName = "last"
     data_root: str | None = None
     """Folder that holds the run's data set (for its normalisation and class names), where it has moved."""
 

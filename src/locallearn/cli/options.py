@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -21,6 +21,15 @@ from locallearn.config.checks import LARGEST, MOST_PIXELS, MOST_THREADS
 from locallearn.errors import ConfigError, UsageError
 
 T = TypeVar("T")
+
+CheckpointName = Annotated[
+    str,
+    tyro.conf.arg(
+        help="The newest checkpoint (last), the best one by accuracy on the images of data.validation, or without "
+        "any on the test images (best), or a step that is kept."
+    ),
+]
+"""Which checkpoint of a run a command reads."""
 
 
 def parse(

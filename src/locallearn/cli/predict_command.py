@@ -14,7 +14,7 @@ from typing import Annotated
 import tyro
 
 from locallearn.cli.early import check_run, working
-from locallearn.cli.options import parse
+from locallearn.cli.options import CheckpointName, parse
 from locallearn.errors import UsageError, printable
 from locallearn.files import write_atomically
 
@@ -29,9 +29,7 @@ class PredictOptions:
     """Folder of images (searched with its sub-folders); they are resized to the network's input."""
     output: str | None = None
     """File to write; by default the screen."""
-    checkpoint: str = "last"
-    """The newest checkpoint (last), the best one by accuracy on the images of data.validation, or without any on the
-    test images (best), or a step that is kept."""
+    checkpoint: CheckpointName = "last"
     device: str | None = None
     """Device, cpu or cuda[:N]; by default the one that the run was trained on."""
     data_root: str | None = None

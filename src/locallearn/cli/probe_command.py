@@ -14,7 +14,7 @@ from rich.table import Table
 
 from locallearn.cli.console import Terminal
 from locallearn.cli.early import check_run, working
-from locallearn.cli.options import parse
+from locallearn.cli.options import CheckpointName, parse
 from locallearn.config import ProbeConfig
 
 
@@ -29,9 +29,7 @@ class ProbeOptions:
     """Write DIR/probe-NAME.json; by default DIR/probe.json."""
     overwrite: bool = False
     """Replace a record of that name."""
-    checkpoint: str = "last"
-    """The newest checkpoint (last), the best one by accuracy on the images of data.validation, or without any on the
-    test images (best), or a step that is kept."""
+    checkpoint: CheckpointName = "last"
     device: str | None = None
     """Device, cpu or cuda[:N]; by default the one that the run was trained on."""
     data_root: str | None = None

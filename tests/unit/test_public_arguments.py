@@ -12,6 +12,7 @@ import small
 from locallearn.config import TrainConfig
 from locallearn.training import runs
 from locallearn.training.export import export
+from refusals import refused
 
 IMAGES = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
 LABELS = torch.zeros(4, dtype=torch.int64)
@@ -94,16 +95,6 @@ NAMES = [
 STEPS = ("Batch", "LocalLoss", "ScheduleInput")
 """Every step makes them, so that their fields are not looked at."""
 REGISTRIES = ("backbones", "datasets", "heads", "methods", "objectives", "optimizers", "schedules")
-
-
-def refused(call, *named):
-    """The message of the error that names all these."""
-    with pytest.raises(ll.LocalLearnError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    assert not [name for name in named if name not in message], message
-    return message
 
 
 def test_every_public_name_is_tried_or_names_an_unknown_argument_at_least():

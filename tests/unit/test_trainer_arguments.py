@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import locallearn as ll
+from refusals import refused
 
 BATCH = torch.rand(4, 8), torch.arange(4)
 
@@ -19,14 +20,6 @@ class Thing:
 def network():
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
     return ll.split(model, cuts=["1"], example=BATCH)
-
-
-def refused(call, *named):
-    with pytest.raises(ll.LocalLearnError) as caught:
-        call()
-    message = str(caught.value)
-    assert "\n" not in message
-    assert not [name for name in named if name not in message], message
 
 
 NAMES = {"checkpoint_every": "every_steps"}  # what it is called in the run's settings

@@ -1,3 +1,4 @@
+import contextlib
 import os
 from importlib.util import find_spec
 
@@ -5,7 +6,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from locallearn import processor
+import locallearn as ll
+from locallearn import plugins, processor
 from locallearn.nn import group_conv, groups
 from locallearn.nn.native import build
 
@@ -34,6 +36,16 @@ def _no_notes_of_the_users(tmp_path_factory):
     """Plugins that tests name are not trusted afterwards."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _registries_as_before():
+    """What a test registers, itself or by a plugin, is forgotten after it."""
+    registries = (ll.augmentations, ll.backbones, ll.datasets, ll.heads, ll.loggers, ll.methods)
+    with contextlib.ExitStack() as scopes:
+        for scoped in (plugins, *registries, ll.objectives, ll.optimizers, ll.schedules):
+            scopes.enter_context(scoped.scope())
         yield
 
 

@@ -61,12 +61,9 @@ def wide(given):
 
 @pytest.fixture(autouse=True)
 def components():
-    """The two, registered for one test."""
+    """The two, registered."""
     ll.objectives.add("sharp", Sharp, options=SharpOptions)
     ll.heads.add("wide", wide, options=WideOptions)
-    yield
-    ll.objectives.remove("sharp")
-    ll.heads.remove("wide")
 
 
 def config_of(**objective):
@@ -201,4 +198,3 @@ def test_a_data_set_has_options_too():
 
     assert load(DataConfig("shaded")).train.images[0, 0, 0, 0] == 7
     assert load(DataConfig("shaded", options={"level": 9})).train.images[0, 0, 0, 0] == 9
-    ll.datasets.remove("shaded")

@@ -1,6 +1,5 @@
 """Files of the user's own: what they register is found from the command line, in a resume and in processes."""
 
-import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -29,18 +28,14 @@ def _run(*arguments, cwd):
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """``locallearn ...`` in this process, which forgets its plugins afterwards."""
-    registries = (ll.backbones, ll.heads, ll.objectives, ll.methods, ll.datasets, ll.augmentations)
+    """``locallearn ...`` in this process."""
     monkeypatch.setenv(plugins.VARIABLE, "")
 
     def run(*arguments):
         code = main([str(argument) for argument in arguments])
         return code, *capsys.readouterr()
 
-    with contextlib.ExitStack() as scopes:
-        for scope in (plugins.scope, *(registry.scope for registry in registries)):
-            scopes.enter_context(scope())
-        yield run
+    return run
 
 
 TRAIN = ("train", "my-method", "--model", "my-net", "--data.name", "stripes", "--depth", "2", "--width", "2", "--run")

@@ -119,13 +119,7 @@ def test_shortcuts_are_the_losses_by_name():
         assert all((short[name] == value).all() for name, value in same.items())
 
 
-@pytest.fixture
-def scope():
-    with methods.scope():
-        yield
-
-
-def test_a_users_own_method(scope):
+def test_a_users_own_method():
     @methods.register("last-half")
     def last_half(config):
         found = methods.get("gn-dgl")(config)

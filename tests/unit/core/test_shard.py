@@ -25,13 +25,6 @@ class Depthwise(nn.Module):
         return self.mix(self.norm(self.by_channel(x)))
 
 
-@pytest.fixture
-def network():
-    """A network of a user's own blocks, which are forgotten afterwards."""
-    with ll.backbones.scope():
-        yield made
-
-
 def made(own=None):
     def build(given):
         stem = ll.Block("stem", 8, partial(Depthwise, 8, own))
@@ -44,8 +37,8 @@ def made(own=None):
 
 @pytest.mark.parametrize("groups", [range(1), range(1, 2)])
 @pytest.mark.parametrize("own", [None, 4, 2])  # groups of the convolution itself: every channel, or some together
-def test_a_convolution_with_groups_of_its_own_is_shared_out(network, own, groups):
-    module = next(iter(network(own)))
+def test_a_convolution_with_groups_of_its_own_is_shared_out(own, groups):
+    module = next(iter(made(own)))
     x = torch.randn(4, 8, 8, 8)
     whole, part = module.blocks(x), shard(module, groups).blocks(x)
     torch.testing.assert_close(part, whole.unflatten(1, (2, 4))[:, groups.start])
@@ -53,8 +46,8 @@ def test_a_convolution_with_groups_of_its_own_is_shared_out(network, own, groups
     assert not torch.allclose(part, whole.unflatten(1, (2, 4))[:, 1 - groups.start])
 
 
-def test_groups_that_cannot_be_shared_out_are_refused(network):
-    module = next(iter(network()))
+def test_groups_that_cannot_be_shared_out_are_refused():
+    module = next(iter(made()))
     module.blocks.append(nn.Conv2d(6, 6, 3, groups=3))
     with pytest.raises(
         ConfigError, match=r"mesh\.width: 2 .* a convolution of 3 groups, which cannot be shared out by 2"

@@ -102,8 +102,7 @@ def test_a_registered_objective_is_every_stages():
         def forward(self, features, batch):
             return ll.LocalLoss(F.mse_loss(self.head(features), batch.labels)[None], {}, None)
 
-    if "split-regress" not in ll.objectives:
-        ll.objectives.register("split-regress")(lambda given: Regress(given.shape[0]))
+    ll.objectives.register("split-regress")(lambda given: Regress(given.shape[0]))
     model, y = _mlp(1), torch.rand(4, 1)
     network = ll.split(model, depth=2, objective="split-regress", example=(X, y))
     torch.testing.assert_close(network.step((X, y))["loss"], F.mse_loss(model(X), y))

@@ -94,10 +94,9 @@ def test_sets_that_are_loaded_are_looked_at():
     from locallearn.data.datasets import datasets
 
     bad = dataclasses.replace(GOOD, train=ImageSet(images(), labels(0, 1, 2, 3, 0, 0)))
-    with datasets.scope():
-        datasets.add("mine", lambda config: bad)
-        with pytest.raises(DataError, match=r"label 3 of image 3 is outside"):
-            load(DataConfig("mine"))
+    datasets.add("mine", lambda config: bad)
+    with pytest.raises(DataError, match=r"label 3 of image 3 is outside"):
+        load(DataConfig("mine"))
 
 
 def test_what_is_no_tensor_is_named_where_the_set_is_made():

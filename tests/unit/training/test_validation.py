@@ -93,19 +93,13 @@ def test_a_resume_keeps_the_best_of_before(tmp_path):
     assert best[0].progress["step"] == best[1].progress["step"]
 
 
-def test_a_reader_may_hold_out_its_own(registry_of_datasets):
+def test_a_reader_may_hold_out_its_own():
     own = load(DataConfig(train_limit=20))
 
-    @registry_of_datasets.register("with-validation")
+    @datasets.register("with-validation")
     def read(config: DataConfig) -> Dataset:
         return dataclasses.replace(own, name="with-validation", validation=own.test.first(5))
 
     dataset = load(DataConfig(name="with-validation", validation=0.5))
     assert len(dataset.train.labels) == 20
     assert torch.equal(dataset.validation.labels, own.test.labels[:5])
-
-
-@pytest.fixture
-def registry_of_datasets():
-    yield datasets
-    datasets.remove("with-validation")

@@ -91,6 +91,7 @@ class ModelStage(Stage):
         view = self._view(owners, pieces)
         self._computes = [view]
         listen(view, self.piece.shares, self.noted)  # before the hook that leaves the pass
+        self.listen_to_source(view)
         self._alone = StagePass(view, recorder, before, self.piece, received, _places(self.piece))
         for each in itertools.chain(*(piece.shares for piece in pieces[: int(self.name) - 1])):
             if isinstance(each.place, str):
@@ -197,6 +198,17 @@ class ModelStage(Stage):
         if self.objective.watches:
             self.given = features[0] if isinstance(features, tuple) else features
 
+    def listen_to_source(self, model: nn.Module) -> list[Any]:
+        """Take what the objective's ``source`` gives for what the stage is given, until the hooks are removed."""
+        if not self.objective.source:
+            return []
+
+        def note(_module: nn.Module, _args: Any, output: Any) -> None:
+            if self.given is not None:  # in a training step, before the stage's loss
+                self.give(features_of(output))
+
+        return [model.get_submodule(self.objective.source).register_forward_hook(note)]
+
     def calling(self, model: nn.Module, call: ModelCall) -> contextlib.AbstractContextManager[ModelCall]:
         """While it lasts the model does what the stage needs of it: it may leave out its last layer."""
         if isinstance(self.objective, LastLayerLoss):
@@ -238,8 +250,8 @@ class ModelStage(Stage):
         """How the features came to be: the stage's own move is what it added, where it keeps their shape."""
         assert self.given is not None
         inputs, self.given = self.given, None
-        if self.before is not None:
-            inputs = self.before.layout.ordered(inputs)
+        if self.before is not None or self.objective.source:
+            inputs = (self.before or self.piece).layout.ordered(inputs)
         moves = (ordered - inputs,) if inputs.shape == ordered.shape and inputs.is_floating_point() else ()
         return Passage(inputs, seen, moves)
 

@@ -432,6 +432,7 @@ def _module(
         family=backbone.family,
         position=(int(name) if name.isdigit() else config.depth, config.depth),
         place=place,
+        inputs=() if place is None else place.shapes[place.first - 1] if place.first else image.sizes,
     )
     assert plan.objective.loss is not None
     with seeded(config.seed, "layers", name, "head"):

@@ -20,6 +20,7 @@ from locallearn.core.plain import check_example, check_plain
 from locallearn.core.rehearsal import rehearse, warn
 from locallearn.core.shares import find as find_shares
 from locallearn.core.split_network import SplitNetwork
+from locallearn.core.stage_inputs import given_to
 from locallearn.core.tasks import Task, choose, head_objective, last_objective
 from locallearn.errors import ConfigError
 from locallearn.losses.objectives import Objective, ObjectiveInput
@@ -142,7 +143,10 @@ def split(
     made: list[Objective] = []
     sees: list[str] = []
     for k, part in enumerate(parts[:-1], 1):
-        objective_k, seen = head_objective(task, _placed(given, k, stages), part, tokens, k, seed)
+        inputs, source = given_to(parts, k, call.first, found)
+        placed = dataclasses.replace(given, position=(k, stages), inputs=inputs)
+        objective_k, seen = head_objective(task, placed, part, tokens, k, seed)
+        objective_k.source = source if objective_k.watches else ""
         made.append(objective_k)
         sees.append(seen)
     chunk = getattr(given.options, "chunk", 0)
@@ -206,10 +210,6 @@ def _maker(head: nn.Module | Callable[[HeadInput], nn.Module]) -> Callable[[Head
         return made
 
     return make
-
-
-def _placed(given: ObjectiveInput, k: int, depth: int) -> ObjectiveInput:
-    return dataclasses.replace(given, position=(k, depth))
 
 
 def _given(

@@ -27,6 +27,7 @@ from locallearn.errors import ConfigError, UsageError
 from locallearn.losses.objectives import LocalLoss, Objective
 from locallearn.nn.checkpointing import non_reentrant
 from locallearn.nn.copies import copied
+from locallearn.nn.hooks import removed_after
 from locallearn.nn.pieces import Piece
 from locallearn.nn.width import join_channels
 
@@ -176,6 +177,7 @@ class SplitNetwork(LocalNetwork):
         with contextlib.ExitStack() as stack:
             for stage in self.model_stages:
                 stack.enter_context(listening(self.model, stage.piece.shares, stage.noted))
+                stack.enter_context(removed_after(stage.listen_to_source(self.model)))
             yield
 
     def look(self, batch: Batch) -> Iterator[tuple[str, Tensor | None, Tensor]]:

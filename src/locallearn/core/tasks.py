@@ -27,6 +27,8 @@ from locallearn.seeding import seeded
 
 LOCAL = ("predsim", "infopro", "supervised-contrastive", "transport", "rebuilt-input", "random-targets")
 """Losses of stages before the last one, which has that of its scores."""
+BY_TOKEN = ("token", "next-token", "rebuilt-input")
+"""Losses that see every token where there are tokens."""
 BUILT_IN = ("cross-entropy", "token", "next-token", *LOCAL, *KINDS)
 """Losses whose last stage has the model's own loss where it computes one, else one of its scores."""
 
@@ -191,10 +193,12 @@ def head_objective(
         seed: of the heads' initial weights.
     """
     form = task.form(piece.shape)
-    by_token = task.name in ("token", "next-token") or (not task.name and form != "vector")
+    by_token = task.name in BY_TOKEN or (not task.name and form != "vector")
     if by_token and tokens in ("mean", "class"):
         form, by_token = "vector", False
     sees = tokens or ("all" if by_token else "mean")
+    if task.name == "rebuilt-input" and sees != "all":
+        raise ConfigError("tokens", sees, "all with rebuilt-input, which rebuilds every token")
     shape = piece.shape[-1:] if len(piece.shape) == 2 and sees != "all" else piece.shape
     given = dataclasses.replace(given, shape=shape)
     with seeded(seed, "layers", k):

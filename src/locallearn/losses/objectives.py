@@ -81,6 +81,9 @@ class Objective(nn.Module):
     """Whether replicas of a node can compute it together."""
     watches: ClassVar[bool] = False
     """Whether a training step gives it the ``Passage``."""
+    source: str = ""
+    """Submodule of a user's model whose features are the ``Passage``'s inputs in the first stage, instead of the
+    batch."""
 
     def forward(self, features: Tensor, batch: Batch) -> LocalLoss:
         """Losses of the nodes whose features on ``batch`` are ``features``, [B, C, H, W] or [B, C]."""
@@ -106,6 +109,7 @@ class ObjectiveInput:
     Attributes:
         config: its settings.
         shape: features of one image over all groups, (C, H, W) or (C,); (T, C) for tokens.
+        inputs: the same of what the module is given; empty where nothing of such a form is known.
         groups: G.
         classes: number of classes.
         image: channels, height and width [pixels] of the images.
@@ -128,6 +132,7 @@ class ObjectiveInput:
     scorer: nn.Linear | None = None
     place: Place | None = None
     make_head: Callable[[HeadInput], nn.Module] | None = None
+    inputs: tuple[int, ...] = ()
 
     @property
     def options(self) -> Any:

@@ -22,7 +22,9 @@ class RebuiltInput(Objective):
 
     Where the module makes its map smaller, what is rebuilt is enlarged to the input's (nearest). The authors train
     the first half of a pretrained language model so, to keep what it knows; from scratch it teaches a module to keep
-    its input and nothing else. There are no class scores.
+    its input and nothing else. There are no class scores. In a user's own model whose inputs are not of the form of
+    the first stage's features (ids of tokens, or images that become tokens), that stage rebuilds the first features
+    of its own that are: embeddings, detached. Every token counts, padding too.
 
     Args:
         decoder: maps features to the channels of the input.
@@ -43,7 +45,7 @@ class RebuiltInput(Objective):
 
     def of_passage(self, passage: Passage, batch: Batch) -> LocalLoss:
         """Loss [1] of the node."""
-        rebuilt, inputs = self.decoder(passage.features), passage.inputs
+        rebuilt, inputs = self.decoder(passage.features), passage.inputs.detach()
         if rebuilt.dim() == 4 and rebuilt.shape != inputs.shape:
             rebuilt = F.interpolate(rebuilt, size=inputs.shape[2:])
         error = peers.current().batch_mean(F.mse_loss(precise(rebuilt), precise(inputs)))[None]
@@ -63,14 +65,17 @@ def rebuilt_input(given: ObjectiveInput) -> RebuiltInput:
     """Reconstruction of the module's input.
 
     Raises:
-        ConfigError: several groups, features that are vectors, or a user's own model.
+        ConfigError: several groups, or features of which the input has another form.
     """
     options: RebuiltInputOptions = given.options
+    shape, inputs = given.shape, given.inputs
     if given.groups > 1:
         raise ConfigError("width", given.groups, "1 with rebuilt-input, which looks at all channels of the input")
-    if given.place is None:
-        raise ConfigError("objective.loss", "rebuilt-input", "another loss in a model of your own")
-    if len(given.shape) != 3:
-        raise ConfigError("objective.loss", "rebuilt-input", "another loss for a module that does not end in maps")
-    inputs = given.place.shapes[given.place.first - 1][0] if given.place.first else given.image[0]
-    return RebuiltInput(InputDecoder(given.shape[0], max(1, given.shape[0] // options.bottleneck), inputs))
+    if len(shape) != len(inputs) or (len(shape) == 2 and shape[0] != inputs[0]):
+        made, k = "a vector" if len(shape) == 1 else "x".join(map(str, shape)), given.position[0]
+        expected = (
+            f"another loss, or cuts that keep positions: module {k} makes {made} of another form than its input"
+        )
+        raise ConfigError("objective.loss", "rebuilt-input", expected)
+    axis = 1 if len(shape) == 2 else 0
+    return RebuiltInput(InputDecoder(shape[axis], max(1, shape[axis] // options.bottleneck), inputs[axis]))

@@ -48,7 +48,7 @@ class InputDecoder(nn.Module):
         inner: channels between.
         outputs: channels that come out.
 
-    Shapes: maps [B, C, H, W] or vectors [B, C] in; [B, outputs, H, W] or [B, outputs] out.
+    Shapes: maps [B, C, H, W], tokens [B, T, C] or vectors [B, C] in; the same with ``outputs`` channels out.
     """
 
     def __init__(self, channels: int, inner: int, outputs: int) -> None:
@@ -59,4 +59,4 @@ class InputDecoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Channels of another number."""
-        return self.layers(x.movedim(1, -1)).movedim(-1, 1)
+        return self.layers(x.movedim(1, -1)).movedim(-1, 1) if x.dim() == 4 else self.layers(x)

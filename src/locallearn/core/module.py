@@ -282,17 +282,23 @@ class LocalStep:
                 hand_on(self.module.handed_on(out))
             return out, self.module.loss(out, batch)
 
-    def learn(self, out: Any, batch: Batch, rate: float | None = None) -> LocalLoss:
+    def learn(
+        self, out: Any, batch: Batch, rate: float | None = None, reaches: Sequence[Tensor] = (), waits: bool = False
+    ) -> LocalLoss:
         """Train on an output of the stage that is there already, computed in the caller's own forward pass.
 
-        Generator and autocast are the caller's; only the backward pass is never in autocast.
+        Generator and autocast are the caller's; only the backward pass is never in autocast. ``reaches`` are tensors
+        that get a gradient too; a stage that ``waits`` keeps its graph, and is not updated yet.
         """
         with computing_with(self.peers):
             loss = self.module.loss(out, batch)
         device = loss.total.device
         with torch.autocast(device.type, enabled=False):
-            self.backward(loss)
-            self.update(rate)
+            if waits:
+                self.backward(loss, reaches, keep=True)
+            else:
+                self.backward(loss)
+                self.update(rate)
         torch.clear_autocast_cache()  # it may hold a weight that a later stage reads, as it was before the update
         return loss.detached()
 

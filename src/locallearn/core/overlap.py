@@ -11,14 +11,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from locallearn.core.module import LocalModule, LocalStep
 from locallearn.data.store import Batch
+from locallearn.errors import ConfigError
 from locallearn.losses.objectives import LocalLoss
+from locallearn.nn.pieces import Piece
 
 CLASSIFIER = "classifier"
 """Name of the decoupled classifier, which is no module: nothing of its loss reaches anything but itself."""
+
+
+def check_overlap(overlap: int, pieces: Sequence[Piece]) -> None:
+    """Refuse overlapping stages of a user's model whose graphs cannot wait for the next stage.
+
+    Raises:
+        ConfigError: there is one stage, one that runs again in a backward pass, or one that reads weights which are
+            updated before its graph is gone.
+    """
+    if overlap not in (0, 1):
+        raise ConfigError("overlap", overlap, "0, or 1 (the module before)")
+    if not overlap:
+        return
+    if len(pieces) == 1:
+        raise ConfigError("overlap", overlap, "0 with depth 1: there is no module before")
+    for k, piece in enumerate(pieces[:-1], 1):
+        if piece.recomputed:
+            expected = f"0 with activation checkpointing around the end of stage {k}, {piece.path}"
+            raise ConfigError("overlap", overlap, expected)
+        if piece.reads:
+            expected = f"0 where stage {k} reads {piece.reads[0]}, which an earlier one trains"
+            raise ConfigError("overlap", overlap, expected)
 
 
 @dataclass
@@ -30,9 +55,11 @@ class Waiting:
 
     def end(self, gradient: Tensor | None, rate: float | None) -> None:
         """Add the gradient that came back, and update."""
-        if gradient is not None:
-            self.step.backward_from(self.features, gradient)
-        self.step.update(rate)
+        with torch.autocast(self.features.device.type, enabled=False):
+            if gradient is not None:
+                self.step.backward_from(self.features, gradient)
+            self.step.update(rate)
+        torch.clear_autocast_cache()  # as after every update in a forward pass that goes on
 
 
 def overlapping_walk(

@@ -16,6 +16,7 @@ from locallearn.config.checks import non_negative, positive_int
 from locallearn.core.batches import model_call
 from locallearn.core.last_layer import last_layer_loss
 from locallearn.core.network import OptimizerFactory
+from locallearn.core.overlap import check_overlap
 from locallearn.core.plain import check_example, check_plain
 from locallearn.core.rehearsal import rehearse, warn
 from locallearn.core.shares import find as find_shares
@@ -56,6 +57,7 @@ def split(
     layout: str | None = None,
     optimizer: OptimizerFactory = adamw,
     clip_norm: float = 0.0,
+    overlap: int = 0,
     settings: ObjectiveConfig | None = None,
     seed: int = 0,
 ) -> SplitNetwork:
@@ -97,6 +99,8 @@ def split(
             examples and C for channels (``BHWC``, ``TBC``).
         optimizer: makes the optimizer of one module from its parameters.
         clip_norm: largest gradient norm of a module; 0 means no clipping.
+        overlap: with 1 a module's loss also trains the module before it: a gradient of the features crosses one cut,
+            and no other. It keeps activations of two modules, and trains with runtime ``inline`` alone.
         settings: everything else that an objective can be told; its ``head`` and ``loss`` are not looked at.
         seed: of the heads' initial weights.
 
@@ -126,6 +130,7 @@ def split(
     stages = depth or len(cuts or ()) + 1
     task = choose(objective, found, call, model_copy, stages)
     parts = find_shares(model_copy, found, pieces(found, cuts, depth, partial(_unusable, task=task)), call)
+    check_overlap(overlap, parts)
     grouped: list[str] = []
     if width > 1:
         grouped = split_channels(model_copy, call.args, call.kwargs, found, parts, width)
@@ -158,7 +163,7 @@ def split(
 
     def build(modules: Iterable[nn.Module], factory: OptimizerFactory = _still) -> SplitNetwork:
         whole, *local = modules
-        return SplitNetwork(whole, parts, local, [*sees, "mean"], task, factory, clip_norm, width, grouped)  # type: ignore[arg-type]
+        return SplitNetwork(whole, parts, local, [*sees, "mean"], task, factory, clip_norm, width, grouped, overlap)  # type: ignore[arg-type]
 
     together = nn.ModuleList([model_copy, *made])
     rehearse(together, build, example)

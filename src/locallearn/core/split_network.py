@@ -59,6 +59,7 @@ class SplitNetwork(LocalNetwork):
         clip_norm: float = 0.0,
         groups: int = 1,
         grouped: Sequence[str] = (),
+        overlap: int = 0,
     ) -> None:
         super().__init__(
             [
@@ -66,7 +67,8 @@ class SplitNetwork(LocalNetwork):
                 for k, (piece, objective, sees, before) in enumerate(
                     zip(found, local, tokens, (None, *found[:-1]), strict=True), start=1
                 )
-            ]
+            ],
+            overlap,
         )
         self.model = model
         self.task = task
@@ -145,7 +147,7 @@ class SplitNetwork(LocalNetwork):
         assert batch.call is not None
         if self.placed:
             return self._walk_apart(steps, batch, index, rate)
-        device, passing = batch.images.device, SplitPass(self.model_stages, steps, batch, index, rate)
+        device, passing = batch.images.device, SplitPass(self.model_stages, steps, batch, index, rate, self.overlap)
         with (
             torch.enable_grad(),
             non_reentrant(),
@@ -223,6 +225,8 @@ class SplitNetwork(LocalNetwork):
         Raises:
             ConfigError: they are no such devices, or the stages cannot compute apart.
         """
+        if self.overlap:
+            raise ConfigError("devices", devices, "None with overlap 1: gradients go back in one forward pass alone")
         chosen = devices_of(self.pieces, devices)
         recorder = Recorder(copied(self.model))  # the model itself is whole on no device then
         for stage, device in zip(self.model_stages, chosen, strict=True):

@@ -14,9 +14,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from locallearn.core.batches import CalledBatch
 from locallearn.core.model_stage import ModelStage
 from locallearn.core.module import LocalStep
+from locallearn.core.overlap import Waiting
 from locallearn.errors import UsageError
 from locallearn.losses.objectives import LocalLoss
-from locallearn.nn.features import features_of, with_features
+from locallearn.nn.features import features_of, prediction, with_features
 
 
 class SplitPass:
@@ -29,12 +30,16 @@ class SplitPass:
         batch: CalledBatch,
         index: int | None,
         rate: float | None,
+        overlap: int = 0,
     ) -> None:
         self.stages, self.steps, self.batch, self.index, self.rate = stages, steps, batch, index, rate
         self.losses: dict[int, LocalLoss] = {}
         stages[0].give(batch.images)
         self._features: dict[int, Tensor] = {}
         self._learning = False
+        self._overlap = overlap
+        self._below: Waiting | None = None
+        self._given: list[Tensor] = []  # what the present stage is given, where its loss reaches there
 
     def train_here(self, k: int, output: Any) -> Any:
         """Train stage k (from 0) on the features that it just gave, and let the pass go on with them, detached.
@@ -51,6 +56,9 @@ class SplitPass:
         self._learn(k, output)
         seed(self.steps[k + 1], self.index)
         handed_on = features.detach()
+        if self._overlap:
+            self._given = [handed_on.requires_grad_()]
+            handed_on = handed_on.clone()  # the stage before still needs its own, and leaves are not written into
         self.stages[k + 1].give(handed_on)
         return with_features(output, handed_on)
 
@@ -65,6 +73,8 @@ class SplitPass:
                 )
                 self.losses[k] = LocalLoss(torch.zeros(0), {}, None)
         self._learn(len(self.steps) - 1, output)
+        if self._below is not None:
+            self._below.end(None, self.rate)
         return [self.losses[k] for k in range(len(self.steps))]
 
     def _learn(self, k: int, output: Any) -> None:
@@ -72,9 +82,20 @@ class SplitPass:
         try:
             # a checkpoint around this place is not to recompute what the loss saves
             with saved_tensors_hooks(_same, _same) if self.stages[k].piece.recomputed else contextlib.nullcontext():
-                self.losses[k] = self.steps[k].learn(output, self.batch, self.rate)
+                step, waits = self.steps[k], bool(self._overlap)
+                self.losses[k] = step.learn(output, self.batch, self.rate, self._given, waits)
+            if self._overlap:
+                self._wait(k, output)
         finally:
             self._learning = False
+
+    def _wait(self, k: int, output: Any) -> None:
+        """End the stage below with the gradient that stage k gave it; k waits for the next one."""
+        if self._below is not None:
+            self._below.end(self._given[0].grad, self.rate)
+        features = prediction(output) if self.stages[k].last else features_of(output)
+        assert features is not None
+        self._below = Waiting(self.steps[k], features)
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -102,6 +102,7 @@ def _twin(network: SplitNetwork, parts: nn.Module) -> SplitNetwork:
         partial(torch.optim.SGD, lr=0.0),
         groups=stages[0].groups,
         grouped=network.grouped,
+        overlap=network.overlap,
     )
     return twin.train()
 
@@ -127,6 +128,8 @@ class _Tally:
         self.modules: list[ModuleCost] = []
         self.stages: list[CountedStage] = []
         self._crossed: dict[tuple[str, int], Tensor] = {}
+        self._given_bytes = 0
+        self._overlap = network.overlap
         self._done = 0
         for crossing in (each for piece in network.pieces for each in piece.crossing):
             if crossing.path is not None:
@@ -158,9 +161,18 @@ class _Tally:
                 score_bytes=score_bytes(loss, groups),
                 largest_bytes=self.meter.largest_bytes,
                 weight_bytes=max((p.nbytes for p in trained), default=0),
+                returned_bytes=self._given_bytes if self._overlap else 0,
             )
         )
+        self._given_bytes = features.nbytes
         self._done, self.meter.peak_bytes, self.meter.largest_bytes = now, 0, 0
+
+    def walked_again(self, stage: ModelStage, macs: int) -> None:
+        """Count what the gradient that the next stage returns makes a stage compute."""
+        k = int(stage.name) - 1
+        step_macs = self.modules[k].step_macs + share(macs, self.examples)
+        self.modules[k] = dataclasses.replace(self.modules[k], step_macs=step_macs)
+        self._done += macs
 
     def _sent(self, stage: ModelStage, features: Tensor) -> tuple[int, int]:
         """Numbers and bytes of the features and of what else crosses the stage's end."""
@@ -182,11 +194,18 @@ class _CountedStep(LocalStep):
         super().__init__(stage, optimizer, precision)
         self._stage, self._tally, self._head = stage, tally, 0
 
-    def learn(self, out: Any, batch: Batch, rate: float | None = None) -> LocalLoss:
+    def learn(
+        self, out: Any, batch: Batch, rate: float | None = None, reaches: Sequence[Tensor] = (), waits: bool = False
+    ) -> LocalLoss:
         forward = self._tally.counter.macs
-        loss = super().learn(out, batch, rate)
+        loss = super().learn(out, batch, rate, reaches, waits)
         self._tally.add(self._stage, out, loss, forward, self._head)
         return loss
+
+    def backward_from(self, output: Tensor, gradient: Tensor) -> None:
+        before = self._tally.counter.macs
+        super().backward_from(output, gradient)
+        self._tally.walked_again(self._stage, self._tally.counter.macs - before)
 
     def backward(self, loss: LocalLoss, reaches: Sequence[Tensor] = (), keep: bool = False) -> None:
         self._head = self._tally.counter.macs

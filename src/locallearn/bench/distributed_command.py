@@ -10,7 +10,8 @@ from typing import Any, Literal
 from rich import box
 from rich.table import Table
 
-from locallearn.bench.measuring import MeasuringOptions, check_positive, facts, show
+from locallearn.bench.measuring import check_positive, facts, show
+from locallearn.bench.own_options import OwnProcessesOptions, check_microbatches
 from locallearn.bench.processes import CrewPlan, bench_distributed
 from locallearn.bench.step import Setting
 from locallearn.cli.options import check_at_least, parse
@@ -20,11 +21,9 @@ from locallearn.report.units import mebibytes
 
 
 @dataclass(frozen=True)
-class DistributedOptions(MeasuringOptions):
+class DistributedOptions(OwnProcessesOptions):
     """Options of ``bench distributed``."""
 
-    model: str = "resnet32"
-    """Backbone."""
     processes: int = 2
     """How many train together [processes]."""
     depth: tuple[int, ...] = ()
@@ -32,11 +31,11 @@ class DistributedOptions(MeasuringOptions):
     width: tuple[int, ...] = ()
     """G of the local networks, as many as --depth; K x G is the number of processes."""
     cuts: tuple[str, ...] = ("auto",)
-    """Where the network is cut into as many modules as processes, in the pipelines too: auto, balanced, or blocks."""
-    peers: tuple[Literal["e2e", "1f1b", "gpipe", "ddp"], ...] = ("e2e", "1f1b", "ddp")
-    """What to measure beside them: backpropagation in one process, torch's pipelines and DistributedDataParallel."""
-    batch_size: int = 128
-    """Images a step [images]."""
+    """Where the network is cut into as many modules as processes, in the pipelines too: auto, balanced, or blocks;
+    auto or submodules of a model of your own."""
+    peers: tuple[Literal["e2e", "compiled", "1f1b", "gpipe", "ddp"], ...] = ("e2e", "1f1b", "ddp")
+    """What to measure beside them: backpropagation in one process, as it is and compiled, torch's pipelines and
+    DistributedDataParallel."""
     microbatches: int = 4
     """Parts of a batch in the pipelines; a divisor of --batch-size."""
     steps: int = 8
@@ -63,20 +62,16 @@ class DistributedOptions(MeasuringOptions):
                 raise ConfigError("--depth", f"{depth} x {width}", f"K x G = {self.processes}, the processes")
         if not 0 < self.timeout < float("inf"):
             raise ConfigError("--timeout", self.timeout, "seconds, above 0")
-        self._check_batch()
-
-    def _check_batch(self) -> None:
-        if self.microbatches < self.processes or self.batch_size % self.microbatches:
-            expected = f"a divisor of the {self.batch_size} images of a batch, at least {self.processes}"
-            raise ConfigError("--microbatches", self.microbatches, expected)
-        least = 2 * max(self.processes, self.microbatches)
-        if self.batch_size < least:
-            raise ConfigError("--batch-size", self.batch_size, f"at least {least} (batch norm needs two images)")
+        if self.is_own and self.cells != ((self.processes, 1),):
+            raise ConfigError("--width", self.width, f"1 with a model of your own, and --depth {self.processes}")
+        check_microbatches(self, self.processes)
 
     @property
     def cells(self) -> tuple[tuple[int, int], ...]:
         """(K, G)."""
-        return tuple(zip(self.depth, self.width, strict=True)) or ((self.processes, 1), (1, self.processes))
+        along_depth, along_width = (self.processes, 1), (1, self.processes)
+        default = (along_depth,) if self.is_own else (along_depth, along_width)
+        return tuple(zip(self.depth, self.width, strict=True)) or default
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -84,9 +79,8 @@ def run(arguments: Sequence[str]) -> int:
     description = "Time nodes on several processes in turns with torch's pipelining and data parallelism."
     options = parse(DistributedOptions, arguments, "bench distributed", description)
     device, precision = options.prepare()
-    setting = Setting(
-        ImageShape(3, options.image_size, 10), options.batch_size, device, precision, options.repeats, options.threads
-    )
+    image = ImageShape(3, options.image_size or 32, 10)
+    setting = Setting(image, options.examples, device, precision, options.repeats, options.threads)
     plan = CrewPlan(
         options.model,
         options.processes,
@@ -97,12 +91,12 @@ def run(arguments: Sequence[str]) -> int:
         options.steps,
         setting,
         options.timeout,
+        own=options.own(options.processes, options.cuts),
     )
     found = {
-        "model": options.model,
         "cuts": list(options.cuts),
         "processes": options.processes,
-        "batch_size": options.batch_size,
+        **options.figures(),
         "microbatches": options.microbatches,
         "steps": options.steps,
         **facts(device, precision, options.repeats),
@@ -121,17 +115,26 @@ def _speed(found: Mapping[str, Any]) -> Table:
     title = f"{found['model']} on {found['processes']} processes, batch {found['batch_size']}, {found['precision']}"
     caption = "p x t: processes x threads of each; waiting: for others, share of a step; predicted: by the timeline"
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
-    for column in ("", "p x t", "images/s", "spread", "waiting", "predicted", "off by"):
+    digits = ",.2f" if "tokens" in found else ",.0f"
+    for column in (
+        "",
+        "p x t",
+        "examples/s" if "tokens" in found else "images/s",
+        "spread",
+        "waiting",
+        "predicted",
+        "off by",
+    ):
         table.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
     for row in found["rows"]:
         predicted = row["predicted_images_per_second"]
         table.add_row(
             row["label"],
             f"{row['processes']} x {row['threads']}",
-            f"{row['images_per_second']:,.0f}",
+            f"{row['images_per_second']:{digits}}",
             f"{row['spread']:.1%}",
             " ".join(f"{share:.1%}" for share in row["waiting"] or ()),
-            f"{predicted:,.0f}" if predicted else "",
+            f"{predicted:{digits}}" if predicted else "",
             f"{row['deviation']:+.1%}" if predicted else "",
         )
     return table

@@ -8,7 +8,8 @@ from typing import Any
 
 from locallearn.bench.crew import Crew, Host
 from locallearn.bench.predicted import LinkSpeed, predict
-from locallearn.bench.processes import CrewPlan, Laps, cell_name, jobs_of, measure_link, medians
+from locallearn.bench.processes import CrewPlan, Laps, jobs_of, measure_link, medians
+from locallearn.bench.trainers import TimedJob
 from locallearn.bench.wire import ADDRESSES, INTERFACE, Hosts
 
 FIRST_PORT = 29400
@@ -56,7 +57,7 @@ def bench_hosts(plan: CrewPlan, conditions: Sequence[Condition]) -> list[dict[st
     rows = []
     for (condition, name), laps in laps_of.items():
         parts, cable = medians(own[name].apart), _link(condition, link)
-        rows.append(_row(condition, name, laps, plan) | predict(jobs[name], parts, laps.timing.median, cable))
+        rows.append(_row(condition, jobs[name], laps) | predict(jobs[name], parts, laps.timing.median, cable))
     return rows
 
 
@@ -74,14 +75,13 @@ def _link(condition: Condition, measured: LinkSpeed | None) -> LinkSpeed:
     return LinkSpeed(min(bandwidth or float("inf"), measured.bandwidth), latency + measured.latency)
 
 
-def _row(condition: Condition, name: str, laps: Laps, plan: CrewPlan) -> dict[str, Any]:
-    cells = [cell_name(*cell) for cell in plan.cells]
+def _row(condition: Condition, job: TimedJob, laps: Laps) -> dict[str, Any]:
     return {
         "latency": condition[0],
         "bandwidth": condition[1],
-        "name": name,
-        "images_per_second": plan.setting.batch_size / laps.timing.median,
+        "name": laps.crew.name,
+        "images_per_second": job.setting.batch_size / laps.timing.median,
         "spread": laps.timing.spread,
         "seconds": list(laps.seconds),
-        "waiting": medians(laps.waits) if name in cells else None,
+        "waiting": medians(laps.waits) if job.way == "distributed" else None,
     }

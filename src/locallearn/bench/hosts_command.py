@@ -11,7 +11,8 @@ from rich import box
 from rich.table import Table
 
 from locallearn.bench.hosts import bench_hosts
-from locallearn.bench.measuring import MeasuringOptions, facts, show
+from locallearn.bench.measuring import facts, show
+from locallearn.bench.own_options import OwnProcessesOptions, check_microbatches
 from locallearn.bench.processes import CrewPlan
 from locallearn.bench.step import Setting
 from locallearn.cli.options import check_at_least, parse
@@ -23,13 +24,11 @@ _LEAD = 6
 
 
 @dataclass(frozen=True)
-class HostsOptions(MeasuringOptions):
+class HostsOptions(OwnProcessesOptions):
     """Options of ``bench hosts``."""
 
-    model: str = "resnet32"
-    """Backbone, cut into two modules."""
     cuts: tuple[str, ...] = ("auto",)
-    """Where: auto, balanced, or the name of a block."""
+    """Where it is cut in two: auto, balanced, or the name of a block; of a model of your own auto or a submodule."""
     peers: tuple[Literal["1f1b", "gpipe", "ddp"], ...] = ("1f1b", "ddp")
     """What to measure beside dgl: torch's pipelines and DistributedDataParallel."""
     latency: tuple[float, ...] = (0.0, 2.0, 10.0, 50.0)
@@ -38,8 +37,6 @@ class HostsOptions(MeasuringOptions):
     """Limits of what each host sends, each once without latency [Mbit/s]."""
     in_flight: int = 4
     """Batches that module 1 may have on the way to module 2 before it waits [batches]."""
-    batch_size: int = 128
-    """Images a step [images]."""
     microbatches: int = 4
     """Parts of a batch in the pipelines; a divisor of --batch-size."""
     steps: int = 8
@@ -64,11 +61,7 @@ class HostsOptions(MeasuringOptions):
                     raise ConfigError(f"--{name}", value, f"at least {least:g}")
         if not 0 < self.timeout < math.inf:
             raise ConfigError("--timeout", self.timeout, "seconds, above 0")
-        if self.microbatches < 2 or self.batch_size % self.microbatches:
-            expected = f"a divisor of the {self.batch_size} images of a batch, at least 2"
-            raise ConfigError("--microbatches", self.microbatches, expected)
-        if self.batch_size < 2 * self.microbatches:
-            raise ConfigError("--batch-size", self.batch_size, f"at least {2 * self.microbatches}")
+        check_microbatches(self, 2)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -79,8 +72,8 @@ def run(arguments: Sequence[str]) -> int:
     )
     options = parse(HostsOptions, arguments, "bench hosts", description)
     device, precision = options.prepare()
-    image = ImageShape(3, options.image_size, 10)
-    setting = Setting(image, options.batch_size, device, precision, options.repeats, options.threads)
+    image = ImageShape(3, options.image_size or 32, 10)
+    setting = Setting(image, options.examples, device, precision, options.repeats, options.threads)
     plan = CrewPlan(
         model=options.model,
         processes=2,
@@ -93,11 +86,13 @@ def run(arguments: Sequence[str]) -> int:
         timeout=options.timeout,
         in_flight=options.in_flight,
         lead=_LEAD,
+        own=options.own(2, options.cuts),
     )
     conditions = [(latency / 1e3, None) for latency in options.latency]
     conditions += [(0.0, bandwidth * 1e6 / 8) for bandwidth in options.bandwidth]
-    names = ("model", "cuts", "batch_size", "microbatches", "in_flight", "steps")
-    found = {name: getattr(options, name) for name in names} | facts(device, precision, options.repeats)
+    names = ("cuts", "microbatches", "in_flight", "steps")
+    found = {name: getattr(options, name) for name in names} | options.figures()
+    found |= facts(device, precision, options.repeats)
     found["rows"] = bench_hosts(plan, conditions)
     show(options, found, [_table(found)])
     return 0
@@ -106,7 +101,8 @@ def run(arguments: Sequence[str]) -> int:
 def _table(found: dict[str, Any]) -> Table:
     rows = found["rows"]
     names = list(dict.fromkeys(row["name"] for row in rows))
-    caption = "images/s, and the timeline's prediction from the parts of a step without messages"
+    unit, digits = ("examples/s", ",.2f") if "tokens" in found else ("images/s", ",.0f")
+    caption = f"{unit}, and the timeline's prediction from the parts of a step without messages"
     title = f"{found['model']} on two hosts, batch {found['batch_size']}, {found['precision']}"
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
     table.add_column("cable")
@@ -116,7 +112,7 @@ def _table(found: dict[str, Any]) -> Table:
     for i in range(0, len(rows), len(names)):
         cells = []
         for row in rows[i : i + len(names)]:
-            cells += [f"{row['images_per_second']:,.0f}", f"{row['predicted_images_per_second']:,.0f}"]
+            cells += [f"{row['images_per_second']:{digits}}", f"{row['predicted_images_per_second']:{digits}}"]
         table.add_row(_cable(rows[i]), *cells)
     return table
 

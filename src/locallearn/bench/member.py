@@ -40,6 +40,15 @@ def _lap(trainer: TimedTrainer, step: Callable[[], None], steps: int) -> Lap:
     return lap
 
 
+def _losses(trainer: TimedTrainer, steps: int) -> list[list[float]]:
+    """What every one of so many steps with the others trained on here."""
+    found = []
+    for _ in range(steps):
+        trainer.step()
+        found.append([float(loss.sum()) for loss in trainer.losses])
+    return found
+
+
 def _memory(trainer: TimedTrainer) -> int:
     """The most memory that this process has had so far [bytes]."""
     return _resident("VmHWM")
@@ -67,6 +76,7 @@ def _echo(trainer: TimedTrainer, n_bytes: int, times: int) -> list[float]:
 COMMANDS: dict[str, Callable[..., Any]] = {
     "run": _run,
     "alone": _alone,
+    "losses": _losses,
     "memory": _memory,
     "weigh": _weigh,
     "echo": _echo,

@@ -11,17 +11,18 @@ import torch
 from rich import box
 from rich.table import Table
 
-from locallearn.bench.measuring import MeasuringOptions, check_positive, facts, show
+from locallearn.bench.measuring import check_positive, facts, show
 from locallearn.bench.model import ModelJob, bench_model
+from locallearn.bench.own_options import OwnOptions
 from locallearn.bench.user_model import EXPECTED, Inputs
-from locallearn.bench.ways import Heads, Way, ways
+from locallearn.bench.ways import Way, ways
 from locallearn.cli.options import check_at_least, parse
 from locallearn.errors import ConfigError, UsageError
 from locallearn.report.units import mebibytes
 
 
 @dataclass(frozen=True)
-class ModelOptions(MeasuringOptions):
+class ModelOptions(OwnOptions):
     """Options of ``bench model``."""
 
     depth: tuple[int, ...] = (2, 4, 12)
@@ -37,20 +38,8 @@ class ModelOptions(MeasuringOptions):
     the backward pass, on micro-batches."""
     micro_batches: int = 2
     """Micro-batches of a batch, of accumulation."""
-    head: str | None = None
-    """Auxiliary head, as ll.split takes it; by default its own choice."""
-    objective: str | None = None
-    """Loss of the stages, as ll.split takes it; by default what the labels ask for."""
-    positions: float | None = None
-    """Share of the tokens that stages before the last one score, of losses of tokens."""
-    chunk: int | None = None
-    """Scores that are computed at a time and not kept, of losses of tokens [scores]."""
     batch_size: int = 8
     """Examples a step, where MODEL brings no batch [examples]."""
-    image_size: int | None = None  # type: ignore[assignment]
-    """Side of an image, where MODEL brings no batch; by default what the model was made for [pixels]."""
-    tokens: int = 256
-    """Length of a text, where MODEL brings no batch [tokens]."""
     precision: str | None = None
     """fp32 or bf16 (autocast); by default fp32."""
     limit: float = 300.0
@@ -63,14 +52,9 @@ class ModelOptions(MeasuringOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "depth")
-        check_at_least(self, batch_size=1, tokens=2, micro_batches=2)
+        check_at_least(self, batch_size=1, micro_batches=2)
         if not self.limit > 0:
             raise ConfigError("--limit", self.limit, "a number of seconds above 0")
-
-    def heads(self) -> Heads:
-        """Heads and losses of local stages."""
-        given = {"positions": self.positions, "chunk": self.chunk}
-        return Heads(self.head, self.objective, {name: v for name, v in given.items() if v is not None})
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -98,7 +82,7 @@ def run(arguments: Sequence[str]) -> int:
         "batch_size": options.batch_size,
         "tokens": options.tokens,
         "image_size": options.image_size,
-        "heads": {"head": base.heads.head, "objective": base.heads.objective, **base.heads.options},
+        "heads": base.heads.as_dict(),
     }
     found = {"model": arguments[0], **facts(device, precision, repeats), **setting, "rows": rows}
     show(options, found, [_table(rows, arguments[0], options)])

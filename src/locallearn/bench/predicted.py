@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from locallearn.bench.trainers import TimedJob
-from locallearn.costs.nodes import cost
+from locallearn.costs.nodes import Cost, cost
 from locallearn.costs.timeline import Machine, run_copies, run_local, run_pipeline, steady_seconds
 from locallearn.plan import schedule as plans
 from locallearn.plan.clock import Run
@@ -29,6 +29,13 @@ def link_of(small: Sequence[float], large: Sequence[float], n_bytes: int) -> Lin
     return LinkSpeed(n_bytes / max(statistics.median(large) / 2 - latency, 1e-9), latency)
 
 
+def _counted(job: TimedJob) -> Cost:
+    setting = job.setting
+    if job.own is not None:
+        return job.own.cost(setting.precision)
+    return cost(job.config, setting.image, batch_size=setting.batch_size, precision=setting.precision)  # type: ignore[arg-type]
+
+
 def predict(job: TimedJob, part_seconds: Sequence[float], measured: float, link: LinkSpeed | None) -> dict[str, Any]:
     """What the timeline makes of the measured parts of a step.
 
@@ -45,7 +52,7 @@ def predict(job: TimedJob, part_seconds: Sequence[float], measured: float, link:
     if not part_seconds:
         return {"predicted_images_per_second": None, "deviation": None}
     batch_size = job.setting.batch_size
-    counted = cost(job.config, job.setting.image, batch_size=batch_size, precision=job.setting.precision)  # type: ignore[arg-type]
+    counted = _counted(job)
     machine = Machine(
         bandwidth=link.bandwidth if link else None,
         latency=link.latency if link else 0.0,
@@ -63,4 +70,6 @@ def predict(job: TimedJob, part_seconds: Sequence[float], measured: float, link:
         )
 
     seconds = steady_seconds(run, _BATCHES // 2)
+    if job.way in ("1f1b", "gpipe"):  # gradients of tied weights are added up at the end of each batch
+        seconds += sum(machine.reduce(read.n_bytes, 2) for read in counted.reads if read.tied)
     return {"predicted_images_per_second": batch_size / seconds, "deviation": measured / seconds - 1}

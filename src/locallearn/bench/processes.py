@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from locallearn.bench.crew import Crew
+from locallearn.bench.own_jobs import OwnModel, own_jobs
 from locallearn.bench.predicted import LinkSpeed, link_of, predict
 from locallearn.bench.step import Setting, step_config
 from locallearn.bench.timing import Timing, ratio
@@ -44,6 +45,7 @@ class CrewPlan:
         timeout: how long a turn of one contender may take [s].
         in_flight: batches of features on the way to the next module.
         lead: steps of a turn before those that are timed, while the pipeline fills.
+        own: the user's own model that takes the place of ``model`` and ``cuts``.
     """
 
     model: str
@@ -57,6 +59,16 @@ class CrewPlan:
     timeout: float
     in_flight: int = MeshConfig.in_flight
     lead: int = 2
+    own: OwnModel | None = None
+
+    @property
+    def cell_names(self) -> list[str]:
+        """How the local networks are named."""
+        return [cell_name(*cell) for cell in self.cells]
+
+    def mesh(self, depth: int = 1, width: int = 1, data: int = 1) -> MeshConfig:
+        """A mesh whose processes may wait for their turn."""
+        return MeshConfig(depth, width, data, in_flight=self.in_flight, timeout=self.timeout * _IDLE_TURNS)
 
 
 def bench_distributed(plan: CrewPlan) -> dict[str, Any]:
@@ -89,10 +101,10 @@ def bench_distributed(plan: CrewPlan) -> dict[str, Any]:
             for lap in laps.values():
                 lap.turn_of_parts()
         kept = {name: crew.ask("weigh", 2) for name, crew in crews.items()}
-    rows = {name: _row(jobs[name], laps[name], plan) for name in jobs}
+    rows = {name: _row(jobs[name], laps[name]) for name in jobs}
     for name, row in rows.items():
         row |= {"activation_bytes": kept[name], "peak_bytes": peaks[name], "start_bytes": started[name]}
-        row |= predict(jobs[name], row["apart_seconds"], plan.setting.batch_size / row["images_per_second"], link)
+        row |= predict(jobs[name], row["apart_seconds"], statistics.median(row["seconds"]), link)
     return {"link": link._asdict() if link else None, "rows": list(rows.values()), "ratios": ratios(plan, laps)}
 
 
@@ -102,6 +114,8 @@ def jobs_of(plan: CrewPlan) -> dict[str, TimedJob]:
     Raises:
         ConfigError: a network cannot be built or cut so.
     """
+    if plan.own is not None:
+        return own_jobs(plan, plan.own)
     n, one = plan.processes, plan.setting
     many = dataclasses.replace(one, threads=n * (one.threads or 1))
     pipeline = _config(plan, n, 1, MeshConfig(depth=n))
@@ -120,7 +134,7 @@ def jobs_of(plan: CrewPlan) -> dict[str, TimedJob]:
         name: TimedJob(way, pipeline, one, plan.microbatches) for name, way in ways.items() if name in plan.peers
     }
     if "ddp" in plan.peers:
-        jobs["ddp"] = TimedJob("ddp", dataclasses.replace(e2e, runtime="distributed", mesh=_mesh(plan, data=n)), one)
+        jobs["ddp"] = TimedJob("ddp", dataclasses.replace(e2e, runtime="distributed", mesh=plan.mesh(data=n)), one)
     for job in jobs.values():  # before any process is started
         with torch.device("meta"):
             build_network(job.config, one.image)
@@ -138,13 +152,7 @@ def _config(plan: CrewPlan, depth: int, width: int, mesh: MeshConfig) -> RunConf
     cuts = plan.cuts if depth == plan.processes else config.cuts
     if mesh.size == 1:
         return dataclasses.replace(config, cuts=cuts)
-    return dataclasses.replace(
-        config, cuts=cuts, runtime="distributed", mesh=_mesh(plan, depth=mesh.depth, width=mesh.width)
-    )
-
-
-def _mesh(plan: CrewPlan, depth: int = 1, width: int = 1, data: int = 1) -> MeshConfig:
-    return MeshConfig(depth, width, data, in_flight=plan.in_flight, timeout=plan.timeout * _IDLE_TURNS)
+    return dataclasses.replace(config, cuts=cuts, runtime="distributed", mesh=plan.mesh(mesh.depth, mesh.width))
 
 
 class Laps:
@@ -227,7 +235,7 @@ def measure_link(crews: Mapping[str, Crew]) -> LinkSpeed | None:
     return link_of(idle[0].ask("echo", small, 50)[0], idle[0].ask("echo", large, 20)[0], large)
 
 
-def _row(job: TimedJob, laps: Laps, plan: CrewPlan) -> dict[str, Any]:
+def _row(job: TimedJob, laps: Laps) -> dict[str, Any]:
     """Figures of one contender.
 
     ``name``, ``label`` (the same for all ways to run one network), ``processes``, ``threads`` (of each process),
@@ -247,7 +255,7 @@ def _row(job: TimedJob, laps: Laps, plan: CrewPlan) -> dict[str, Any]:
         "label": name.split(",")[0].removesuffix(" inline"),
         "processes": laps.crew.size,
         "threads": job.setting.threads,
-        "images_per_second": plan.setting.batch_size / timing.median,
+        "images_per_second": job.setting.batch_size / timing.median,
         "spread": timing.spread,
         "seconds": list(timing.seconds),
         "waiting": medians(laps.waits) if measured else None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,12 @@ from locallearn.runtime.world import Alone, ProcessWorld
 from locallearn.training.optim import build_optimizer
 from locallearn.training.own_nodes import Nodes
 
-Way = Literal["inline", "distributed", "1f1b", "gpipe", "ddp"]
-"""How to train: the package's own step in one process or on a mesh, a pipeline of the modules, or replicas."""
+if TYPE_CHECKING:
+    from locallearn.bench.own_jobs import OwnModel
+
+Way = Literal["inline", "distributed", "1f1b", "gpipe", "ddp", "backprop", "compiled"]
+"""How to train: the package's own step in one process or on a mesh, a pipeline of the modules, or replicas; undivided
+also by plain backpropagation of a user's own model, or compiled."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,14 @@ class TimedJob:
         config: the network, and the mesh of the processes.
         setting: batch, device, precision and threads.
         microbatches: parts of a batch of ``1f1b`` and ``gpipe``.
+        own: the user's own model that is trained; None for the network of ``config``.
     """
 
     way: Way
     config: RunConfig
     setting: Setting
     microbatches: int = 4
+    own: OwnModel | None = None
 
 
 class Lap(NamedTuple):
@@ -67,10 +73,12 @@ class TimedTrainer:
     Attributes:
         parameters: what is trained here.
         waited: seconds spent waiting for others so far; 0 where nobody measures it.
+        losses: what the last step trained on here, of a user's own model.
     """
 
     parameters: Sequence[nn.Parameter]
     waited = 0.0
+    losses: Sequence[Tensor] = ()
 
     def step(self) -> None:
         """Train on the batch once, with the other processes."""
@@ -83,6 +91,10 @@ class TimedTrainer:
 
 def build_trainer(job: TimedJob, world: Alone | ProcessWorld) -> TimedTrainer:
     """The trainer of this process."""
+    if job.own is not None:
+        from locallearn.bench.own_trainers import build_own_trainer  # which knows this module
+
+        return build_own_trainer(job, job.own, world)
     if isinstance(world, Alone):
         return Inline(job)
     kinds = {"distributed": Distributed, "1f1b": Pipeline, "gpipe": Pipeline, "ddp": DataParallel}

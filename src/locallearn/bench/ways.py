@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from locallearn.bench.step import Contender, OnThreads
 from locallearn.config import ObjectiveConfig
-from locallearn.core.batches import model_call
+from locallearn.core.batches import ModelCall, model_call
 from locallearn.core.module import autocast
 from locallearn.core.split import adamw, split
 from locallearn.core.split_network import SplitNetwork
@@ -38,6 +38,15 @@ class Heads:
     head: str | None = None
     objective: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As ``--json`` has them."""
+        return {"head": self.head, "objective": self.objective, **self.options}
+
+    def given(self) -> dict[str, Any]:
+        """Arguments of ``ll.split``."""
+        settings = ObjectiveConfig(options=self.options) if self.options else None
+        return {"head": self.head, "objective": self.objective, "settings": settings}
 
 
 @dataclass(frozen=True)
@@ -72,32 +81,28 @@ class Way:
         if self.kind in ("inline", "threads"):
             return self._local(model, batch)
         optimizer, run = adamw(model.parameters()), model
-        loss = _loss(model, batch)
+        loss = model_loss(model)
         if self.kind == "checkpointing":
             checkpoint_blocks(model)
         if self.kind == "compiled":
             run = torch.compile(model)  # type: ignore[assignment]
         batches = _chunks(batch, self.parts) if self.kind == "accumulation" else [batch]
 
-        def step() -> None:
+        def step() -> Tensor:
             optimizer.zero_grad()
+            values = []
             for part in batches:
                 with autocast(next(model.parameters()).device, self.precision):
                     value = loss(run, part)
                 (value / len(batches)).backward()
+                values.append(value.detach())
             optimizer.step()
+            return torch.stack(values).mean()
 
         return Contender(step, list(model.parameters()))
 
     def _local(self, model: nn.Module, batch: Any) -> Contender:
-        network = split(
-            model,
-            example=batch,
-            depth=self.parts,
-            head=self.heads.head,
-            objective=self.heads.objective,
-            settings=ObjectiveConfig(options=self.heads.options) if self.heads.options else None,
-        )
+        network = split(model, example=batch, depth=self.parts, **self.heads.given())
         for each in network.steps:
             each.precision = self.precision
         if self.kind == "threads":
@@ -124,23 +129,27 @@ def on_threads(network: SplitNetwork, batch: Any) -> OnThreads:
     return OnThreads(runtime, list(network.parameters()), lambda: network.given_batch(batch), STEPS_ON_THREADS)
 
 
-def _loss(model: nn.Module, batch: Any) -> Callable[[Any, Any], Tensor]:
-    """The model's own loss where it computes one, else the loss that the labels ask for, of its scores."""
+def model_loss(model: nn.Module) -> Callable[[Any, Any], Tensor]:
+    """Computes the loss of a model on a batch (``loss_of_output``), by calling whatever stands for the model."""
 
     def of(run: Any, part: Any) -> Tensor:
         call = model_call(model, part)
-        output = run(*call.args, **call.kwargs)
-        value = own_loss(output)
-        if value is not None:
-            return value.mean()
-        scores = prediction(output)
-        if scores is None:
-            raise UsageError("bench model: the model gives neither a loss nor scores")
-        labels = labels_of(call.batch())
-        axis = class_axis(scores.shape, None, labels)
-        return ScoresLoss(picked(scores.shape, axis, labels), axis)(scores, labels)
+        return loss_of_output(run(*call.args, **call.kwargs), call)
 
     return of
+
+
+def loss_of_output(output: Any, call: ModelCall) -> Tensor:
+    """The model's own loss where it computes one, else the loss that the labels ask for, of its scores."""
+    value = own_loss(output)
+    if value is not None:
+        return value.mean()
+    scores = prediction(output)
+    if scores is None:
+        raise UsageError("bench: the model gives neither a loss nor scores")
+    labels = labels_of(call.batch())
+    axis = class_axis(scores.shape, None, labels)
+    return ScoresLoss(picked(scores.shape, axis, labels), axis)(scores, labels)
 
 
 def _chunks(batch: Any, parts: int) -> list[Any]:

@@ -217,12 +217,17 @@ class ModelStage(Stage):
 
     def handed_on(self, output: Any) -> Features:
         """What the next stage is given, detached: features and what else crosses; of the last stage the scores."""
+        found = self.outputs(output)
+        return tuple(x.detach() for x in found) if isinstance(found, tuple) else found.detach()
+
+    def outputs(self, output: Any) -> Features:
+        """The same with its graph."""
         features = prediction(output) if self.last else features_of(output)
         assert features is not None
         if not self.piece.crossing:
-            return features.detach()
+            return features
         assert self._alone is not None
-        return (features.detach(), *(self._alone.crossed[key].detach() for key in _places(self.piece)))
+        return (features, *(self._alone.crossed[key] for key in _places(self.piece)))
 
     def loss(self, output: Any, batch: Batch) -> LocalLoss:
         """Losses [G] of the nodes, from what the submodule at the stage's end gave."""

@@ -17,7 +17,7 @@ from locallearn.config import MeshConfig, ObjectiveConfig, RunConfig, TrainConfi
 from locallearn.core.network import ImageShape, LocalNetwork, build_network
 from locallearn.core.split_network import SplitNetwork
 from locallearn.costs.forward import CountedStage, forward_pass
-from locallearn.costs.split_costs import split_costs
+from locallearn.costs.split_costs import WeightRead, split_costs
 from locallearn.costs.steps import ModuleCost, dry_steps
 from locallearn.errors import ConfigError
 
@@ -55,6 +55,7 @@ class Cost:
         reference: the modules of the network that speed-ups are measured against.
         batch_size: images a step, of every byte count.
         precision: ``"fp32"`` or ``"bf16"``.
+        reads: weights that a stage of a user's own model reads of another one, which sends them at every step.
     """
 
     modules: tuple[ModuleCost, ...]
@@ -62,6 +63,7 @@ class Cost:
     reference: tuple[CountedStage, ...]
     batch_size: int
     precision: str
+    reads: tuple[WeightRead, ...] = ()
 
     @property
     def nodes(self) -> tuple[NodeCost, ...]:
@@ -98,7 +100,8 @@ class Cost:
         receivers = self.modules[k + 1].groups if k + 1 < len(self.modules) else 0
         back = module.returned_bytes + (self.modules[k - 1].followed_bytes if k else 0)
         to_others = (module.groups - 1) * (module.shared_bytes + module.score_bytes)
-        return receivers * module.output_bytes + to_others + back
+        read = sum(each.n_bytes for each in self.reads if each.owner == k + 1)
+        return receivers * module.output_bytes + to_others + back + read
 
     @property
     def traffic_bytes(self) -> int:
@@ -121,7 +124,8 @@ class Cost:
         ``followed_bytes`` is there only where heads follow the next module's weights: what a node of every module is
         sent of them at each step. ``returned_bytes``, with ``overlap`` alone, is the gradient of a batch that every
         module gives back to the one before it; ``context_bytes``, with ``context`` alone, what a module hands on
-        beside its features, which ``output_bytes`` have too.
+        beside its features, which ``output_bytes`` have too. ``reads``, with tied weights and heads that read the
+        model's unembedding alone, are the weights that a stage is sent at each step.
         """
         totals = ("e2e_macs", "max_node_macs", "inference_macs", "training_speedup", "inference_speedup")
         nodes = [dataclasses.asdict(node) for node in self.nodes]
@@ -129,7 +133,7 @@ class Cost:
         for name in ("followed_bytes", "returned_bytes", "context_bytes"):
             found = [getattr(module, name) for module in self.modules]
             values |= {name: found} if any(found) else {}
-        return values
+        return values | ({"reads": [each._asdict() for each in self.reads]} if self.reads else {})
 
 
 @checked
@@ -197,4 +201,6 @@ def _of_split(
     found = split_costs(network, batch, precision)
     whole = found.dense if reference is None else split_costs(reference, batch, precision).stages
     half = next(network.model.parameters()).element_size() == 2
-    return Cost(found.modules, found.stages, whole, found.examples, precision or ("bf16" if half else "fp32"))
+    return Cost(
+        found.modules, found.stages, whole, found.examples, precision or ("bf16" if half else "fp32"), found.reads
+    )

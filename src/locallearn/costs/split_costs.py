@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from locallearn.losses.objectives import LocalLoss
 from locallearn.nn.copies import copied, untouched, without_data
 from locallearn.nn.features import features_of, prediction, tensors_of
 from locallearn.nn.pieces import Crossing
+from locallearn.nn.token_heads import ReadsScorer
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,45 @@ class SplitCosts:
         stages: the model's own part of every stage in a forward pass, without heads.
         dense: the same of the model without width groups.
         examples: of the batch.
+        reads: weights that stages read of others.
     """
 
     modules: tuple[ModuleCost, ...]
     stages: tuple[CountedStage, ...]
     dense: tuple[CountedStage, ...]
     examples: int
+    reads: tuple[WeightRead, ...]
+
+
+class WeightRead(NamedTuple):
+    """Weights that one stage trains and another one reads, which it is sent after every update.
+
+    Attributes:
+        reader: the stage that reads, counted from 1.
+        owner: the stage that trains them. An earlier one's are those after its update on the same batch, a later
+            one's those after the batch before.
+        n_bytes: their size.
+        tied: whether the model itself reads them, and not only the stage's head.
+    """
+
+    reader: int
+    owner: int
+    n_bytes: int
+    tied: bool
+
+
+def weight_reads(network: SplitNetwork) -> tuple[WeightRead, ...]:
+    """The weights that every stage reads of others: tied ones, and the unembedding that a head scores with."""
+    model, found = network.model, []
+    owners = {name: k for k, piece in enumerate(network.pieces, 1) for name in piece.parameters}
+    names = {id(model.get_parameter(name)): name for name in owners}
+    for k, stage in enumerate(network.model_stages, 1):
+        heads = [part for part in stage.objective.modules() if isinstance(part, ReadsScorer)]
+        scoring = {names[id(p)] for head in heads for p in head.scorer.parameters() if id(p) in names}
+        wanted = [(True, name) for name in stage.piece.reads]
+        wanted += [(False, name) for name in sorted(scoring) if owners[name] != k]
+        found += [WeightRead(k, owners[name], model.get_parameter(name).nbytes, tied) for tied, name in wanted]
+    return tuple(found)
 
 
 def split_costs(network: SplitNetwork, batch: Any, precision: str | None) -> SplitCosts:
@@ -220,7 +254,7 @@ def _count(network: SplitNetwork, batch: CalledBatch, precision: str | None) -> 
         network.walk(steps, batch)
     stages = tuple(tally.stages)
     dense = _dense(network, batch, stages) if network.grouped else stages
-    return SplitCosts(tuple(tally.modules), stages, dense, batch.examples)
+    return SplitCosts(tuple(tally.modules), stages, dense, batch.examples, weight_reads(network))
 
 
 def _dense(network: SplitNetwork, batch: CalledBatch, stages: Sequence[CountedStage]) -> tuple[CountedStage, ...]:

@@ -144,6 +144,8 @@ def run_local(cost: Cost, machine: Machine, batches: int, in_flight: int) -> Run
 
     def message_bytes(need: Need) -> float:
         module = modules[need.work.module - 1]
+        if need.what == "read":
+            return sum(r.n_bytes for r in cost.reads if (r.reader, r.owner) == (need.reader, need.work.module))
         sizes = {"features": module.output_bytes, "shared": module.shared_bytes, "scores": module.score_bytes}
         return modules[need.work.module - 2].followed_bytes if need.what == "weights" else sizes[need.what]
 
@@ -154,6 +156,7 @@ def run_local(cost: Cost, machine: Machine, batches: int, in_flight: int) -> Run
         [module.shares_features for module in modules],
         [module.score_bytes > 0 for module in modules],
         [module.followed_bytes > 0 for module in modules],
+        sorted({(read.reader, read.owner) for read in cost.reads}),
     )
     return simulate(schedule, seconds, machine.links(message_bytes))
 

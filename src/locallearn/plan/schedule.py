@@ -32,12 +32,14 @@ class Need(NamedTuple):
     """Work that must be done first, and what travels from it.
 
     ``what`` is ``"features"`` (for the next module), ``"shared"`` (features for the heads of the other groups),
-    ``"scores"``, ``"weights"`` (for the module before), ``"gradient"``, or ``""`` where only the end of the work is
-    awaited.
+    ``"scores"``, ``"weights"`` (for the module before), ``"read"`` (weights for ``reader``), ``"gradient"``, or
+    ``""`` where only the end of the work is awaited. ``reader`` is the module that weights are for, where several may
+    read an owner's; else 0.
     """
 
     work: NodeWork
     what: str
+    reader: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def local(
     shares_features: Sequence[bool] | None = None,
     shares_scores: Sequence[bool] | None = None,
     follows: Sequence[bool] | None = None,
+    reads: Sequence[tuple[int, int]] = (),
 ) -> Schedule:
     """Local learning: a device a node, module by module; no gradient ever flows backward.
 
@@ -69,6 +72,8 @@ def local(
         shares_scores: for every module, whether its losses wait for the class scores of its other groups; likewise.
         follows: for every module, whether a node waits for weights of the same group of the next module, as they are
             after the batch before (head ``momentum``); likewise.
+        reads: (reader, owner), modules counted from 1: the reader waits for the owner's weights, of an earlier module
+            after its update on the same batch, of a later one after the batch before.
     """
     no = [False] * len(groups)
     features, scores, following = shares_features or no, shares_scores or no, follows or no
@@ -82,6 +87,9 @@ def local(
                 before += _of_module(groups, "F", k + 1, batch - in_flight, "")
             if following[k] and batch:
                 before.append(_of_module(groups, "B", k + 1, batch - 1, "weights")[device - sum(groups[:k])])
+            for owner in (o for r, o in reads if r == k + 1 and (o <= k or batch)):
+                trained = _of_module(groups, "B", owner - 1, batch - (owner > k), "read")
+                before += [need._replace(reader=k + 1) for need in trained]
             peers = [_of_module(groups, kind, k, batch, what) for kind, what in (("F", "shared"), ("H", "scores"))]
             waits = (before, peers[0] * features[k], peers[1] * scores[k])
             for kind, wanted in zip("FHB", waits, strict=True):

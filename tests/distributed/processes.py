@@ -1,23 +1,19 @@
 """Local processes that find each other, for tests."""
 
-import os
 import socket
 import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from locallearn.config import to_toml
+from programs import Program
 
 HERE = Path(__file__).parent
 
 
-def environment(rank: int, count: int, port: int) -> dict[str, str]:
+def of_rank(rank: int, count: int, port: int) -> dict[str, str]:
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
-    path = os.pathsep.join(
-        [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )  # for these tests' modules
-    more = {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    return {**os.environ, **{name: str(value) for name, value in names.items()}, **more}
+    return {name: str(value) for name, value in names.items()}
 
 
 def free_port() -> int:
@@ -26,21 +22,13 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def start(command: list[str], count: int) -> list[subprocess.Popen]:
+def start(command: list[str], count: int) -> list[Program]:
+    """``python COMMAND`` on ``count`` processes that find each other."""
     port = free_port()
-    return [
-        subprocess.Popen(
-            [sys.executable, *command],
-            env=environment(rank, count, port),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
+    return [Program(command, of_rank(rank, count, port)) for rank in range(count)]
 
 
-def finish(processes: list[subprocess.Popen], seconds: float = 120) -> list[tuple[int, str, str]]:
+def finish(processes: Sequence[Program | subprocess.Popen[str]], seconds: float = 120) -> list[tuple[int, str, str]]:
     """Exit code, output and errors of every process."""
     try:
         found = [process.communicate(timeout=seconds) for process in processes]

@@ -1,21 +1,17 @@
 """The stages of a user's model in several processes train what one process does, bit for bit in fp32."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from distributed.processes import HERE, finish, start
+from programs import Program
 
 SCRIPT = str(HERE / "train_split.py")
 
 
-def alone(name, output, epochs, *run, **environment):
-    path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, SCRIPT, name, str(output), str(epochs), *map(str, run)]
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path, **environment}, capture_output=True)
+def alone(name, output, epochs, *run):
+    [(code, _, errors)] = finish([Program([SCRIPT, name, str(output), str(epochs), *map(str, run)])])
+    assert code == 0, errors
     return torch.load(output)
 
 

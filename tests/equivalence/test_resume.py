@@ -1,10 +1,7 @@
 """A run that is killed and resumed ends with the weights of the run that was not, bit for bit."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -15,6 +12,7 @@ from locallearn.config import CheckpointConfig, OptimizerConfig, to_toml
 from locallearn.training import loop, runs
 from locallearn.training.checkpoint import load
 from locallearn.training.observer import Quiet
+from programs import Program
 
 PROGRAM = """
 import sys, pathlib
@@ -115,14 +113,11 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 def test_kill_9(tmp_path, delay):
     """A real process, killed at a moment of its own after its first checkpoint, perhaps while writing one."""
     config = small.config(checkpoint=CheckpointConfig(every_steps=1))
-    train = config.train.__class__(**{**config.train.__dict__, "epochs": 30})
+    train = config.train.__class__(**{**config.train.__dict__, "epochs": 16})
     config = small.config(checkpoint=config.checkpoint, train=train)
     (tmp_path / "config.toml").write_text(to_toml(config))
     killed = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "config.toml"), str(killed)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    process = Program(["-c", PROGRAM, str(tmp_path / "config.toml"), str(killed)])
     try:
         end = time.monotonic() + 120
         while not list((killed / "checkpoints").glob("step-*")):
@@ -132,7 +127,7 @@ def test_kill_9(tmp_path, delay):
         time.sleep(delay)
     finally:
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.communicate()
     assert not (killed / "summary.json").exists()
     resumed = runs.resume(killed)
     whole = runs.train(config, tmp_path / "whole")

@@ -1,4 +1,4 @@
-"""Without a house of its own the package works, and its other tests can run: each is taken out of a copy."""
+"""Without its houses (bench, kernels, thesis) the package works and its other tests run: on copies without them."""
 
 import json
 import os
@@ -10,16 +10,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+HOUSES = ("bench", "kernels", "thesis")
+COMMANDS = {"bench": "bench", "thesis": "reproduce"}
 
-USE = """
+IMPORT = """
 import importlib, pkgutil
 import locallearn
 for module in pkgutil.walk_packages(locallearn.__path__, "locallearn."):
     if module.name.split(".")[-1] not in ("__main__", "lightning", "transformers", "worker"):
         importlib.import_module(module.name)
 from locallearn.cli.main import main
+assert main(["--help"]) == 0
+"""
+USE = """
 for call in (
-    ["--help"], ["recipes"], ["cost", "--model", "resnet8", "--depth", "2"],
+    ["recipes"], ["cost", "--model", "resnet8", "--depth", "2"],
     ["plan", "--model", "resnet8", "--memory", "512MiB", "--depths", "1", "2"],
     ["train", "gn-dgl", "--epochs", "1", "--run", "run"], ["evaluate", "run"], ["report", "run"],
     ["export", "run", "--output", "exported"],
@@ -28,45 +33,60 @@ for call in (
 """
 
 
-@pytest.fixture(params=["bench", "kernels", "thesis"])
-def without(request, tmp_path):
-    """A copy of the project without the house, and how to run Python there."""
-    for folder in ("src", "tests"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    shutil.rmtree(tmp_path / "src/locallearn" / request.param)
+class Copy:
+    """A copy of the project without some houses."""
 
-    def python(*arguments):
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    def __init__(self, folder: Path, without: tuple[str, ...]):
+        self.folder, self.without = folder, without
+        for part in ("src", "tests"):
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        for house in without:
+            shutil.rmtree(folder / "src/locallearn" / house)
+
+    def python(self, *arguments: str) -> tuple[int, str]:
+        environment = {**os.environ, "PYTHONPATH": str(self.folder / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
         environment.pop("LOCALLEARN_PLUGINS", None)
         found = subprocess.run(
-            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+            [sys.executable, *arguments],
+            cwd=self.folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
         )
         return found.returncode, found.stdout + found.stderr
 
-    python.house, python.folder = request.param, tmp_path
-    return python
+    def offers(self, printed: str) -> bool:
+        """Whether the help names the commands of the houses that are there, and no others."""
+        return all(
+            (f"\n  {command} " in printed) is (house not in self.without) for house, command in COMMANDS.items()
+        )
 
 
-def test_everything_else_works(without):
-    code, printed = without("-c", USE)
+@pytest.mark.parametrize("house", HOUSES)
+def test_nothing_else_needs_a_house(house, tmp_path):
+    copy = Copy(tmp_path, (house,))
+    code, printed = copy.python("-c", IMPORT)
     assert code == 0, printed
-    summary = json.loads((without.folder / "run/summary.json").read_text())
-    assert summary
-    names = {"bench": "bench", "thesis": "reproduce"}
-    for house, command in names.items():
-        assert (f"\n  {command} " in printed) is (house != without.house)
+    assert copy.offers(printed)
 
 
-def test_other_tests_can_run(without):
-    code, printed = without("-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "tests")
-    assert code == 0, printed[-3000:]
-    assert (f"tests/unit/{without.house}/" in printed) is False
-
-
-def test_a_part_that_needs_it_is_found_out(without):
+def test_a_part_that_needs_one_is_found_out(tmp_path):
     """The check itself: a module that needs the house cannot be imported."""
-    (without.folder / "src/locallearn/needs_it.py").write_text(f"import locallearn.{without.house}\n")
-    code, printed = without("-c", USE)
+    copy = Copy(tmp_path, ("thesis",))
+    (tmp_path / "src/locallearn/needs_it.py").write_text("import locallearn.thesis\n")
+    code, printed = copy.python("-c", IMPORT)
     assert code == 1
-    assert f"No module named 'locallearn.{without.house}'" in printed
+    assert "No module named 'locallearn.thesis'" in printed
+
+
+def test_without_all_of_them_the_commands_work_and_the_other_tests_can_run(tmp_path):
+    copy = Copy(tmp_path, HOUSES)
+    code, printed = copy.python("-c", IMPORT + USE)
+    assert code == 0, printed
+    assert copy.offers(printed)
+    assert json.loads((tmp_path / "run/summary.json").read_text())
+    code, printed = copy.python("-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "tests")
+    assert code == 0, printed[-3000:]
+    assert not any(f"tests/unit/{house}/" in printed for house in HOUSES)

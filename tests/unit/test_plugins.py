@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import locallearn as ll
+import programs
 from locallearn import plugins, trust
 from locallearn.cli.main import main
 from locallearn.errors import UsageError
@@ -22,8 +23,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "plugins" / "my_plugin.py"
 
 def _run(*arguments, cwd):
     """``locallearn ...`` in a process of its own, which starts without plugins."""
-    command = [sys.executable, "-m", "locallearn", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    return programs.run("-m", "locallearn", *arguments, folder=cwd)
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@ import json
 import multiprocessing
 import pickle
 import signal
-import subprocess
-import sys
 import tarfile
 
 import numpy as np
@@ -13,6 +11,7 @@ import torch
 from data_files import encode, write_parquet
 from PIL import Image
 
+import programs
 from locallearn.cli.main import main
 from locallearn.config import AugmentConfig, DataConfig
 from locallearn.data.datasets import load
@@ -253,7 +252,7 @@ pack(sys.argv[1], sys.argv[2], shard_bytes=4000,
 def test_a_kill_while_packing_is_made_good(folder, packed, tmp_path):
     target = tmp_path / "again"
     for done in (1, 12):
-        killed = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(target), str(done)], timeout=100)
+        killed = programs.run("-c", KILLED, folder, target, done, folder=tmp_path)
         assert killed.returncode == -signal.SIGKILL
         assert not (target / "index.json").exists()
         with pytest.raises(DataError, match="no packed set: index.json is missing"):

@@ -1,11 +1,10 @@
 import dataclasses
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 
+import programs
 import small
 from locallearn.cli.main import main
 from locallearn.config import TrainConfig
@@ -81,8 +80,8 @@ def test_other_weights_would_be_noticed(exported, pixels):
 
 
 def test_the_terminal_shows_the_files_and_nothing_else(exported, tmp_path):
-    command = [sys.executable, "-m", "locallearn", "export", str(exported), "--output", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = programs.run("-m", "locallearn", "export", exported, "--output", tmp_path, folder=tmp_path)
+    assert done.returncode == 0
     names = ["network.safetensors", "network.pt2", "network.onnx", "network.json"]
     assert done.stdout.split() == [str(tmp_path / name) for name in names]
     assert done.stderr.startswith("test accuracy of what was exported: ")

@@ -3,13 +3,12 @@
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 
 import pytest
 import torch
 
+import programs
 import small
 from locallearn import plugins
 from locallearn.cli.main import main
@@ -204,19 +203,19 @@ def test_a_class_that_only_a_file_names_is_not_imported(tmp_path):
     config = dataclasses.replace(small.config("dgl", 2, (1,)), optimizer=OptimizerConfig("stranger.Opt"))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.toml").write_text(to_toml(config))
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    command = [sys.executable, "-m", "locallearn", "train", "--resume", "run"]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    command = ("-m", "locallearn", "train", "--resume", "run")
+    variables = {"PYTHONPATH": str(tmp_path)}
+    done = programs.run(*command, folder=tmp_path, variables=variables)
     assert done.returncode == 2
     assert (
         "stranger.Opt is not imported only because a file names it; write --optimizer.name stranger.Opt"
         in done.stderr
     )
     assert not (tmp_path / "ran").exists()
-    named = [*command, "--optimizer.name"]
-    done = subprocess.run([*named, "adam"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    named = (*command, "--optimizer.name")
+    done = programs.run(*named, "adam", folder=tmp_path, variables=variables)
     assert "optimizer.name: 'adam' is not valid; expected stranger.Opt, with which the run began" in done.stderr
-    done = subprocess.run([*named, "stranger.Opt", "--json"], cwd=tmp_path, env=env, capture_output=True, check=False)
+    done = programs.run(*named, "stranger.Opt", "--json", folder=tmp_path, variables=variables)
     assert done.returncode == 0
     assert (tmp_path / "ran").exists()
 

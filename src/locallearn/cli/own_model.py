@@ -74,13 +74,13 @@ def own_model(spec: str) -> tuple[Any, Any]:
 
 
 def own_network(
-    spec: str, depth: int, cuts: Sequence[str], width: Sequence[int], objective: ObjectiveConfig
+    spec: str, depth: int | None, cuts: Sequence[str], width: Sequence[int], objective: ObjectiveConfig
 ) -> tuple[SplitNetwork, Any]:
     """The user's model split as the options say, or as it is where the function gives a split network; and a batch.
 
     Args:
         spec: as in ``own_model``.
-        depth: K, where ``cuts`` is ``("auto",)``.
+        depth: K, where ``cuts`` is ``("auto",)``; None for 2 of a model that is not split.
         cuts: paths of submodules.
         width: G, one number.
         objective: head, loss and all else of the objectives, where they are not as by default.
@@ -94,12 +94,12 @@ def own_network(
     named = tuple(cuts) != ("auto",)
     plain = ObjectiveConfig()
     if isinstance(model, SplitNetwork):
-        if (depth, tuple(width), named, objective) != (1, (1,), False, plain):
+        if (depth or 1, tuple(width), named, objective) != (1, (1,), False, plain):
             raise UsageError(f"--model: {spec} gives a network that is split already; leave out how to split it")
         return model, batch
-    if named and depth not in (1, len(cuts) + 1):
+    if named and depth not in (None, 1, len(cuts) + 1):
         raise ConfigError("--depth", depth, f"{len(cuts) + 1}, or nothing, with {len(cuts)} cuts")
-    where: dict[str, Any] = {"cuts": list(cuts)} if named else {"depth": depth}
+    where: dict[str, Any] = {"cuts": list(cuts)} if named else {"depth": depth or 2}
     head = None if objective.head == plain.head else objective.head
     made = split(
         model, example=batch, width=width[0], head=head, objective=objective.loss, settings=objective, **where

@@ -105,13 +105,16 @@ def _table(title: str, columns: Sequence[str], caption: str | None = None) -> Ta
 
 
 def _plans(values: dict[str, Any], n: int, unit: str, text: Any) -> Table:
-    columns = ["K", "G", "head", "cuts after", "devices", "memory", unit, "thesis [%]"]
+    rows = values["fits"][:n]
+    columns = ["K", "G", "head", "cuts after", "devices", "memory", unit]
+    known = any(row["published_accuracy"] is not None for row in rows)
     title = f"Plans for {values['devices']} devices of {bytes_text(values['memory'])}, best first"
-    caption = "Ranked by time, then by K x G: accuracy falls as K and G grow (Table 3.4: end to end 93.01 %)"
-    table = _table(title, columns, caption)
-    for row in values["fits"][:n]:
+    caption = "Ranked by time, then by K x G: accuracy falls as K and G grow"
+    caption += " (Table 3.4: end to end 93.01 %)" if known else ""
+    table = _table(title, [*columns, *(["thesis [%]"] if known else [])], caption)
+    for row in rows:
         accuracy = row["published_accuracy"]
-        table.add_row(
+        cells = [
             str(row["depth"]),
             str(row["width"]),
             row["head"],
@@ -119,8 +122,8 @@ def _plans(values: dict[str, Any], n: int, unit: str, text: Any) -> Table:
             str(row["devices"]),
             bytes_text(row["memory"]),
             text(row["makespan"]),
-            "" if accuracy is None else f"{accuracy:.2f}",
-        )
+        ]
+        table.add_row(*cells, *(["" if accuracy is None else f"{accuracy:.2f}"] if known else []))
     return table
 
 

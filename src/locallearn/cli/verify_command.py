@@ -16,7 +16,8 @@ from rich.text import Text
 from locallearn.cli.config_source import SHORT, SHOWN, start
 from locallearn.cli.console import Terminal
 from locallearn.cli.early import check_names, working
-from locallearn.cli.options import parse
+from locallearn.cli.options import parse, value_of
+from locallearn.cli.own_model import names_own
 from locallearn.config import RunConfig
 
 if TYPE_CHECKING:
@@ -40,11 +41,16 @@ USAGE = """Check a recipe on this machine: locallearn verify RECIPE [--option va
 
 In a few steps on a few images: no gradient crosses a boundary between nodes, training is repeatable, a saved run
 resumes exactly, and several processes train what one trains. Takes the options of `locallearn train`. Where the data
-set is not there, random pixels of its shape take its place. Exit code 1 when a check fails."""
+set is not there, random pixels of its shape take its place. Exit code 1 when a check fails. A model of your own:
+locallearn verify --model package.module:function (its options: add --help)."""
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
+    if names_own(value_of("--model", arguments) or ""):
+        from locallearn.cli import verify_own_model
+
+        return verify_own_model.run(arguments)
     name, config, rest = start(arguments, "verify", "verify gn-dgl")
     command, default = f"verify {name or 'RECIPE'}", VerifyOptions(config)
     options = parse(
@@ -61,13 +67,14 @@ def run(arguments: Sequence[str]) -> int:
         values = {"data": dataset.source, "synthetic": synthetic, "checks": [dataclasses.asdict(c) for c in checks]}
         print(json.dumps(values, indent=2))
     else:
-        _show(dataset.source, checks)
+        show(dataset.source, checks)
         if options.config.runtime == "asynchronous":
             print("Asynchronous training is not repeatable, so neither that nor an exact resume is checked.")
     return 0 if all(check.passed for check in checks) else 1
 
 
-def _show(source: str, checks: Sequence[Check]) -> None:
+def show(source: str, checks: Sequence[Check]) -> None:
+    """Print the checks as a table."""
     table = Table(title=f"Checks on {source}", box=box.SIMPLE_HEAD)
     for column in ("check", "result", "largest difference", "what was compared"):
         table.add_column(column)

@@ -6,7 +6,7 @@ All of them compute backpropagation, and so have its accuracy.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from locallearn.config import ObjectiveConfig, OptimizerConfig, RunConfig
@@ -64,20 +64,57 @@ def alternatives(
         batches: of the predicted run.
         microbatches: parts of a batch in pipelines; by default 4 a stage, at most the batch size.
     """
-    whole = stages(config, image, 1)
-    found = [_alone(whole, config.optimizer, machine, batches), *_parts(whole, config.optimizer, machine, batches)]
+
+    def cut_into(depth: int) -> Cost:
+        return stages(config, image, depth)
+
+    return usual_ways(
+        cut_into,
+        config.optimizer,
+        machine=machine,
+        devices=devices,
+        depths=depths,
+        batches=batches,
+        microbatches=microbatches,
+    )
+
+
+def usual_ways(
+    cut_into: Callable[[int], Cost],
+    optimizer: OptimizerConfig,
+    *,
+    machine: Machine,
+    devices: int,
+    depths: Sequence[int],
+    batches: int = 8,
+    microbatches: int | None = None,
+) -> list[Alternative]:
+    """The same for any network.
+
+    Args:
+        cut_into: costs of the network in so many parts, each with as small a head as there is; it refuses what
+            cannot be cut so with a ``ConfigError``.
+        optimizer: of the whole network.
+        machine: the devices.
+        devices: how many there are.
+        depths: numbers of segments and stages to try.
+        batches: of the predicted run.
+        microbatches: parts of a batch in pipelines; by default 4 a stage, at most the batch size.
+    """
+    whole = cut_into(1)
+    found = [_alone(whole, optimizer, machine, batches), *_parts(whole, optimizer, machine, batches)]
     for depth in sorted(set(depths) - {1}):
         try:
-            cut = stages(config, image, depth)
+            cut = cut_into(depth)
         except ConfigError:  # more parts than the network has blocks
             continue
-        found.append(_checkpointing(cut, config.optimizer, machine, batches))
+        found.append(_checkpointing(cut, optimizer, machine, batches))
         if depth <= devices:
             parts = min(microbatches or 4 * depth, cut.batch_size)
-            found += _pipelines(cut, config.optimizer, machine, batches, parts)
-    images = -(-config.train.batch_size // devices)
+            found += _pipelines(cut, optimizer, machine, batches, parts)
+    images = -(-whole.batch_size // devices)
     if devices > 1 and images > 1:  # batch norm needs two images
-        found.append(_copies(whole, config.optimizer, machine, batches, devices))
+        found.append(_copies(whole, optimizer, machine, batches, devices))
     return [one if one.batch_size else dataclasses.replace(one, batch_size=whole.batch_size) for one in found]
 
 

@@ -144,7 +144,8 @@ def enumerate_candidates(
         if not found:
             _check_supervised(one, image)
         ends = tuple(names[cut] for cut in cuts)
-        found += _placements(one, ends, counted, image, machine, batches, in_flight)
+        image_bytes = 4 * counted.batch_size * math.prod(image.sizes)
+        found += placements(one, ends, counted, image_bytes, machine, batches, in_flight)
     return found, refused
 
 
@@ -156,17 +157,26 @@ def _check_supervised(config: RunConfig, image: ImageShape) -> None:
         raise ConfigError("method", config.method, "a method with labels; locallearn cost counts the others")
 
 
-def _placements(
+def placements(
     config: RunConfig,
     ends: tuple[str, ...],
     counted: Cost,
-    image: ImageShape,
+    image_bytes: int,
     machine: Machine,
     batches: int,
     in_flight: int,
 ) -> list[Candidate]:
-    """On one device, and on a device a node."""
-    image_bytes = 4 * counted.batch_size * math.prod(image.sizes)
+    """A network on one device, and on a device a node.
+
+    Args:
+        config: what it is trained with.
+        ends: where its modules end.
+        counted: what its nodes cost.
+        image_bytes: what is given for one batch.
+        machine: the devices.
+        batches: of the predicted run.
+        in_flight: batches that a module may have begun and the next one not yet taken forward.
+    """
     macs = sum(module.groups * module.macs for module in counted.modules)
     alone = Candidate(
         config=config,

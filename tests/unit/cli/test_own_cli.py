@@ -92,3 +92,65 @@ def test_wrong_calls_are_one_line(module, capsys, function, options, message):
 def test_a_module_that_is_not_there_is_one_line(capsys):
     assert main(["cost", "--model", "no_such_module:build"]) == 2
     assert "--model: no_such_module:build fails: ModuleNotFoundError" in capsys.readouterr().err
+
+
+def planned(capsys, *arguments):
+    assert main(["plan", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_plan_cuts_the_model_and_says_how(module, capsys):
+    devices = ["--model", f"{module}:build", "--devices", "2", "--memory", "1MiB"]
+    found = planned(capsys, *devices, "--depths", "1", "2", "9")
+    rows = {(row["depth"], row["devices"]): row for row in found["fits"]}
+    assert set(rows) == {(1, 1), (2, 1), (2, 2)}
+    assert found["batch_size"] == 4
+    given = sys.modules[module]
+    network = ll.split(given.model(), depth=2, example=given.BATCH)
+    cost = ll.cost(network, given.BATCH)
+    assert rows[2, 2]["cuts"] == [piece.path for piece in network.pieces[:-1]]
+    assert rows[2, 1]["head_shares"] == [module.head_macs / module.macs for module in cost.modules]
+    assert rows[2, 2]["makespan"] < rows[2, 1]["makespan"]
+    (refused,) = (row for row in found["refused"] if row["depth"] == 9)
+    assert "depth: 9 is not valid" in refused["reason"]
+    assert found["command"] is None  # data parallelism is as fast, and needs nothing of ours
+    links = ["--depths", "2", "--heads", "0c1f", "--device-flops", "1e9", "--bandwidth", "1e7"]
+    slow = planned(capsys, *devices, *links)
+    call = """ll.Trainer(ll.split(model, example=batch, cuts=['2'], head='0c1f'), runtime="distributed")"""
+    assert slow["command"] == f"{call}  # torchrun --nproc-per-node 2"
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "message"),
+    [
+        ("build", ["--widths", "2"], "--widths: (2,) is not valid; expected nothing with a model of your own"),
+        ("network", [], "gives a network that is split already; plan splits your model"),
+        ("build", ["--depths", "2"], "no plan fits 1 KiB a device: the smallest (K = 2"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_one_line(module, capsys, function, options, message):
+    assert main(["plan", "--model", f"{module}:{function}", "--memory", "1KiB", *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_a_model_is_verified_in_processes(module, capsys):
+    assert main(["verify", "--model", f"{module}:build", "--runtime", "distributed", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["data"] == f"{module}:build"
+    assert [(check["passed"], check["difference"]) for check in found["checks"]] == [(True, 0.0)] * 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--runtime", "distributed", "--processes", "3"], "--processes: 3 is not valid; expected at most 2"),
+        (["--cuts", "9"], "cuts: '9' is not valid"),
+    ],
+)
+def test_a_model_that_cannot_be_verified_is_one_line(module, capsys, options, message):
+    assert main(["verify", "--model", f"{module}:build", *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1

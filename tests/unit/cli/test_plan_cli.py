@@ -8,7 +8,7 @@ from locallearn.cli import plan_call
 from locallearn.cli.config_source import SHORT, start
 from locallearn.cli.main import main
 from locallearn.cli.options import parse
-from locallearn.cli.plan_command import parse_bytes
+from locallearn.cli.plan_options import parse_bytes
 from locallearn.cli.train_command import TrainOptions
 from locallearn.config import ObjectiveConfig, OptimizerConfig, RunConfig, TrainConfig
 from locallearn.core.methods import methods

@@ -21,7 +21,8 @@ from locallearn.training import verify as verify_module
 from locallearn.training.configured import Training
 from locallearn.training.observer import Quiet
 from locallearn.training.setup import resolve
-from locallearn.training.verify import BATCH, gradients_stay, images_of, shortened, synthetic, verify
+from locallearn.training.verify import BATCH, images_of, shortened, synthetic, verify
+from locallearn.training.verify_gradients import gradients_stay
 from locallearn.training.verify_processes import train_on_processes
 from recording import Recording
 

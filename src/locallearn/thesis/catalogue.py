@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from locallearn.errors import UsageError
-from locallearn.thesis import ablations, chapter4, methods2026, published, sweep
+from locallearn.thesis import ablations, chapter4, methods2026, methods2026_published, published, sweep
 from locallearn.thesis.chapter4_curves import CURVES
 from locallearn.thesis.chapter4_tables import TABLES
 from locallearn.thesis.layout import Curves, Figure, Row, Table, Value
@@ -20,6 +20,8 @@ LAYOUTS: dict[str, Table | Figure | Curves] = {
         methods2026.TABLE,
         methods2026.VIT_TABLE,
         methods2026.FIGURE,
+        methods2026_published.TABLE,
+        methods2026_published.GROUPS_TABLE,
         *TABLES,
         *CURVES,
     )

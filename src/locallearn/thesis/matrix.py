@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from locallearn.config import AugmentConfig, ObjectiveConfig, RunConfig
 from locallearn.core.network import ImageShape
 from locallearn.recipes.named import recipe
-from locallearn.thesis import ablations, chapter4, methods2026, sweep
+from locallearn.thesis import ablations, chapter4, methods2026, methods2026_published, sweep
 
 IMAGES = {
     "cifar10": ImageShape(3, 32, 10),
@@ -49,11 +49,13 @@ class Cell:
         name: data set, model and method, with K and G where the method has them.
         config: the thesis's recipe, seed 0.
         own_optimizer: whether protocols leave its optimizer as it is.
+        own_training: whether they leave all but the number of epochs as it is.
     """
 
     name: str
     config: RunConfig
     own_optimizer: bool = False
+    own_training: bool = False
 
     @property
     def image(self) -> ImageShape:
@@ -85,8 +87,10 @@ def cells() -> dict[str, Cell]:
     """Every cell by name."""
     found = [*_resnet_cells(), *_vgg_cells(), *_digits_cells()]
     found += [Cell(name, _on_data(config, "cifar10"), own_optimizer=True) for name, config in sweep.configs().items()]
-    more = ablations.configs() | methods2026.configs()
+    more = ablations.configs() | methods2026_published.grouped_configs() | methods2026.configs()
     found += [Cell(name, _on_data(config, "cifar10")) for name, config in more.items()]
+    own = methods2026_published.published_configs()
+    found += [Cell(name, _on_data(config, "cifar10"), own_training=True) for name, config in own.items()]
     vits = methods2026.vit_configs()
     found += [Cell(name, _on_data(config, "cifar10"), own_optimizer=True) for name, config in vits.items()]
     found += [Cell(name, _settled(config)) for name, config in chapter4.configs().items()]

@@ -167,6 +167,9 @@ class Study:
         """The complete configuration of a cell."""
         found = cells()[cell]
         config = PROTOCOLS[self.protocol].settle(found.config)
+        if found.own_training:
+            train = dataclasses.replace(found.config.train, epochs=config.train.epochs)
+            config = dataclasses.replace(found.config, train=train, data=config.data)
         if found.own_optimizer:
             config = dataclasses.replace(config, optimizer=found.config.optimizer)
         epochs = self.epochs or config.train.epochs

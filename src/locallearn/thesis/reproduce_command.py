@@ -31,8 +31,8 @@ class ReproduceOptions:
     """Tables and figures: table-3.1 to table-3.6, figure-3.5 to figure-3.7; table-4.1 to table-4.4, figure-4.3 to
     figure-4.9, figure-a.3 to figure-a.5; small-4.1, small-4.8 and small-a.3 with -vgg6a or -resnet18 for small
     machines; digits and digits-4, trials of minutes; methods-2026, methods of the field on ResNet-32, with -vit on
-    vit-tiny, with -depth over K; sweep, with the protocol of that name. Or single cells by name, such as
-    cifar10-resnet32-gn-dgl-k2-g2."""
+    vit-tiny, with -depth over K, with -published as their authors train them, with -groups in K x G nodes; sweep,
+    with the protocol of that name. Or single cells by name, such as cifar10-resnet32-gn-dgl-k2-g2."""
     protocol: str = "quick"
     """paper (the thesis's epochs and batch: days), standard (a tenth of its epochs: half an hour to hours a cell) or
     quick (two epochs). sweep is that of the table of this name."""

@@ -1,0 +1,133 @@
+"""Each method with its authors' own settings, and GN-DGL with newer heads: ``methods-2026-published``, ``-groups``.
+
+Settings are those of the public code that goes with the papers, for ResNet-32 on CIFAR-10 in 16 modules. All of them
+train with SGD with Nesterov momentum, rate 0.8 after 10 epochs of warm-up, cosine, batch 1024 and weight decay 1e-4,
+which is the thesis's recipe too; what differs is the number of epochs, the loss and the head. Protocols change the
+number of epochs of these cells and nothing else; ``--protocol paper`` keeps that as well.
+
+No cells have SCPL (its authors train VGGs and ResNet-18 with Adam and other augmentation), TRGL (STL-10, CIFAR-100
+and TinyImageNet) and Mono-Forward (perceptrons and small convolutional networks), whose papers have no ResNet-32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from locallearn.config import RunConfig
+from locallearn.recipes.named import recipe
+from locallearn.thesis.layout import Row, Table, Value
+from locallearn.thesis.methods2026 import AS_PUBLISHED, COLUMNS, configs
+from locallearn.thesis.methods2026 import name_of as methods2026_name
+
+EPOCHS = 400
+"""Epochs of AugLocal's comparison (Ma et al., 2024), of MAN and of HPFF (Su et al., 2024) [epochs]."""
+
+CONTSUP_EPOCHS = 160
+"""Epochs of ContSup (Yu et al., 2023), as of the thesis [epochs]. Its mode E with them is the cell of
+``methods-2026`` with ``--protocol paper``, which the table shares."""
+
+INFOPRO_OF_MAN: dict[str, Any] = {
+    "loss": "infopro",
+    "infopro_loss": "cross-entropy",
+    "infopro_weights": (5.0, 0.5, 0.0, 0.0),
+    "head_width": 128,
+}
+"""What MAN's and HPFF's scripts put their heads on: InfoPro with cross entropy, weights that fall to 0."""
+
+
+def _settings() -> dict[str, tuple[str, RunConfig]]:
+    """Label and configuration by the end of a cell's name."""
+    infopro = {"infopro_loss": "cross-entropy", "infopro_weights": (5.0, 0.05, 0.2, 0.5)}
+    man = {**INFOPRO_OF_MAN, "head": "momentum", "head_options": {"of": "2c2f", "momentum": 0.995}}
+    patches = {**INFOPRO_OF_MAN, "head": "patches", "head_options": {"of": "2c2f"}}
+    auglocal = configs()[AS_PUBLISHED]
+    return {
+        "e2e": ("End to end", _of("e2e", depth=1)),
+        "dgl-k16": ("DGL (2020), as AugLocal's code trains it", _of("dgl", {"head": "mlp-sr"})),
+        "predsim-k16": ("predsim (2019), likewise", _of("predsim", {"predsim_weight": 0.99})),
+        "infopro-k16": ("InfoPro (2021), likewise", _of("infopro", infopro)),
+        "auglocal-k14": ("AugLocal (2024), the last three layers one module", _longer(auglocal, EPOCHS)),
+        "man-k16": ("MAN (2024), on InfoPro's loss", _of("dgl", man)),
+        "hpff-k16": ("HPFF (2024), on InfoPro's loss, overlapping pairs: not local", _of("dgl", patches, overlap=1)),
+        "contsup-r1-k16": ("ContSup (2023), mode R1", _longer(_of("contsup", context="before"), CONTSUP_EPOCHS)),
+    }
+
+
+def _of(method: str, objective: dict[str, Any] | None = None, depth: int = 16, **changes: Any) -> RunConfig:
+    base, sgd = recipe(f"resnet32-{method}"), recipe("resnet32-dgl")
+    settings = dataclasses.replace(base.objective, **(objective or {}))
+    changes |= {"optimizer": sgd.optimizer, "schedule": sgd.schedule, "train": sgd.train}
+    return _longer(dataclasses.replace(base, depth=depth, objective=settings, **changes), EPOCHS)
+
+
+def _longer(config: RunConfig, epochs: int) -> RunConfig:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=epochs))
+
+
+def name_of(end: str) -> str:
+    """Name of a cell: ``cifar10-resnet32-published-man-k16``."""
+    return f"cifar10-resnet32-published-{end}"
+
+
+def published_configs() -> dict[str, RunConfig]:
+    """The configuration of every cell by name."""
+    return {name_of(end): config for end, (_, config) in _settings().items()}
+
+
+def _row(label: str, cell: str) -> Row:
+    return Row(label, tuple(Value(cell, field) for field in COLUMNS.values()))
+
+
+TABLE = Table(
+    "methods-2026-published",
+    "Methods since 2019 with their authors' own settings, ResNet-32, CIFAR-10",
+    "Method",
+    tuple(COLUMNS),
+    (
+        *(_row(label, name_of(end)) for end, (label, _) in _settings().items()),
+        _row("ContSup (2023), mode E", methods2026_name("contsup", 16)),
+    ),
+)
+"""The second table: what each method reaches as its authors train it."""
+
+HEADS = {"AugLocal's": ("auglocal", "auglocal"), "MAN's": ("man", "momentum")}
+"""Heads that GN-DGL is given, by label: in a cell's name, and as an option."""
+
+NODES = {2: (1, 2, 4, 8, 16), 4: (1, 2, 4, 8), 8: (1, 2, 4)}
+"""K for each G, as in Table 3.4."""
+
+
+def grouped_name(head: str, depth: int, width: int) -> str:
+    """Name of a cell: ``cifar10-resnet32-gn-auglocal-k4-g2``."""
+    return f"cifar10-resnet32-gn-{head}-k{depth}-g{width}"
+
+
+def grouped_configs() -> dict[str, RunConfig]:
+    """GN-DGL with the newer heads at every K and G of Table 3.4."""
+    base = recipe("resnet32-gn-auglocal")
+    return {
+        grouped_name(short, depth, width): dataclasses.replace(
+            base, depth=depth, width=(width,), objective=dataclasses.replace(base.objective, head=head)
+        )
+        for short, head in HEADS.values()
+        for width, depths in NODES.items()
+        for depth in depths
+    }
+
+
+def _grouped_row(width: int, depth: int) -> Row:
+    ends = [f"gn-dgl-k{depth}-g{width}", *(f"gn-{short}-k{depth}-g{width}" for short, _ in HEADS.values())]
+    cells = [f"cifar10-resnet32-{end}" for end in ends]
+    fields = ("ensemble", "training_speedup")
+    return Row(f"K = {depth}, G = {width}", tuple(Value(cell, field) for cell in cells for field in fields))
+
+
+GROUPS_TABLE = Table(
+    "methods-2026-groups",
+    "GN-DGL with the heads of Table 3.4, and with newer ones, ResNet-32, CIFAR-10",
+    "Nodes",
+    tuple(f"{heads} {what}" for heads in ("1c2f", *HEADS) for what in ("accuracy [%]", "speed-up")),
+    tuple(_grouped_row(width, depth) for width, depths in NODES.items() for depth in depths),
+)
+"""K x G nodes: the accuracy of the ensemble, as Table 3.4 has it, and the training speed-up."""

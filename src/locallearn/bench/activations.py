@@ -7,19 +7,14 @@ from typing import Any
 
 from torch.utils.checkpoint import checkpoint_sequential
 
+from locallearn.bench.cells import HEAD, PARTS
 from locallearn.bench.compiled import Compiled, compiled_backprop
-from locallearn.bench.step import HEAD, Contender, Setting, local, step_config
+from locallearn.bench.step import Contender, Setting, local, step_config
 from locallearn.bench.timing import interleaved, ratio
 from locallearn.core.module import autocast
 from locallearn.data.store import Batch
 from locallearn.nn.backbones import build_backbone
 from locallearn.training.optim import build_optimizer
-
-DEPTHS = (2, 4, 8, 16)
-"""K of the local networks."""
-
-PARTS = (2, 4, 8)
-"""Segments of checkpointing, and micro-batches of gradient accumulation."""
 
 
 def bench_memory(

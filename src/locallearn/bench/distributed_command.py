@@ -12,10 +12,8 @@ from rich.table import Table
 
 from locallearn.bench.measuring import check_positive, facts, show
 from locallearn.bench.own_options import OwnProcessesOptions, check_microbatches
-from locallearn.bench.processes import CrewPlan, bench_distributed
-from locallearn.bench.step import Setting
+from locallearn.cli.early import working
 from locallearn.cli.options import check_at_least, parse
-from locallearn.core.network import ImageShape
 from locallearn.errors import ConfigError
 from locallearn.report.units import mebibytes
 
@@ -78,30 +76,30 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     description = "Time nodes on several processes in turns with torch's pipelining and data parallelism."
     options = parse(DistributedOptions, arguments, "bench distributed", description)
-    device, precision = options.prepare()
-    image = ImageShape(3, options.image_size or 32, 10)
-    setting = Setting(image, options.examples, device, precision, options.repeats, options.threads)
-    plan = CrewPlan(
-        options.model,
-        options.processes,
-        options.cells,
-        options.cuts,
-        options.peers,
-        options.microbatches,
-        options.steps,
-        setting,
-        options.timeout,
-        own=options.own(options.processes, options.cuts),
-    )
-    found = {
-        "cuts": list(options.cuts),
-        "processes": options.processes,
-        **options.figures(),
-        "microbatches": options.microbatches,
-        "steps": options.steps,
-        **facts(device, precision, options.repeats),
-        **bench_distributed(plan),
-    }
+    with working("importing torch", options.json) as tell:
+        from locallearn.bench.processes import CrewPlan, bench_distributed
+        from locallearn.bench.step import Setting
+        from locallearn.core.network import ImageShape
+
+        device, precision = options.prepare()
+        image = ImageShape(3, options.image_size or 32, 10)
+        setting = Setting(image, options.examples, device, precision, options.repeats, options.threads)
+        plan = CrewPlan(
+            options.model,
+            options.processes,
+            options.cells,
+            options.cuts,
+            options.peers,
+            options.microbatches,
+            options.steps,
+            setting,
+            options.timeout,
+            own=options.own(options.processes, options.cuts),
+        )
+        tell(f"training on {options.processes} processes in turns")
+        measured = {**options.figures(), **facts(device, precision, options.repeats), **bench_distributed(plan)}
+    names = ("processes", "microbatches", "steps")
+    found = {"cuts": list(options.cuts), **{name: getattr(options, name) for name in names}, **measured}
     show(options, found, _tables(found))
     return 0
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from locallearn.bench.step import HEAD, Cell, Setting, step_config
+from locallearn.bench.cells import HEAD, Cell
+from locallearn.bench.step import Setting, step_config
 from locallearn.bench.timing import interleaved
 from locallearn.config import AugmentConfig, RunConfig, RuntimeName, TrainConfig, sides
 from locallearn.core.network import ImageShape, build_network

@@ -9,13 +9,11 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from locallearn.bench.epoch import bench_epoch
 from locallearn.bench.measuring import facts, show
-from locallearn.bench.step import Setting
 from locallearn.bench.step_command import TrainedCellOptions
+from locallearn.cli.early import working
 from locallearn.cli.options import parse
 from locallearn.config import OneProcess
-from locallearn.core.network import ImageShape
 from locallearn.errors import ConfigError
 
 _CELLS = (("e2e", 1, 1), ("gn-dgl", 4, 4))
@@ -50,21 +48,27 @@ def run(arguments: Sequence[str]) -> int:
         "by default of plain backpropagation and of GN-DGL with K = G = 4."
     )
     options = parse(EpochOptions, arguments, "bench epoch", description)
-    device, precision = options.prepare()
-    image = ImageShape(3, options.image_size, 10)
-    repeats = 0 if options.bytes_only else options.repeats
-    setting = Setting(image, options.batch_size, device, precision, repeats, options.threads)
-    measured = bench_epoch(
-        options.model, options.cells(_CELLS), options.images, setting, options.head, options.runtime
-    )
-    common = {
+    with working("importing torch", options.json) as tell:
+        from locallearn.bench.epoch import bench_epoch
+        from locallearn.bench.step import Setting
+        from locallearn.core.network import ImageShape
+
+        device, precision = options.prepare()
+        image = ImageShape(3, options.image_size, 10)
+        repeats = 0 if options.bytes_only else options.repeats
+        setting = Setting(image, options.batch_size, device, precision, repeats, options.threads)
+        cells = options.cells(_CELLS)
+        tell(f"training epochs of {len(cells)} networks in turns")
+        measured = bench_epoch(options.model, cells, options.images, setting, options.head, options.runtime)
+        common = facts(device, precision, repeats)
+    common |= {
         "model": options.model,
         "images": options.images,
         "batch_size": options.batch_size,
         "head": options.head,
         "runtime": options.runtime,
     }
-    found = {**facts(device, precision, repeats), **common, **measured}
+    found = {**common, **measured}
     show(options, found, [table(measured, options)])
     return 0
 

@@ -15,9 +15,6 @@ from locallearn.core.module import autocast
 from locallearn.core.network import ImageShape, build_network
 from locallearn.costs.nodes import cost
 
-TABLE_3_5 = tuple((k, g) for g, ks in ((2, (1, 2, 4, 8, 16)), (4, (1, 2, 4, 8)), (8, (1, 2, 4))) for k in ks)
-"""(K, G) of the cells of Table 3.5 with G > 1."""
-
 
 def bench_inference(
     model: str,

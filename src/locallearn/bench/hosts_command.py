@@ -10,13 +10,10 @@ from typing import Any, Literal
 from rich import box
 from rich.table import Table
 
-from locallearn.bench.hosts import bench_hosts
 from locallearn.bench.measuring import facts, show
 from locallearn.bench.own_options import OwnProcessesOptions, check_microbatches
-from locallearn.bench.processes import CrewPlan
-from locallearn.bench.step import Setting
+from locallearn.cli.early import working
 from locallearn.cli.options import check_at_least, parse
-from locallearn.core.network import ImageShape
 from locallearn.errors import ConfigError
 
 _LEAD = 6
@@ -71,29 +68,36 @@ def run(arguments: Sequence[str]) -> int:
         "namespaces of this machine, which needs Linux and root."
     )
     options = parse(HostsOptions, arguments, "bench hosts", description)
-    device, precision = options.prepare()
-    image = ImageShape(3, options.image_size or 32, 10)
-    setting = Setting(image, options.examples, device, precision, options.repeats, options.threads)
-    plan = CrewPlan(
-        model=options.model,
-        processes=2,
-        cells=((2, 1),),
-        cuts=options.cuts,
-        peers=options.peers,
-        microbatches=options.microbatches,
-        steps=options.steps,
-        setting=setting,
-        timeout=options.timeout,
-        in_flight=options.in_flight,
-        lead=_LEAD,
-        own=options.own(2, options.cuts),
-    )
     conditions = [(latency / 1e3, None) for latency in options.latency]
     conditions += [(0.0, bandwidth * 1e6 / 8) for bandwidth in options.bandwidth]
     names = ("cuts", "microbatches", "in_flight", "steps")
-    found = {name: getattr(options, name) for name in names} | options.figures()
-    found |= facts(device, precision, options.repeats)
-    found["rows"] = bench_hosts(plan, conditions)
+    found = {name: getattr(options, name) for name in names}
+    with working("importing torch", options.json) as tell:
+        from locallearn.bench.hosts import bench_hosts
+        from locallearn.bench.processes import CrewPlan
+        from locallearn.bench.step import Setting
+        from locallearn.core.network import ImageShape
+
+        device, precision = options.prepare()
+        image = ImageShape(3, options.image_size or 32, 10)
+        setting = Setting(image, options.examples, device, precision, options.repeats, options.threads)
+        plan = CrewPlan(
+            model=options.model,
+            processes=2,
+            cells=((2, 1),),
+            cuts=options.cuts,
+            peers=options.peers,
+            microbatches=options.microbatches,
+            steps=options.steps,
+            setting=setting,
+            timeout=options.timeout,
+            in_flight=options.in_flight,
+            lead=_LEAD,
+            own=options.own(2, options.cuts),
+        )
+        found |= options.figures() | facts(device, precision, options.repeats)
+        tell(f"training on two hosts in turns, with {len(conditions)} cables")
+        found["rows"] = bench_hosts(plan, conditions)
     show(options, found, [_table(found)])
     return 0
 

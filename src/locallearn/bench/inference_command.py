@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from locallearn.bench.forward_passes import TABLE_3_5, bench_inference
+from locallearn.bench.cells import TABLE_3_5
 from locallearn.bench.measuring import CellOptions, check_positive, facts, show
+from locallearn.cli.early import working
 from locallearn.cli.options import parse
-from locallearn.core.network import ImageShape
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,16 @@ def run(arguments: Sequence[str]) -> int:
         "Time split networks (auxiliary heads stripped) in turns with the end-to-end network (by default Table 3.5)."
     )
     options = parse(InferenceOptions, arguments, "bench inference", description)
-    device, precision = options.prepare()
     cells = tuple(zip(options.depth, options.width, strict=True)) or TABLE_3_5
-    image = ImageShape(3, options.image_size, 10)
-    rows = bench_inference(options.model, cells, options.batch_sizes, image, device, precision, options.repeats)
-    found = {"model": options.model, **facts(device, precision, options.repeats), "rows": rows}
+    with working("importing torch", options.json) as tell:
+        from locallearn.bench.forward_passes import bench_inference
+        from locallearn.core.network import ImageShape
+
+        device, precision = options.prepare()
+        image, repeats = ImageShape(3, options.image_size, 10), options.repeats
+        tell(f"forward passes of {len(cells)} networks")
+        rows = bench_inference(options.model, cells, options.batch_sizes, image, device, precision, repeats)
+        found = {"model": options.model, **facts(device, precision, repeats), "rows": rows}
     show(options, found, [_table(rows, f"Inference of {options.model} against end to end, {precision}")])
     return 0
 

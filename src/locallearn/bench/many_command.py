@@ -7,21 +7,22 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from locallearn.bench.many import Cluster, speedups
 from locallearn.cli.console import Terminal, say
+from locallearn.cli.early import working
 from locallearn.cli.options import check_at_least, check_ending, parse
 from locallearn.config import RunConfig
-from locallearn.costs.nodes import CIFAR10, cost
 from locallearn.errors import ConfigError
 from locallearn.files import make_folder, write_atomically
-from locallearn.report.plots import new_axes
-from locallearn.report.svg import to_svg
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from locallearn.bench.many import Cluster
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ class ManyOptions:
 
     def conditions(self) -> dict[str, Cluster]:
         """What the devices are like, by name."""
+        from locallearn.bench.many import Cluster
+
         near = Cluster(self.device_flops, self.bandwidth, self.latency)
         return {
             "cluster": near,
@@ -93,22 +96,27 @@ def run(arguments: Sequence[str]) -> int:
     description = "Predict the speed-up of many devices over one, beside the usual ways. Measures nothing."
     options = parse(ManyOptions, arguments, "bench many", description)
     cells = {}
-    with Terminal(stderr=True).status("counting") as status:
+    with working("importing torch", options.json) as tell:
+        from locallearn.bench.many import speedups
+        from locallearn.costs.nodes import CIFAR10, cost
+
         for depth, width in zip(options.depth, options.width, strict=True):
-            status.update(f"counting K = {depth}, G = {width}")
+            tell(f"counting K = {depth}, G = {width}")
             method = "dgl" if width == 1 else "gn-dgl"
             config = RunConfig(method=method, model=options.model, depth=depth, width=(width,))
             cells[depth, width] = cost(config, CIFAR10, batch_size=options.batch_size, precision="bf16")
         conditions = options.conditions()
         rows = []
         for devices in options.devices:
-            status.update(f"simulating {devices} devices")
+            tell(f"simulating {devices} devices")
             rows += speedups(cells, devices, conditions, options.in_flight)
     if options.json:
         print(json.dumps({**dataclasses.asdict(options), "rows": rows}))
     else:
         Terminal().print(_table(rows, list(conditions), options))
     if options.figure:
+        from locallearn.report.svg import to_svg
+
         file = Path(options.figure)
         make_folder(file.parent)
         title = "Speed-up over one device by number of devices, in a cluster and between far hosts"
@@ -134,6 +142,8 @@ def _table(rows: Sequence[Mapping[str, Any]], conditions: Sequence[str], options
 
 def _figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """A line a way: the best network of each kind for every number of devices, close (solid) and far (dashed)."""
+    from locallearn.report.plots import new_axes
+
     figure, axes = new_axes("devices", height=3.2, width=7.0)
     kinds = {row["way"].split()[0] for row in rows}
     colours = {"DGL": "#0072b2", "GN-DGL": "#d55e00", "1F1B": "#00835f", "DDP": "#b0528a", "FSDP": "#8a6d00"}

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.table import Table
 
 from locallearn.cli.console import Terminal
 from locallearn.cli.options import check_at_least
 from locallearn.errors import ConfigError
-from locallearn.training import record
-from locallearn.training.allocator import keep_freed_memory
-from locallearn.training.setup import check_device, default_precision
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,11 @@ class MeasuringOptions:
 
     def prepare(self) -> tuple[torch.device, str]:
         """Set the threads; the device, and the precision on it."""
+        import torch
+
+        from locallearn.training.allocator import keep_freed_memory
+        from locallearn.training.setup import check_device, default_precision
+
         device = check_device(self.device)
         if self.threads:
             torch.set_num_threads(self.threads)
@@ -78,6 +82,8 @@ def check_positive(options: object, *names: str) -> None:
 
 def facts(device: torch.device, precision: str, repeats: int) -> dict[str, Any]:
     """What a quoted figure must say besides itself."""
+    from locallearn.training import record
+
     return {
         "precision": precision,
         "repeats": repeats,

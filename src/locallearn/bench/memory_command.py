@@ -9,11 +9,10 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from locallearn.bench.activations import DEPTHS, PARTS, bench_memory
+from locallearn.bench.cells import DEPTHS, HEAD, PARTS
 from locallearn.bench.measuring import MeasuringOptions, check_positive, facts, show
-from locallearn.bench.step import HEAD, Setting
+from locallearn.cli.early import working
 from locallearn.cli.options import check_at_least, parse
-from locallearn.core.network import ImageShape
 from locallearn.errors import ConfigError
 from locallearn.report.units import mebibytes
 
@@ -54,15 +53,20 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     description = "Peak activation memory and time of a step by K, beside backpropagation's ways to save memory."
     options = parse(MemoryOptions, arguments, "bench memory", description)
-    device, precision = options.prepare()
-    repeats = 0 if options.bytes_only else options.repeats
-    setting = Setting(ImageShape(3, options.image_size, 10), options.batch_size, device, precision, repeats)
-    rows = {
-        m: bench_memory(m, options.depth, options.width, setting, options.head, options.compiled)
-        for m in options.models
-    }
-    common = {"batch_size": options.batch_size, "head": options.head}
-    found = {**facts(device, precision, repeats), **common, "models": rows}
+    with working("importing torch", options.json) as tell:
+        from locallearn.bench.activations import bench_memory
+        from locallearn.bench.step import Setting
+        from locallearn.core.network import ImageShape
+
+        device, precision = options.prepare()
+        repeats = 0 if options.bytes_only else options.repeats
+        setting = Setting(ImageShape(3, options.image_size, 10), options.batch_size, device, precision, repeats)
+        rows = {}
+        for model in options.models:
+            tell(model)
+            rows[model] = bench_memory(model, options.depth, options.width, setting, options.head, options.compiled)
+        found = facts(device, precision, repeats)
+    found |= {"batch_size": options.batch_size, "head": options.head, "models": rows}
     show(options, found, [_table(rows[model], model, options) for model in options.models])
     return 0
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from rich import box
 from rich.table import Table
 
+from locallearn.bench.cells import MODELS
 from locallearn.bench.measuring import check_positive, facts, show
-from locallearn.bench.model import ModelJob, bench_model
 from locallearn.bench.own_options import OwnOptions
-from locallearn.bench.user_model import EXPECTED, Inputs
-from locallearn.bench.ways import Way, ways
+from locallearn.cli.early import working
 from locallearn.cli.options import check_at_least, parse
 from locallearn.errors import ConfigError, UsageError
 from locallearn.report.units import mebibytes
@@ -61,23 +58,29 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     help_wanted = {"-h", "--help", "--help-all"} & set(arguments)
     if not help_wanted and (not arguments or arguments[0].startswith("-")):
-        raise UsageError(f"bench model: MODEL is missing; expected {EXPECTED}")
+        raise UsageError(f"bench model: MODEL is missing; expected {MODELS}")
     description = (
-        f"Time and memory of a step of a model of your own: {EXPECTED}. Each way runs in a process of its own, "
+        f"Time and memory of a step of a model of your own: {MODELS}. Each way runs in a process of its own, "
         "in turns with plain backpropagation."
     )
     rest = arguments if help_wanted else arguments[1:]
     options = parse(ModelOptions, rest, "bench model MODEL", description)
-    device, _ = options.prepare()
     precision = options.precision or "fp32"
-    inputs = Inputs(options.batch_size, options.image_size, options.tokens)
     repeats = 0 if options.bytes_only else options.repeats
-    job = ModelJob(arguments[0], inputs, str(device), torch.get_num_threads(), repeats, options.limit)
-    base = Way("backprop", precision=precision, heads=options.heads())
-    chosen = ways(
-        list(dict.fromkeys(options.baselines)), options.depth, options.runtimes, options.micro_batches, base
-    )
-    rows = bench_model(job, chosen, _tell)
+    with working("importing torch", options.json) as tell:
+        import torch
+
+        from locallearn.bench.model import ModelJob, bench_model
+        from locallearn.bench.user_model import Inputs
+        from locallearn.bench.ways import Way, ways
+
+        device, _ = options.prepare()
+        inputs = Inputs(options.batch_size, options.image_size, options.tokens)
+        job = ModelJob(arguments[0], inputs, str(device), torch.get_num_threads(), repeats, options.limit)
+        base = Way("backprop", precision=precision, heads=options.heads())
+        baselines = list(dict.fromkeys(options.baselines))
+        chosen = ways(baselines, options.depth, options.runtimes, options.micro_batches, base)
+        rows = bench_model(job, chosen, tell)
     setting = {
         "batch_size": options.batch_size,
         "tokens": options.tokens,
@@ -87,11 +90,6 @@ def run(arguments: Sequence[str]) -> int:
     found = {"model": arguments[0], **facts(device, precision, repeats), **setting, "rows": rows}
     show(options, found, [_table(rows, arguments[0], options)])
     return 0
-
-
-def _tell(name: str) -> None:
-    if sys.stderr.isatty():
-        print(f"{name} ...", file=sys.stderr)
 
 
 def _table(rows: Sequence[dict[str, Any]], model: str, options: ModelOptions) -> Table:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from locallearn.bench.cells import SHORT
 from locallearn.bench.measuring import MeasuringOptions
-from locallearn.bench.own_jobs import OwnModel
-from locallearn.bench.user_model import SHORT, Inputs
-from locallearn.bench.ways import Heads
 from locallearn.cli.options import check_at_least
 from locallearn.errors import ConfigError
+
+if TYPE_CHECKING:
+    from locallearn.bench.own_jobs import OwnModel
+    from locallearn.bench.ways import Heads
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class OwnOptions(MeasuringOptions):
 
     def heads(self) -> Heads:
         """Heads and losses of local stages."""
+        from locallearn.bench.ways import Heads
+
         given = {"positions": self.positions, "chunk": self.chunk}
         return Heads(self.head, self.objective, {name: v for name, v in given.items() if v is not None})
 
@@ -72,6 +76,9 @@ class OwnProcessesOptions(OwnOptions):
         """The user's own model; None with a backbone of the package."""
         if not self.is_own:
             return None
+        from locallearn.bench.own_jobs import OwnModel
+        from locallearn.bench.user_model import Inputs
+
         inputs = Inputs(self.examples, self.image_size, self.tokens)
         return OwnModel(self.model, inputs, depth, cuts, self.heads())
 

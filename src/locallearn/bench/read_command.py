@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from locallearn.bench.measuring import MeasuringOptions, facts, show
-from locallearn.bench.read import bench_read
+from locallearn.cli.early import working
 from locallearn.cli.options import check_at_least, parse
 from locallearn.config import DataConfig
 
@@ -40,9 +40,13 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     description = "Images a second that are read and cut, and that a training step of ResNet-50 takes."
     options = parse(ReadOptions, arguments, "bench read", description)
-    device, precision = options.prepare()
     data = DataConfig("packed", root=options.root, image_size=options.image_size, workers=options.workers)
-    row = bench_read(data, options.batch_size, device, precision, options.repeats)
+    with working("importing torch", options.json) as tell:
+        from locallearn.bench.read import bench_read
+
+        device, precision = options.prepare()
+        tell("reading, training, and both together")
+        row = bench_read(data, options.batch_size, device, precision, options.repeats)
     table = Table(
         title=f"packed images at {options.image_size}, batch {options.batch_size}, {row['workers']} processes",
         caption="images/s; waiting: part of the time together that the step waited for images",

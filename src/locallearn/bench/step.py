@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from locallearn.bench.cells import HEAD
 from locallearn.bench.group_loop import LoopNetwork
 from locallearn.bench.timing import Timing, interleaved, ratio
 from locallearn.config import ObjectiveConfig, OptimizerConfig, RunConfig
@@ -20,29 +21,6 @@ from locallearn.nn.heads import heads
 from locallearn.runtime.inline import InlineRuntime
 from locallearn.runtime.threads import ThreadsRuntime
 from locallearn.training.optim import build_optimizer
-
-Cell = tuple[str, int, int]
-"""Method, K and G."""
-
-HEADLINE: tuple[Cell, ...] = (
-    ("gn-dgl", 4, 4),
-    ("gn-dgl", 4, 8),
-    ("gn-dgl", 8, 4),
-    ("gn-dgl", 2, 8),
-    ("gn-dgl", 16, 2),
-)
-"""The cells that are timed by default."""
-
-_GN = {2: (1, 2, 4, 8, 16), 4: (1, 2, 4, 8), 8: (1, 2, 4)}
-TABLE_3_4: tuple[Cell, ...] = (
-    ("e2e", 1, 1),
-    *((method, k, 1) for method in ("infopro", "dgl") for k in (2, 4, 8, 16)),
-    *(("gn-dgl", k, g) for g, ks in _GN.items() for k in ks),
-)
-"""The 21 cells of Table 3.4."""
-
-HEAD = ObjectiveConfig().head
-"""The auxiliary head of the thesis's networks."""
 
 _OPTIMIZER = OptimizerConfig(learning_rate=0.01)
 

@@ -9,10 +9,10 @@ from typing import Any, Literal
 from rich import box
 from rich.table import Table
 
+from locallearn.bench.cells import HEAD, HEADLINE, TABLE_3_4, Cell
 from locallearn.bench.measuring import CellOptions, check_positive, facts, show
-from locallearn.bench.step import HEAD, HEADLINE, TABLE_3_4, Cell, Setting, bench_step
+from locallearn.cli.early import working
 from locallearn.cli.options import parse
-from locallearn.core.network import ImageShape
 from locallearn.errors import ConfigError
 from locallearn.report.units import mebibytes
 
@@ -70,24 +70,24 @@ def run(arguments: Sequence[str]) -> int:
         "by default of five cells of Table 3.4."
     )
     options = parse(StepOptions, arguments, "bench step", description)
-    device, precision = options.prepare()
-    setting = Setting(ImageShape(3, options.image_size, 10), options.batch_size, device, precision, options.repeats)
-    wanted = dict.fromkeys(options.baselines)
-    if precision == "fp32" and "loop" in wanted:
-        wanted.pop("loop-fp32", None)  # the same thing
     models = [options.model if factor == 1 else f"{options.model}x{factor}" for factor in options.widths]
-    rows = [
-        row
-        for model in models
-        for cell in options.cells(HEADLINE)
-        for row in bench_step(model, *cell, options.runtimes, list(wanted), setting, options.head)
-    ]
-    found = {
-        **facts(device, precision, options.repeats),
-        "batch_size": options.batch_size,
-        "head": options.head,
-        "rows": rows,
-    }
+    with working("importing torch", options.json) as tell:
+        from locallearn.bench.step import Setting, bench_step
+        from locallearn.core.network import ImageShape
+
+        device, precision = options.prepare()
+        image = ImageShape(3, options.image_size, 10)
+        setting = Setting(image, options.batch_size, device, precision, options.repeats)
+        wanted = dict.fromkeys(options.baselines)
+        if precision == "fp32" and "loop" in wanted:
+            wanted.pop("loop-fp32", None)  # the same thing
+        rows = []
+        for model in models:
+            for method, depth, width in options.cells(HEADLINE):
+                tell(f"{model}: {method} {depth} x {width}")
+                rows += bench_step(model, method, depth, width, options.runtimes, list(wanted), setting, options.head)
+        found = facts(device, precision, options.repeats)
+    found |= {"batch_size": options.batch_size, "head": options.head, "rows": rows}
     tables = []
     for model in models:
         title = (

@@ -11,17 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from locallearn.bench.cells import MODELS, SHORT
 from locallearn.cli.own_model import own_object
 from locallearn.core.network import LocalNetwork
 from locallearn.errors import UsageError, one_line
 from locallearn.nn.features import prediction
-
-SHORT = {
-    "hf:vit-s16": "hf:vit?hidden_size=384&num_hidden_layers=12&num_attention_heads=6&intermediate_size=1536",
-}
-"""Names for configurations that are asked for often."""
-
-EXPECTED = "package.module:function, timm:NAME, or hf:CONFIG like hf:gpt2?n_layer=4 or hf:vit-s16"
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ def load(name: str, inputs: Inputs) -> tuple[nn.Module, Any]:
     name = SHORT.get(name, name)
     kind, colon, rest = name.partition(":")
     if not colon or not kind or not rest:
-        raise UsageError(f"bench model: {name!r} is not valid; expected {EXPECTED}")
+        raise UsageError(f"bench model: {name!r} is not valid; expected {MODELS}")
     torch.manual_seed(0)
     makers: Mapping[str, Callable[[str, Inputs], tuple[nn.Module, Any]]] = {"hf": _transformers, "timm": _timm}
     model, batch = makers[kind](rest, inputs) if kind in makers else _imported(kind, rest, inputs)

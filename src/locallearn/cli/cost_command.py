@@ -13,7 +13,7 @@ import tyro
 from rich.table import Table
 
 from locallearn.cli.console import Terminal, say
-from locallearn.cli.early import check_names
+from locallearn.cli.early import check_names, working
 from locallearn.cli.options import check_at_least, check_ending, check_links, parse
 from locallearn.cli.own_model import names_own, own_network, refuse_changed
 from locallearn.config import ContextName, ImageSize, ObjectiveConfig, RunConfig
@@ -86,15 +86,18 @@ def run(arguments: Sequence[str]) -> int:
     # the objective's settings have the names that they have in `train`, with or without the prefix
     arguments = [argument.replace("--objective.", "--", 1) for argument in arguments]
     options = parse(CostOptions, arguments, "cost", description)
-    found = _own(options) if names_own(options.model) else _built(options)
-    from locallearn.costs.timeline import Machine, timeline
+    with working("importing torch and counting", options.json) as tell:
+        found = _own(options) if names_own(options.model) else _built(options)
+        from locallearn.costs.timeline import Machine, timeline
 
-    values = found.to_json()
-    if options.device_flops is not None:
-        machine = Machine(options.device_flops, options.bandwidth, options.latency or 0.0)
-        values["timeline"] = timeline(found, machine, options.batches, options.microbatches, options.in_flight)
-    if options.report:
-        _write_report(options, values)
+        values = found.to_json()
+        if options.device_flops is not None:
+            tell("predicting times")
+            machine = Machine(options.device_flops, options.bandwidth, options.latency or 0.0)
+            values["timeline"] = timeline(found, machine, options.batches, options.microbatches, options.in_flight)
+        if options.report:
+            tell("importing matplotlib and drawing")
+            _write_report(options, values)
     if options.json:
         print(json.dumps(values))
     else:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rich.console import Console
+from rich.text import Text
 
+from locallearn.cli.console import Terminal
 from locallearn.config import RunConfig
+from locallearn.errors import UsageError, printable
 
 
 def check_names(config: RunConfig) -> None:
@@ -23,7 +25,10 @@ def check_names(config: RunConfig) -> None:
 
     check_model(config.model)
     methods.build(config.method, config)
-    datasets.get(config.data.name)
+    name = config.data.name
+    if name not in datasets and Path(name).is_dir():
+        raise UsageError(f"--data: {name} is a folder; images in it are read with --data folder --data-root {name}")
+    datasets.get(name)
 
 
 def check_run(folder: str) -> None:
@@ -38,16 +43,22 @@ def check_run(folder: str) -> None:
 
 
 @contextlib.contextmanager
-def working(what: str, quiet: bool = False) -> Iterator[None]:
+def working(what: str, quiet: bool = False) -> Iterator[Callable[[str], None]]:
     """Show on a terminal, while it lasts, that something is being done; a log file gets nothing.
+
+    Gives a function that is told what is being done now.
 
     Args:
         what: is being done, as in "reading the run".
         quiet: show nothing.
     """
-    console = Console(stderr=True, quiet=quiet)
+    console = Terminal(stderr=True)
     if quiet or not console.is_terminal:
-        yield
+        yield _silent
         return
-    with console.status(what):
-        yield
+    with console.status(printable(what)) as status:
+        yield lambda now: status.update(Text(printable(now)))
+
+
+def _silent(_: str) -> None:
+    pass

@@ -86,7 +86,9 @@ def parse(
             return found
         except SystemExit:
             pass
-    raise UsageError(f"{_explained(complaint.getvalue(), help_text, short)}; see {prog} --help")
+    missing = _missing(complaint.getvalue())
+    told = f"{command}: {missing}" if missing else _explained(complaint.getvalue(), help_text, short)
+    raise UsageError(f"{told}; see {prog} --help")
 
 
 def _check_countable(options: Any) -> None:
@@ -220,6 +222,15 @@ class _Terminal(io.StringIO):
 def _long_form(argument: str, short: Mapping[str, str]) -> str:
     name, equals, value = argument.partition("=")
     return short.get(name.replace("_", "-"), name) + equals + value
+
+
+def _missing(box: str) -> str:
+    """Tyro's complaint that arguments are missing, as their names; nothing where it complains of something else."""
+    if "Missing from " not in box:
+        return ""
+    names = re.findall(r"^│ {5}(\S+)", box.partition("│ ─")[0], re.MULTILINE)
+    listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return f"{listed} {'are' if len(names) > 1 else 'is'} missing"
 
 
 def _explained(box: str, help_text: Callable[[], str], short: Mapping[str, str]) -> str:

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import tyro
 
+from locallearn.cli.console import Terminal
+from locallearn.cli.early import working
 from locallearn.cli.options import check_at_least, parse
 
 
@@ -38,12 +40,12 @@ class PackOptions:
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     options = parse(PackOptions, arguments, "pack", "Pack images, so that a set larger than memory can be read.")
-    from rich.console import Console
+    with working("importing torch", options.json):
+        from locallearn.data.packing import pack
     from rich.progress import Progress
 
-    from locallearn.data.packing import pack
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Terminal(stderr=True)
+    with Progress(console=console, transient=True, disable=options.json or not console.is_terminal) as progress:
         task = progress.add_task("packing")
         packed = pack(
             options.source,

@@ -6,16 +6,13 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.text import Text
-
 from locallearn.cli import houses
-from locallearn.cli.console import Terminal
-from locallearn.cli.early import check_names
+from locallearn.cli.early import check_names, working
 from locallearn.cli.options import parse
 from locallearn.cli.own_model import names_own
 from locallearn.cli.plan_options import MEASURED, PlanOptions, parse_bytes
 from locallearn.config import OptimizerConfig, RunConfig, TrainConfig
-from locallearn.errors import ConfigError, UsageError, printable
+from locallearn.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from locallearn.core.network import ImageShape
@@ -29,28 +26,28 @@ def run(arguments: Sequence[str]) -> int:
     description = "Propose K, G, cuts and head that fit some devices, by predicted time (docs/guides/plan.md)."
     arguments = [argument.replace("--objective.", "--", 1) for argument in arguments]
     options = parse(PlanOptions, arguments, "plan", description)
-    values = _of_own(options) if names_own(options.model) else _of_backbone(options)
+    with working("importing torch", options.json) as tell:
+        from locallearn.cli import plan_tables
+
+        values = _of_own(options, tell) if names_own(options.model) else _of_backbone(options, tell)
     if options.json:
         print(json.dumps(values))
     else:
-        from locallearn.cli import plan_tables
-
         plan_tables.show(values, options.show, timed=options.device_flops is not None, everything=options.all)
     return 0
 
 
-def _of_own(options: PlanOptions) -> dict[str, Any]:
+def _of_own(options: PlanOptions, tell: Callable[[str], None]) -> dict[str, Any]:
     """For a model of the user's own."""
     from locallearn.cli import plan_own
 
-    with Terminal(stderr=True).status("counting") as status:
-        candidates, refused, others = plan_own.counted(options, _machine(options), _telling(status))
+    candidates, refused, others = plan_own.counted(options, _machine(options), _counting(tell))
     plan, best = _chosen(options, candidates, refused, others)
     values = _values(options, plan, others, others[0].batch_size)
     return {**values, "command": plan_own.call(options, plan.fits[0] if plan.fits else None, best)}
 
 
-def _of_backbone(options: PlanOptions) -> dict[str, Any]:
+def _of_backbone(options: PlanOptions, tell: Callable[[str], None]) -> dict[str, Any]:
     """For a backbone of the package."""
     config = _config(options)
     check_names(config)
@@ -62,28 +59,27 @@ def _of_backbone(options: PlanOptions) -> dict[str, Any]:
     if options.measure and planned is None:
         raise UsageError("--measure: needs locallearn.bench, which is not installed")
     image, machine = ImageShape(options.channels, options.image_size, options.classes), _machine(options)
-    with Terminal(stderr=True).status("counting") as status:
-        candidates, refused = enumerate_candidates(
-            config,
-            image,
-            machine=machine,
-            depths=options.depths,
-            widths=options.widths,
-            heads=options.heads,
-            batches=options.batches,
-            in_flight=options.in_flight,
-            on_step=_telling(status),
-            cuts_of=_balancing(options, image),
-        )
-        status.update("counting the usual ways")
-        others = alternatives(
-            config,
-            image,
-            machine=machine,
-            devices=options.devices,
-            depths=options.depths,
-            batches=options.batches,
-        )
+    candidates, refused = enumerate_candidates(
+        config,
+        image,
+        machine=machine,
+        depths=options.depths,
+        widths=options.widths,
+        heads=options.heads,
+        batches=options.batches,
+        in_flight=options.in_flight,
+        on_step=_counting(tell),
+        cuts_of=_balancing(options, image),
+    )
+    tell("counting the usual ways")
+    others = alternatives(
+        config,
+        image,
+        machine=machine,
+        devices=options.devices,
+        depths=options.depths,
+        batches=options.batches,
+    )
     plan, best = _chosen(options, candidates, refused, others)
     proposal = plan.fits[0] if plan.fits else None
     found = _values(options, plan, others, options.batch_size)
@@ -93,6 +89,7 @@ def _of_backbone(options: PlanOptions) -> dict[str, Any]:
         from locallearn.training.setup import check_device
 
         device = check_device(options.device)
+        tell("measuring the proposed step")
         found["measured"] = planned.measure(proposal.config, proposal.cost, image, device, options.repeats)
         found["measured"] |= {"hardware": record.hardware(str(device)), "versions": record.versions()}
     return found
@@ -105,8 +102,8 @@ def _machine(options: PlanOptions) -> Machine:
     return Machine(options.device_flops or 1e12, options.bandwidth, options.latency or 0.0)
 
 
-def _telling(status: Any) -> Callable[[str], None]:
-    return lambda what: status.update(Text(printable(f"counting {what}")))
+def _counting(tell: Callable[[str], None]) -> Callable[[str], None]:
+    return lambda what: tell(f"counting {what}")
 
 
 def _chosen(

@@ -43,7 +43,8 @@ def run(arguments: Sequence[str]) -> int:
     if len(folders) == 1 and _is_results(folders[0]):
         if options.figures or options.csv:
             raise UsageError("--figures and --csv: of runs; results of a study have --markdown")
-        _report_results(folders[0], output, options.markdown)
+        with working("reading the results and drawing"):
+            _report_results(folders[0], output, options.markdown)
         return 0
     if options.markdown:
         raise UsageError("--markdown: needs exactly one folder of results, as locallearn reproduce makes it")

@@ -12,7 +12,7 @@ from locallearn.config import AugmentConfig, DataConfig
 from locallearn.data import parquet
 from locallearn.data.archives import CHECKSUMS
 from locallearn.data.cifar_versions import CIFAR10, CIFAR100, Cifar, Parts
-from locallearn.data.datasets import Dataset, data_root, datasets, folders, image_set
+from locallearn.data.datasets import Dataset, data_root, datasets, folders, image_set, own_images
 from locallearn.data.download import download
 from locallearn.errors import DataError
 
@@ -43,7 +43,7 @@ def _read(cifar: Cifar, config: DataConfig) -> Dataset:
     if parts is None:
         version = cifar.versions[0]
         if not config.download:
-            near = f"; {odd[0]}" if odd else ""
+            near = f"; {odd[0]}" if odd else own_images(root)
             raise DataError(
                 f"{cifar.title} is not in {root} (data.root); add --data.download, or put {version.archive} "
                 f"from {PAGE}cifar.html there{near}"

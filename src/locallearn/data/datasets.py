@@ -221,6 +221,11 @@ def data_root(config: DataConfig) -> Path:
     return Path(root).expanduser()
 
 
+def own_images(root: Path) -> str:
+    """A hint for who asked for a data set by name and has a folder of images of their own; else nothing."""
+    return "; its own images are read with --data folder" if (root / "train").is_dir() else ""
+
+
 def folders(root: Path) -> list[Path]:
     """``root``, its sub-folders and theirs, the nearest first and then by name; hidden ones are left out."""
     level = [str(root)] if root.is_dir() else []

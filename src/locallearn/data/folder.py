@@ -20,6 +20,12 @@ if TYPE_CHECKING:  # names of data sets are looked up before torch is imported
     from torch import Tensor
 
 
+_EVERY = 5
+"""One of so many images of a class is for testing, where the folder does not tell."""
+
+_PARTS = ("train", "training", "test", "testing", "val", "valid", "validation")
+"""Folders of these names are parts of a set and no classes."""
+
 _NAMED = 200
 """How many damaged images one message names."""
 
@@ -28,8 +34,9 @@ _NAMED = 200
 def read_folder_of_images(config: DataConfig) -> Dataset:
     """Images of ``ROOT/train/<class>/`` and ``ROOT/test/<class>/`` (or ``val``), as RGB of one size.
 
-    Images are brought to ``data.image_size`` by ``locallearn.data.images.fit``. Images of the classes take
-    turns, so that the first N are a fair subset. Mean and standard deviation are those of the training images.
+    Where there is ``ROOT/<class>/`` alone, every fifth image of a class is for testing. Images are brought to
+    ``data.image_size`` by ``locallearn.data.images.fit``. Images of the classes take turns, so that the first N are a
+    fair subset. Mean and standard deviation are those of the training images.
 
     Raises:
         DataError: a folder or its images are missing, images cannot be read (all of them are named), or the classes
@@ -37,15 +44,8 @@ def read_folder_of_images(config: DataConfig) -> Dataset:
     """
     root, size = data_root(config), config.image_size or 32
     height, width = sides(size)
-    test_folder = root / "test" if (root / "test").is_dir() else root / "val"
-    if not (root / "train").is_dir() or not test_folder.is_dir():
-        raise DataError(
-            f"{root} (data.root) has no folders train and test (or val); expected train/<class>/*.png and "
-            f"test/<class>/*.png{'; there is nothing to download' if config.download else ''}"
-        )
-    classes = class_names(root / "train", test_folder)
-    train_files = images_of_classes(root / "train", classes)[: config.train_limit or None]
-    test_files = images_of_classes(test_folder, classes)[: config.test_limit or None]
+    classes, train_files, test_files = _listed(root, config.download)
+    train_files, test_files = train_files[: config.train_limit or None], test_files[: config.test_limit or None]
     train, test = _decoded((train_files, test_files), size)
     mean, std = _moments(train.images)
     return Dataset(
@@ -58,6 +58,44 @@ def read_folder_of_images(config: DataConfig) -> Dataset:
         augment=AugmentConfig(crop_padding=min(height, width) // 8, padding_mode="reflect", flip=0.5),
         source=f"images of the folder {readable(root.name)}, resized to {height} x {width}",
     )
+
+
+Listed = list[tuple[int, Path]]
+"""Labels and files of images."""
+
+
+def _listed(root: Path, download: bool) -> tuple[tuple[str, ...], Listed, Listed]:
+    """Classes, training images and test images."""
+    nothing = "; there is nothing to download" if download else ""
+    if not root.is_dir():
+        raise DataError(f"{root} (data.root) is no folder; expected one with train and test (or val){nothing}")
+    test = root / "test" if (root / "test").is_dir() else root / "val"
+    if (root / "train").is_dir() and test.is_dir():
+        classes = class_names(root / "train", test)
+        return classes, images_of_classes(root / "train", classes), images_of_classes(test, classes)
+    classes = _classes(root)
+    if len(classes) < 2 or any(name.lower() in _PARTS or not _images_in(root / name) for name in classes):
+        raise DataError(
+            f"{root} (data.root) has no folders train and test (or val); expected train/<class>/*.png and "
+            f"test/<class>/*.png, or <class>/*.png{nothing}"
+        )
+    return classes, *_divided(root, classes)
+
+
+def _divided(root: Path, classes: Sequence[str]) -> tuple[Listed, Listed]:
+    """Training and test images of a folder that has none apart: every fifth image of a class is for testing."""
+    train: Listed = []
+    test: Listed = []
+    seen = [0] * len(classes)
+    for label, file in images_of_classes(root, classes):
+        seen[label] += 1
+        (train if seen[label] % _EVERY else test).append((label, file))
+    if min(seen) < _EVERY:
+        few = root / classes[seen.index(min(seen))]
+        raise DataError(
+            f"{few} holds {min(seen)} images; expected at least {_EVERY}, as every {_EVERY}th is for tests"
+        )
+    return train, test
 
 
 def read_images(path: Path, size: ImageSize, channels: int) -> tuple[list[str], Tensor]:

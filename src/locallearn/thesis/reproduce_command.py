@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from locallearn.cli.early import working
 from locallearn.cli.options import check_at_least, parse
 from locallearn.config import OneProcess
 from locallearn.errors import ConfigError
@@ -78,6 +79,7 @@ kill -9, --budget) and call it again: it goes on. Several calls at once share th
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     options = parse(ReproduceOptions, arguments, "reproduce", USAGE)
-    from locallearn.thesis.reproduce import reproduce  # torch and matplotlib
+    with working("importing torch and matplotlib", options.json):
+        from locallearn.thesis.reproduce import reproduce
 
     return reproduce(options)

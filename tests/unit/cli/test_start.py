@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+from locallearn.bench.command import WHAT
+from locallearn.cli.main import main
+
 CALLS = [
     "--help",
     "tarin",
@@ -30,6 +33,10 @@ CALLS = [
     "cost --model misspelt",
     "plan --memory much",
     "plan --memory 2GiB --model misspelt",
+    *(f"bench {what} --help" for what in WHAT),
+    "bench step --batch-size 1",
+    "bench many --devices 0",
+    "bench model timm:x --tokens 1",
 ]
 
 CODE = """
@@ -56,8 +63,7 @@ def outcomes(calls, tmp_path):
 
 def test_help_and_wrong_calls_do_not_import_torch(tmp_path):
     found = outcomes(CALLS, tmp_path)
-    helps = {"--help", "recipes", "train gn-dgl --help", "reproduce --help"}
-    assert found == {call: [0 if call in helps else 2, False] for call in CALLS}
+    assert found == {call: [0 if call.endswith("--help") or call == "recipes" else 2, False] for call in CALLS}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -70,3 +76,19 @@ def test_modules_that_wrong_calls_need_do_not_import_torch(name):
     code = f"import sys, {name}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+SLOW = [
+    ("cost --model tiny-resnet", "importing torch and counting"),
+    ("plan --memory 2GiB --model tiny-resnet --depths 1 --widths 1", "counting the usual ways"),
+    ("bench memory --models resnet8 --depth 2 --image-size 8 --batch-size 16 --bytes-only", "resnet8"),
+]
+
+
+@pytest.mark.parametrize(("call", "said"), SLOW)
+def test_a_terminal_is_told_what_takes_long(call, said, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as a terminal has it
+    assert main(call.split()) == 0
+    assert said in capsys.readouterr().err
+    assert main([*call.split(), "--json"]) == 0
+    assert capsys.readouterr().err == ""

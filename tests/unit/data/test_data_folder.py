@@ -216,11 +216,38 @@ def test_classes_must_agree(root):
         load(DataConfig("folder", root=str(root)))
 
 
+def test_of_folders_of_classes_alone_every_fifth_image_is_for_testing(tmp_path):
+    for i in range(11):
+        _save(tmp_path / f"ant/{i:02}.png", _flat(10 + i))
+    for i in range(5):
+        _save(tmp_path / f"bee/{i}.png", _flat(30 + i))
+    found = load(DataConfig("folder", root=str(tmp_path)))
+    assert found.classes == ("ant", "bee")
+    assert sorted(found.test.images[:, 0, 0, 0].tolist()) == [14, 19, 34]
+    assert sorted(found.train.images[:, 0, 0, 0].tolist()) == [10, 11, 12, 13, 15, 16, 17, 18, 20, 30, 31, 32, 33]
+    (tmp_path / "bee/4.png").unlink()
+    with pytest.raises(DataError, match="bee holds 4 images; expected at least 5, as every 5th is for tests"):
+        load(DataConfig("folder", root=str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["Train", "validation", "empty"])
+def test_parts_and_empty_folders_are_no_classes(tmp_path, name):
+    for i in range(5):
+        _save(tmp_path / f"ant/{i}.png", _flat(i))
+        if name != "empty":
+            _save(tmp_path / name / f"{i}.png", _flat(i))
+    (tmp_path / name).mkdir(exist_ok=True)
+    with pytest.raises(DataError, match="has no folders train and test"):
+        load(DataConfig("folder", root=str(tmp_path)))
+
+
 def test_missing_folders(tmp_path):
     with pytest.raises(DataError, match=rf"{tmp_path} \(data\.root\) has no folders train and test"):
         load(DataConfig("folder", root=str(tmp_path)))
     with pytest.raises(DataError, match="there is nothing to download"):
         load(DataConfig("folder", root=str(tmp_path), download=True))
+    with pytest.raises(DataError, match=r"nowhere \(data\.root\) is no folder"):
+        load(DataConfig("folder", root=str(tmp_path / "nowhere")))
     (tmp_path / "train").mkdir()
     (tmp_path / "test").mkdir()
     with pytest.raises(DataError, match=r"train holds no folders of classes; expected train/<class>/\*\.png"):

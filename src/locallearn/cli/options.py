@@ -168,7 +168,7 @@ def recipe_name(arguments: Sequence[str], command: str, example: str) -> str | N
     if arguments and not arguments[0].startswith("-"):
         return arguments[0]
     if not {"-h", "--help", "--help-all"} & set(arguments):
-        raise UsageError(f"{command}: RECIPE is missing; for example: locallearn {example}")
+        raise UsageError(f"{command}: RECIPE is missing; it comes first, as in: locallearn {example}")
     return None
 
 

@@ -19,7 +19,7 @@ from locallearn.cli.console import Terminal, warn
 from locallearn.cli.early import check_names, working
 from locallearn.cli.options import check_at_least, parse, value_of
 from locallearn.config import MeshConfig, OptimizerConfig, RunConfig, RuntimeName, ScheduleConfig
-from locallearn.data.datasets import data_root
+from locallearn.data.counted import training_images
 from locallearn.errors import ConfigError, LocalLearnError, UsageError, one_line
 from locallearn.plan.mesh import Mesh, place_nodes
 from locallearn.recipes.named import fitted, recipe
@@ -129,6 +129,8 @@ def run(arguments: Sequence[str]) -> int:
         _check_mesh(options.config, options.processes)
         RunFolder(folder).check_free(options.overwrite)
         return _launch(arguments, options.processes, options.restarts)
+    if "RANK" not in os.environ:  # else another process makes the folder, or has made it
+        RunFolder(folder).check_free(options.overwrite)
     config = _on_processes(options.config, options.processes)
     with working("importing torch", options.json):
         from locallearn.cli.progress import LiveProgress
@@ -146,13 +148,12 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _fitted(config: RunConfig, default: RunConfig) -> RunConfig:
-    """For a folder of images, the recipe's batch and rate fit to how many there are, unless they were asked for."""
+    """For the user's own images, the recipe's batch and rate fit their number, unless these were asked for."""
     asked = (config.train.batch_size, config.optimizer) != (default.train.batch_size, default.optimizer)
-    if config.data.name != "folder" or default.data.name == "folder" or asked:
+    images = training_images(config.data)  # refuses a folder that is none, which takes no torch
+    if images is None or default.data.name == config.data.name or asked:
         return config
-    found = sum(1 for path in (data_root(config.data) / "train").glob("*/*") if path.is_file())
-    images = round((1 - config.data.validation) * min(found, config.data.train_limit or found))
-    return fitted(config, images) if images else config
+    return fitted(config, images)
 
 
 def _resume(arguments: Sequence[str]) -> int:
@@ -242,10 +243,12 @@ def _finish(folder: Path, summary: dict[str, Any], as_json: bool) -> int:
     if not summary:  # one of the other processes
         return 0
     from locallearn.cli.tables import node_table, node_title, parameters_text, process_table, summary_table
-    from locallearn.report.html import write_report  # matplotlib is slow to import
 
     try:
-        report: Path | str = write_report([folder], folder / "report.html")
+        with working("importing matplotlib and drawing", as_json):
+            from locallearn.report.html import write_report
+
+            report: Path | str = write_report([folder], folder / "report.html")
         table = summary_table([folder])
     except LocalLearnError as error:  # the training itself has ended well
         report, table = "none", None

@@ -44,7 +44,7 @@ def read_folder_of_images(config: DataConfig) -> Dataset:
     """
     root, size = data_root(config), config.image_size or 32
     height, width = sides(size)
-    classes, train_files, test_files = _listed(root, config.download)
+    classes, train_files, test_files = listed(root, config.download)
     train_files, test_files = train_files[: config.train_limit or None], test_files[: config.test_limit or None]
     train, test = _decoded((train_files, test_files), size)
     mean, std = _moments(train.images)
@@ -64,8 +64,16 @@ Listed = list[tuple[int, Path]]
 """Labels and files of images."""
 
 
-def _listed(root: Path, download: bool) -> tuple[tuple[str, ...], Listed, Listed]:
-    """Classes, training images and test images."""
+def listed(root: Path, download: bool = False) -> tuple[tuple[str, ...], Listed, Listed]:
+    """Classes, training images and test images of a folder, none of which is read.
+
+    Args:
+        root: the folder.
+        download: whether it was asked for that a missing set be fetched, which no folder can be.
+
+    Raises:
+        DataError: it is not there, not laid out as ``read_folder_of_images`` says, or a class has no images.
+    """
     nothing = "; there is nothing to download" if download else ""
     if not root.is_dir():
         raise DataError(f"{root} (data.root) is no folder; expected one with train and test (or val){nothing}")

@@ -26,7 +26,7 @@ from locallearn.training.events import read_events, read_summary
 from locallearn.training.history import History
 from locallearn.training.loggers import Loggers
 
-_UNBORN = re.compile(r"\.lock|\.config\.toml\.[0-9-]+\.tmp")
+_UNBORN = re.compile(r"\.lock|\.config\.toml\.[0-9-]+\.tmp|\.shared-[0-9a-f]+\.tmp")
 """What a run that was killed before it began leaves in its folder."""
 
 

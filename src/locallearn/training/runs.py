@@ -34,6 +34,7 @@ from locallearn.training.observer import Observer, Quiet
 from locallearn.training.record import RunFolder
 from locallearn.training.settings import change, with_settings
 from locallearn.training.setup import resolve, with_changes
+from locallearn.training.shared_folder import check_shared
 from locallearn.training.stage_by_stage import SequentialTraining
 
 
@@ -69,6 +70,7 @@ def train(
         training = build(resolved, dataset, folder, observer, world)
         shown = _loggers(folder, resolved, observer, world)
         with _one_writer(folder, world):
+            check_shared(folder.path, world)
             if world.leader:  # only now, so that what cannot be built leaves no folder behind
                 folder.create(resolved, overwrite)
             world.sync()
@@ -127,6 +129,8 @@ def resume(
     changed = digest(wanted) != digest(before)
     summary = None if changed else _summary(folder, before, observer)
     if summary is not None:
+        told = f"{folder.path} has already finished, so nothing is trained; --epochs N (epochs in Python) trains on"
+        (observer or Quiet()).on_warning(told)
         sweep(folder.path)  # a kill right after the summary was written leaves its temporary folder
         return summary
     with _world(config) as world:
@@ -136,6 +140,7 @@ def resume(
         training = build(resolve(config, dataset), dataset, folder, observer, world)
         shown = _loggers(folder, config, observer, world)
         with _one_writer(folder, world):
+            check_shared(folder.path, world)
             if changed and world.leader:
                 change(folder, before, wanted)
             world.sync()

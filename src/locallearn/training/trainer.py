@@ -41,6 +41,7 @@ from locallearn.training.loggers import Loggers
 from locallearn.training.loop import Loop
 from locallearn.training.observer import TOLD, Observer, Quiet
 from locallearn.training.record import SPLIT, RunFolder
+from locallearn.training.shared_folder import check_shared
 from locallearn.training.stage_features import checked_stage, stage_places, stage_reader
 from locallearn.training.work import ScheduleFactory, Work
 
@@ -290,11 +291,13 @@ class Trainer:
         """The run's folder is this training's alone while it lasts, and its loggers are open."""
         assert self.folder is not None
         if not world.leader:
+            check_shared(self.folder.path, world)
             yield
             return
         logged = Loggers(self.loggers, self.folder.path, to_dict(config), warn=self.observer.on_warning)
         self.folder.claim()
         try:
+            check_shared(self.folder.path, world)
             if not begun:
                 self.folder.create(config)
             with self.folder.logging_to(logged):

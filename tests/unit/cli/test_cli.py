@@ -215,6 +215,11 @@ def test_an_edited_configuration_of_a_finished_run_is_answered(run, tmp_path, ca
     assert "has already finished, and its config.toml was changed since" in one_line(capsys)
 
 
+def test_a_finished_run_says_that_nothing_is_trained(run, capsys):
+    assert main(["train", "--resume", str(run), "--json"]) == 0
+    assert f"{run} has already finished, so nothing is trained; --epochs N" in one_line(capsys)
+
+
 def test_a_finished_run_goes_on_for_longer_with_another_rate(run, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)

@@ -22,6 +22,8 @@ CALLS = [
     "train gn-dgl --data.name mnist",
     "train e2e --depth 2",
     "train --resume nowhere",
+    "train resnet8-gn-dgl --data folder --data-root nowhere",
+    "train gn-dgl --data packed --data-root nowhere",
     "verify misspelt",
     "evaluate nowhere",
     "predict nowhere nowhere",
@@ -65,6 +67,13 @@ def test_help_and_wrong_calls_do_not_import_torch(tmp_path):
     found = outcomes(CALLS, tmp_path)
     assert found == {call: [0 if call.endswith("--help") or call == "recipes" else 2, False] for call in CALLS}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_there_is_told_without_torch(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").touch()
+    call = "train gn-dgl --run mine"
+    assert outcomes([call], tmp_path) == {call: [2, False]}
 
 
 def test_a_call_that_computes_does_import_torch(tmp_path):

@@ -108,7 +108,8 @@ def _plans(values: dict[str, Any], n: int, unit: str, text: Any) -> Table:
     rows = values["fits"][:n]
     columns = ["K", "G", "head", "cuts after", "devices", "memory", unit]
     known = any(row["published_accuracy"] is not None for row in rows)
-    title = f"Plans for {values['devices']} device{'s' if values['devices'] > 1 else ''} of {bytes_text(values['memory'])}, best first"
+    devices = f"{values['devices']} device{'s' if values['devices'] > 1 else ''}"
+    title = f"Plans for {devices} of {bytes_text(values['memory'])}, best first"
     caption = "Ranked by time, then by K x G: accuracy falls as K and G grow"
     caption += " (Table 3.4: end to end 93.01 %)" if known else ""
     table = _table(title, [*columns, *(["thesis [%]"] if known else [])], caption)

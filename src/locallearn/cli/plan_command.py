@@ -27,12 +27,12 @@ def run(arguments: Sequence[str]) -> int:
     arguments = [argument.replace("--objective.", "--", 1) for argument in arguments]
     options = parse(PlanOptions, arguments, "plan", description)
     with working("importing torch", options.json) as tell:
-        from locallearn.cli import plan_tables
-
         values = _of_own(options, tell) if names_own(options.model) else _of_backbone(options, tell)
     if options.json:
         print(json.dumps(values))
     else:
+        from locallearn.cli import plan_tables
+
         plan_tables.show(values, options.show, timed=options.device_flops is not None, everything=options.all)
     return 0
 

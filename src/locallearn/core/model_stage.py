@@ -6,13 +6,13 @@ import contextlib
 import copy
 import itertools
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from locallearn.core.batches import CalledBatch, ModelCall
+from locallearn.core.generators import nothing, restoring
 from locallearn.core.last_layer import LastLayerLoss
 from locallearn.core.module import Features, Stage
 from locallearn.core.placed import brought, move, view_on
@@ -21,7 +21,9 @@ from locallearn.core.stage_pass import Recorder, StagePass, share
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError
 from locallearn.losses.objectives import LocalLoss, Objective, Passage
+from locallearn.nn.copies import copied
 from locallearn.nn.features import features_of, prediction
+from locallearn.nn.momentum import MomentumHead
 from locallearn.nn.pieces import Piece, Share
 from locallearn.nn.token_heads import ReadsScorer
 
@@ -63,6 +65,7 @@ class ModelStage(Stage):
         self.rest: tuple[str, ...] = ()
         self._alone: StagePass | None = None
         self._copies: dict[ReadsScorer, nn.Linear] = {}
+        self._followed: dict[MomentumHead, nn.Module] = {}
         self._copied_names: list[tuple[str, nn.Parameter]] = []
         self._reads_copies = False
         self.device: torch.device | None = None
@@ -104,6 +107,26 @@ class ModelStage(Stage):
         self._copied_names.clear()
         heads = [part for part in self.objective.modules() if isinstance(part, ReadsScorer)]
         self._copies = {part: self._copy(part.scorer, names, owners) for part in heads}
+        for head, block in self.followed():
+            self._follow_copy(head, block, names, owners)
+
+    def followed(self) -> list[tuple[MomentumHead, nn.Module]]:
+        """Heads that follow a block of the next stage, and the block in the whole model."""
+        following = [part for part in self.objective.modules() if isinstance(part, MomentumHead) and part.followed]
+        return [(head, self._followed.setdefault(head, cast(nn.Module, head.followed))) for head in following]
+
+    def _follow_copy(
+        self, head: MomentumHead, block: nn.Module, names: Mapping[int, str], owners: Mapping[str, int]
+    ) -> None:
+        """Let a head follow a copy of the block, which whoever runs the stages keeps as it was a step before."""
+        copy_here = copied(block)
+        if self.device is not None:
+            move(copy_here.parameters(), self.device)
+        head.look_at(copy_here)
+        for theirs, own in zip(block.parameters(), copy_here.parameters(), strict=True):
+            name = names[id(theirs)]
+            self.reads.setdefault(owners[name], []).append((theirs, own))
+            self._copied_names.append((name, own))
 
     def _view(self, owners: Mapping[str, int], pieces: Sequence[Piece]) -> nn.Module:
         """The model's modules for this stage alone, on its device where it has one of its own."""
@@ -188,7 +211,7 @@ class ModelStage(Stage):
         assert batch.call is not None
         device = batch.images.device
         self.give(features)
-        begin = partial(_set_draws, device, _draws(device)) if self.random else _nothing
+        begin = restoring(device) if self.random else nothing
         self._reads_copies = True  # the loss that follows is of a stage that computes alone
         with self.calling(self._alone.model, batch.call) as call:
             return self._alone(features, call, begin)
@@ -295,20 +318,3 @@ def _places(piece: Piece) -> list[tuple[str, int]]:
             expected = f"another one for stages in different processes: a tensor of {shape} that no submodule gives"
             raise ConfigError("cuts", piece.path, f"{expected} crosses it")
     return [(crossing.path or "", crossing.index) for crossing in piece.crossing]
-
-
-def _nothing() -> None:
-    pass
-
-
-def _draws(device: torch.device) -> tuple[Tensor, ...]:
-    """Where torch's generators are."""
-    state = (torch.get_rng_state(),)
-    return (*state, torch.cuda.get_rng_state(device)) if device.type == "cuda" else state
-
-
-def _set_draws(device: torch.device, states: tuple[Tensor, ...]) -> None:
-    """Put them back there."""
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)

@@ -61,7 +61,13 @@ class Stage(nn.Module):
         raise NotImplementedError
 
     def begin(self) -> None:
-        """Called at the start of every training step, when all that the stage ``reads`` is there."""
+        """Called at the start of every training step, when all that the stage ``reads`` is there.
+
+        Heads that follow other weights go one step on.
+        """
+        for head in self.objective.modules():
+            if isinstance(head, MomentumHead):
+                head.advance()
 
     def brought(self, features: Features, batch: Batch) -> tuple[Features, Batch]:
         """What the stage is given, where it computes."""
@@ -125,12 +131,6 @@ class LocalModule(Stage):
                 before, x = x, block(x)
                 moves += [x - before] if x.shape == before.shape else []
         return Passage(features, x, tuple(moves))
-
-    def begin(self) -> None:
-        """Let heads that follow other weights go one step on."""
-        for head in self.objective.modules():
-            if isinstance(head, MomentumHead):
-                head.advance()
 
     def handed_on(self, output: Any) -> Features:
         """What the next stage is given of the stage's output, detached."""

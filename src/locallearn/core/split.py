@@ -14,6 +14,7 @@ from locallearn.arguments import checked
 from locallearn.config import ObjectiveConfig
 from locallearn.config.checks import non_negative, positive_int
 from locallearn.core.batches import model_call
+from locallearn.core.block_copies import COPYING, maker
 from locallearn.core.last_layer import last_layer_loss
 from locallearn.core.network import OptimizerFactory
 from locallearn.core.overlap import check_overlap
@@ -22,7 +23,7 @@ from locallearn.core.rehearsal import rehearse, warn
 from locallearn.core.shares import find as find_shares
 from locallearn.core.split_network import SplitNetwork
 from locallearn.core.stage_inputs import given_to
-from locallearn.core.tasks import Task, choose, head_objective, last_objective
+from locallearn.core.tasks import Task, check_copying, choose, head_objective, last_objective
 from locallearn.errors import ConfigError
 from locallearn.losses.objectives import Objective, ObjectiveInput
 from locallearn.losses.scores import ScoresLoss
@@ -120,6 +121,9 @@ def split(
         raise ConfigError("cuts", cuts, "either cuts or depth, and not both; cuts are a list of paths")
     if tokens is not None:
         check_tokens(tokens)
+    copying = isinstance(head, str) and head in COPYING
+    if copying and width > 1:
+        raise ConfigError("width", width, f"1 with head {head} in a model of your own, whose blocks it copies")
     check_plain(model)
     call = model_call(model, example)
     check_example(model, (call.args, call.kwargs))
@@ -150,12 +154,18 @@ def split(
     for k, part in enumerate(parts[:-1], 1):
         inputs, source = given_to(parts, k, call.first, found)
         placed = dataclasses.replace(given, position=(k, stages), inputs=inputs)
+        if copying:
+            tokens = check_copying(config.head, task, part, tokens)
+            make = maker(config.head, config.head_options, model_copy, found, parts, k, seed)
+            placed = dataclasses.replace(placed, make_head=make)
         objective_k, seen = head_objective(task, placed, part, tokens, k, seed)
         objective_k.source = source if objective_k.watches else ""
         made.append(objective_k)
         sees.append(seen)
     chunk = getattr(given.options, "chunk", 0)
     last = last_layer_loss(task, found, call, model_copy, parts, chunk) if chunk else None
+    if copying:  # the last stage has the model's own scores
+        given = dataclasses.replace(given, config=dataclasses.replace(config, head="0c1f", head_options=Defaults()))
     made.append(last or last_objective(task, given, seed, stages))
     like = next(model_copy.parameters())
     for each in made:

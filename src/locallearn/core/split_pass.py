@@ -80,6 +80,8 @@ class SplitPass:
     def _learn(self, k: int, output: Any) -> None:
         self._learning = True
         try:
+            self.stages[k].read_now()  # where stages have copies, of having run apart before
+            self.stages[k].begin()
             # a checkpoint around this place is not to recompute what the loss saves
             with saved_tensors_hooks(_same, _same) if self.stages[k].piece.recomputed else contextlib.nullcontext():
                 step, waits = self.steps[k], bool(self._overlap)

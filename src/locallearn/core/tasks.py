@@ -179,6 +179,20 @@ def _next_token(found: Trace, call: ModelCall, model: nn.Module) -> bool:
     return losses[0] is not None and losses[1] is not None and bool(torch.equal(losses[0], losses[1]))
 
 
+def check_copying(head: str, task: Task, piece: Piece, tokens: str | None) -> str:
+    """What a head that copies the model's blocks sees of tokens: all, of examples that have one score vector each.
+
+    Raises:
+        ConfigError: the model scores tokens or positions, which a block without its masks would see ahead of.
+    """
+    if task.form(piece.shape) != "vector" or task.name in BY_TOKEN:
+        expected = "1c2f, 0c1f or terminal for a model that scores every token or position"
+        raise ConfigError("head", head, expected)
+    if tokens not in (None, "all"):
+        raise ConfigError("tokens", tokens, f"all with head {head}, whose blocks see every token")
+    return "all"
+
+
 def head_objective(
     task: Task, given: ObjectiveInput, piece: Piece, tokens: str | None, k: int, seed: int
 ) -> tuple[Objective, str]:

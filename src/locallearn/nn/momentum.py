@@ -54,6 +54,11 @@ class MomentumHead(nn.Module):
                     raise ConfigError("objective.head", "momentum", "another head where G differs between modules")
                 own.copy_(other)
 
+    @property
+    def followed(self) -> nn.Module | None:
+        """The block that it follows; None before ``follow``."""
+        return self._followed[0] if self._followed else None
+
     def look_at(self, block: nn.Module) -> None:
         """Go on following the same weights where they are now: in this block."""
         self._followed = (block,)

@@ -97,11 +97,8 @@ def split(model, **changes):
 
 
 @pytest.mark.parametrize("model", ["vgg", "resnet"])
-def test_a_model_of_ones_own_takes_every_head_but_those_that_copy_its_blocks(model):
-    found = {head: split(model, head=head) for head in HEADS}
-    refused = {head: text for head, text in found.items() if text != "trains"}
-    assert set(refused) == {"auglocal", "momentum"}
-    assert all("another head in a model of your own" in text for text in refused.values())
+def test_a_model_of_ones_own_takes_every_head(model):
+    assert {head: split(model, head=head) for head in HEADS} == dict.fromkeys(HEADS, "trains")
 
 
 @pytest.mark.parametrize("model", ["vgg", "resnet"])

@@ -9,6 +9,7 @@ from locallearn.core.network import build_network
 from locallearn.costs.nodes import cost
 from locallearn.nn.auglocal import AugLocalOptions
 from locallearn.thesis.catalogue import cells_of, layout
+from locallearn.thesis.layout import Table, Value
 from locallearn.thesis.matrix import cells
 from locallearn.thesis.methods2026_published import NODES, grouped_configs, grouped_name, name_of, published_configs
 from locallearn.thesis.protocols import Study
@@ -58,8 +59,10 @@ def test_groups_are_those_of_table_34_and_keep_the_cells_that_there_were():
     assert grouped_configs()[grouped_name("auglocal", 4, 2)].objective.head == "auglocal"
     shared = set(cells_of("methods-2026-groups")) & set(cells_of("methods-2026"))
     assert shared == {f"cifar10-resnet32-gn-{head}-k{k}-g2" for head in ("auglocal", "man") for k in (4, 16)}
-    row = next(row for row in layout("methods-2026-groups").rows if row.label == "K = 4, G = 4")
-    assert row.values[0].cell == "cifar10-resnet32-gn-dgl-k4-g4"
+    table = layout("methods-2026-groups")
+    assert isinstance(table, Table)
+    first = {row.label: row.values[0] for row in table.rows}["K = 4, G = 4"]
+    assert first == Value("cifar10-resnet32-gn-dgl-k4-g4", "ensemble")
 
 
 def test_the_largest_node_is_still_a_small_part_of_the_network():

@@ -193,7 +193,7 @@ def _of_split(
     network: SplitNetwork, batch: Any, batch_size: int | None, precision: str | None, reference: LocalNetwork | None
 ) -> Cost:
     if isinstance(batch, ImageShape):
-        raise ConfigError("image", "ImageShape", "a batch of the loader, for a network of ll.split")
+        raise ArgumentError("cost", "image is an ImageShape, the default; a network of ll.split needs a batch")
     if batch_size is not None:
         raise ConfigError("batch_size", batch_size, "none: the batch has its own, for a network of ll.split")
     if not isinstance(reference, (SplitNetwork, NoneType)):

@@ -27,7 +27,7 @@ from locallearn.training.probe_training import Batches, OnEpoch, held_batches, p
 @checked
 def probe(
     run: OpenedRun | LocalNetwork,
-    config: ProbeConfig,
+    config: ProbeConfig | None = None,
     on_epoch: OnEpoch | None = None,
     *,
     train: Iterable[Any] | None = None,
@@ -45,7 +45,7 @@ def probe(
             ``ll.split`` for example, with the loaders ``train`` and ``test``. A user's own model is
             probed at the ends of its stages, as their heads see the features; the last one where a linear layer makes
             its scores, at what that is given.
-        config: settings.
+        config: settings; by default those of ``ll.ProbeConfig()``.
         on_epoch: is told how it goes.
         train: of a network, batches as its ``step`` takes them, with one class for every example. They are read
             once; what the loader changes in examples is changed once.
@@ -62,6 +62,7 @@ def probe(
         UsageError: loaders are missing, give nothing, or their labels are no classes.
         DivergedError: a probe's loss became NaN or infinite.
     """
+    config = config or ProbeConfig()
     loaders = [given for given in (train, test) if given is not None]
     if isinstance(run, OpenedRun):
         if loaders:

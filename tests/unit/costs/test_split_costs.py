@@ -250,7 +250,7 @@ def test_a_model_without_data_is_counted_as_one_with():
 def test_wrong_arguments_are_named():
     network = ll.split(mlp(), example=VECTORS, depth=2)
     config = ll.RunConfig(method="dgl", model="resnet8", depth=2)
-    with pytest.raises(ConfigError, match="image: 'ImageShape' is not valid; expected a batch"):
+    with pytest.raises(ConfigError, match="image is an ImageShape, the default; a network of ll.split needs"):
         ll.cost(network)
     with pytest.raises(ConfigError, match="batch_size: 4 is not valid; expected none"):
         ll.cost(network, VECTORS, batch_size=4)

@@ -35,6 +35,7 @@ def test_a_probe_of_each_stage_is_one_trained_alone_on_its_features():
     of = network()
     before = state(of)
     found = ll.probe(of, QUICK, train=DATA, test=TEST)
+    assert ll.probe(of, train=DATA, test=TEST)["protocol"]["epochs"] == ll.ProbeConfig().epochs
     assert [point["block"] for point in found["points"]] == [piece.path or "end" for piece in of.pieces]
     assert found["forward_passes"] == len(DATA) + len(TEST)
     assert found["protocol"]["train_images"] == 24

@@ -48,7 +48,7 @@ COLUMNS = {
     "Largest node [million MACs]": "largest_node",
     "Activations [MiB]": "activations",
     "Parameters [thousand]": "parameters",
-    "A step [ms]": "step",
+    "A step in training [ms]": "step",
     "Traffic a step [MiB]": "traffic",
 }
 """What the tables show, by its heading."""

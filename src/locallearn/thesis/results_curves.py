@@ -67,10 +67,10 @@ def measured_curves(panel: Mapping[str, Any], measured: Measured) -> list[Measur
 
 
 def _over_cells(line: Mapping[str, Any], measured: Measured, style: LineStyle) -> list[MeasuredCurve]:
-    """The accuracy of a cell for each place, over the seeds that it has; nothing where none has any."""
+    """The accuracy of a cell for each place, over the seeds that it has; one place alone is no curve."""
     places = [(x, measured.get(cell, ())) for x, cell in line["cells"]]
     values = {x: [100 * record["accuracy"]["last_layer"] for record in records] for x, records in places if records}
-    if not values:
+    if len(values) < 2:
         return []
     spread = [statistics.stdev(found) if len(found) > 1 else 0.0 for found in values.values()]
     mean = [statistics.mean(found) for found in values.values()]

@@ -69,6 +69,10 @@ def gap(point: Mapping[str, Any], end_to_end: Mapping[str, Any], measured: Measu
     return Gap(statistics.mean(differences), error, n)
 
 
+FEWEST_RANKED = 3
+"""Networks below which a rank correlation says nothing."""
+
+
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     """Spearman's rank correlation; equal values share the mean of their ranks, and NaN is that of constants."""
     ranks = [_ranks(x), _ranks(y)]
@@ -141,6 +145,8 @@ def _end_to_end(found: Sequence[tuple[str, float, float]]) -> str:
 
 
 def _correlation(found: Sequence[tuple[str, float, float]]) -> str:
+    if len(found) < FEWEST_RANKED:
+        return MISSING
     value = rank_correlation([ours for _, ours, _ in found], [theirs for *_, theirs in found])
     return MISSING if math.isnan(value) else f"{value:.2f} ({len(found)})"
 

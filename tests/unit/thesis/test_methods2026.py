@@ -59,7 +59,7 @@ def test_columns_are_read_from_records():
         "Largest node [million MACs]",
         "Activations [MiB]",
         "Parameters [thousand]",
-        "A step [ms]",
+        "A step in training [ms]",
         "Traffic a step [MiB]",
     ]
     rows = dict(grid.rows)
@@ -94,5 +94,6 @@ def test_the_figure_is_k_against_accuracy_with_the_spread():
     assert (curve.label, curve.x, curve.seeds) == ("AugLocal (2024)", [2, 4, 16], 2)
     assert curve.y == pytest.approx([61, 58, 42])
     assert curve.spread == pytest.approx([2**0.5, 0, 8**0.5])
+    assert measured_curves(panel, measured_of(records[:2])) == []  # one K alone
     assert FIGURE_DEPTHS == (2, 4, 8, 16)
     assert curves_figure([curve], panel["field"]).axes[0].get_xlabel() == "modules"

@@ -61,6 +61,13 @@ def test_the_page_leads_with_gaps_beside_the_thesis_and_with_verdicts():
     assert "| InfoPro beats DGL on CIFAR-10 at each K | cannot tell | cannot tell |" in text
 
 
+def test_the_order_of_two_networks_says_nothing():
+    records = [small_results.record(cell, study=Study("standard")) for cell in (E2E, "cifar10-resnet32-dgl-k4")]
+    text = summary([study_data(Study("standard"), ["table-3.4", "figure-3.5"], records)])
+    assert "| DGL K=4 |" in text
+    assert "(networks) | | | – |" in text
+
+
 def test_the_longest_training_comes_first_and_gives_the_picture(tmp_path):
     page = write_markdown([three(Study("quick")), three(Study("standard"))], tmp_path / "page.md")
     assert page.read_text().index("## Protocol `standard`") < page.read_text().index("## Protocol `quick`")

@@ -11,6 +11,7 @@ import transformers as tf
 import locallearn as ll
 from locallearn.config import ObjectiveConfig
 from locallearn.core.last_layer import LastLayerLoss
+from locallearn.core.module import DRAWING
 from locallearn.core.rehearsal import SplitWarning
 from locallearn.runtime.threads import ThreadsRuntime
 
@@ -98,6 +99,18 @@ def test_stages_on_threads_train_the_same_bits(options):
     assert [[loss.total.item() for loss in each.losses] for each in done] == expected
     other = apart.state_dict()
     assert [name for name, value in whole.state_dict().items() if not torch.equal(value, other[name])] == []
+
+
+def test_only_what_may_draw_keeps_others_from_drawing():
+    """On threads the loss of the last layer, a large part of a step, is computed while other stages draw."""
+    network, held = split(gpt2(), depth=2, chunk=200, positions=0.5), []
+    network.run_apart()
+    for stage in network.stages:
+        stage.objective.register_forward_pre_hook(lambda *_: held.append(DRAWING.locked()))
+    batch, features = network.given_batch(TEXT), IDS
+    for step in network.steps:
+        features, _ = step(features, batch)
+    assert held == [True, False]
 
 
 def test_a_share_of_the_tokens_is_drawn_anew_and_by_the_seed():

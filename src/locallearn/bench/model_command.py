@@ -24,6 +24,8 @@ class ModelOptions(OwnOptions):
 
     depth: tuple[int, ...] = (2, 4, 12)
     """K of the local networks, cut at places of balanced cost."""
+    cuts: tuple[str, ...] = ()
+    """Submodules that stages end after instead, of one local network."""
     runtimes: tuple[Literal["inline", "threads"], ...] = ("inline",)
     """How stages train: one after the other, or several at once on the threads of a CPU."""
     baselines: tuple[Literal["compiled", "checkpointing", "accumulation"], ...] = (
@@ -49,6 +51,8 @@ class ModelOptions(OwnOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "depth")
+        if self.cuts:  # for which --depth is not asked
+            object.__setattr__(self, "depth", (len(self.cuts) + 1,))
         check_at_least(self, batch_size=1, micro_batches=2)
         if not self.limit > 0:
             raise ConfigError("--limit", self.limit, "a number of seconds above 0")
@@ -77,7 +81,7 @@ def run(arguments: Sequence[str]) -> int:
         device, _ = options.prepare()
         inputs = Inputs(options.batch_size, options.image_size, options.tokens)
         job = ModelJob(arguments[0], inputs, str(device), torch.get_num_threads(), repeats, options.limit)
-        base = Way("backprop", precision=precision, heads=options.heads())
+        base = Way("backprop", precision=precision, heads=options.heads(), cuts=options.cuts)
         baselines = list(dict.fromkeys(options.baselines))
         chosen = ways(baselines, options.depth, options.runtimes, options.micro_batches, base)
         rows = bench_model(job, chosen, tell)

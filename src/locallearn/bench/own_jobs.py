@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
     from locallearn.bench.processes import CrewPlan
 
 
-@dataclass(frozen=True)
+_SEEN = 2
+"""Examples on which cuts are found: splitting makes a dozen forward passes."""
+
+
+@dataclass(frozen=True, eq=False)
 class OwnModel:
     """A user's own model, the same in every process.
 
@@ -56,14 +61,16 @@ class OwnModel:
             given.pop("chunk", None)
         chosen = dataclasses.replace(self.heads, options=given)
         cuts = None if self.cuts == ("auto",) else self.cuts
-        return split(
-            model, example=batch, cuts=cuts, depth=self.depth if cuts is None else None, **chosen.given()
-        ), batch
+        example = tree_map_only(torch.Tensor, lambda x: x[:_SEEN] if x.dim() else x, batch)
+        depth = self.depth if cuts is None else None
+        return split(model, example=example, cuts=cuts, depth=depth, **chosen.given()), batch
 
-    def cost(self, precision: str) -> Cost:
-        """What the stages of the network cost, and what the model costs undivided."""
-        network, batch = self.network()
-        return cost(network, batch, precision="bf16" if precision == "bf16" else "fp32")
+
+@functools.lru_cache(maxsize=1)
+def own_cost(own: OwnModel, precision: str) -> Cost:
+    """What the stages of the network cost, and what the model costs undivided."""
+    network, batch = own.network()
+    return cost(network, batch, precision="bf16" if precision == "bf16" else "fp32")
 
 
 def own_jobs(plan: CrewPlan, own: OwnModel) -> dict[str, TimedJob]:

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from locallearn.bench.own_jobs import own_cost
 from locallearn.bench.trainers import TimedJob
 from locallearn.costs.nodes import Cost, cost
 from locallearn.costs.timeline import Machine, run_copies, run_local, run_pipeline, steady_seconds
@@ -32,7 +33,7 @@ def link_of(small: Sequence[float], large: Sequence[float], n_bytes: int) -> Lin
 def _counted(job: TimedJob) -> Cost:
     setting = job.setting
     if job.own is not None:
-        return job.own.cost(setting.precision)
+        return own_cost(job.own, setting.precision)
     return cost(job.config, setting.image, batch_size=setting.batch_size, precision=setting.precision)  # type: ignore[arg-type]
 
 

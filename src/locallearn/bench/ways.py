@@ -56,6 +56,7 @@ class Way:
     Attributes:
         kind: how.
         parts: micro-batches of accumulation, K of local stages; else 1.
+        cuts: where local stages end; none for stages of balanced cost.
         precision: ``fp32`` or ``bf16``.
         heads: of local stages.
     """
@@ -64,6 +65,7 @@ class Way:
     parts: int = 1
     precision: str = "fp32"
     heads: Heads = Heads()
+    cuts: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -102,7 +104,8 @@ class Way:
         return Contender(step, list(model.parameters()))
 
     def _local(self, model: nn.Module, batch: Any) -> Contender:
-        network = split(model, example=batch, depth=self.parts, **self.heads.given())
+        where: dict[str, Any] = {"cuts": self.cuts} if self.cuts else {"depth": self.parts}
+        network = split(model, example=batch, **where, **self.heads.given())
         for each in network.steps:
             each.precision = self.precision
         if self.kind == "threads":

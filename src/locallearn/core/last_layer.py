@@ -36,6 +36,8 @@ class LastLayerLoss(ModelLoss):
         chunk: how many scores are computed at a time.
     """
 
+    draws = False
+
     def __init__(self, of_scores: ScoresLoss, path: str, trained: bool, chunk: int) -> None:
         super().__init__(of_scores)
         self.path, self.trained, self.chunk, self.shift = path, trained, chunk, of_scores.shift

@@ -272,15 +272,14 @@ class LocalStep:
         features, batch = self.module.brought(features, batch)
         first = features if isinstance(features, Tensor) else features[0]
         self.module.begin()
-        with (
-            computing_with(self.peers),
-            self._seeded(index, first.device),
-            autocast(first.device, self.precision),
-        ):
-            out = self.module(features, batch)
-            if hand_on is not None:
-                hand_on(self.module.handed_on(out))
-            return out, self.module.loss(out, batch)
+        with computing_with(self.peers), autocast(first.device, self.precision):
+            with self._seeded(index, first.device):
+                out = self.module(features, batch)
+                if hand_on is not None:
+                    hand_on(self.module.handed_on(out))
+                if self.module.objective.draws:
+                    return out, self.module.loss(out, batch)
+            return out, self.module.loss(out, batch)  # while other stages may draw
 
     def learn(
         self, out: Any, batch: Batch, rate: float | None = None, reaches: Sequence[Tensor] = (), waits: bool = False

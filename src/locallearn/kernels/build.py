@@ -42,12 +42,6 @@ class Kernels:
             return f"torch ({self.why_not})"
         return f"native ({', '.join(kinds)}{'; ' if self.why_not else ''}{self.why_not})"
 
-    def take(self, x: Tensor) -> bool:
-        """Whether there is code for maps of this type, device and layout."""
-        if type(x) is not Tensor or x.device.type != "cpu" or x.dtype not in self.libraries:  # as a fake tensor
-            return False
-        return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-
 
 @functools.cache
 def kernels() -> Kernels:
@@ -85,6 +79,20 @@ def _load() -> Kernels:
 def _kinds() -> dict[torch.dtype, tuple[str, ...]]:
     """What is defined for the code of each type of numbers."""
     return {torch.bfloat16: ("-DBF16",) if processor.prefers_float() else ("-DBF16", "-DDOT"), torch.float32: ()}
+
+
+@torch.compiler.assume_constant_result
+def pair(dtype: torch.dtype) -> int:
+    """How many input channels are multiplied at a time in numbers of this type; 0 where there is no code for it."""
+    library = kernels().libraries.get(dtype)
+    return 0 if library is None else library.pair()
+
+
+def take(x: Tensor) -> bool:
+    """Whether there is code for maps of this type, device and layout."""
+    if type(x) is not Tensor or x.device.type != "cpu" or not pair(x.dtype):  # as a fake tensor
+        return False
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def at(t: Tensor | None) -> ctypes.c_void_p:

@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -95,7 +96,15 @@ def _checksum(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
 
 
+@functools.cache
+def _tell(folder: Path) -> None:
+    """Once a process."""
+    told = f"locallearn: compiling kernels for this processor, once; they are kept in {folder}"
+    print(told, file=sys.stderr, flush=True)
+
+
 def _compiled(command: tuple[str, ...], flags: tuple[str, ...], folder: Path, key: str) -> Path:
+    _tell(folder)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         objects = [Path(scratch, path.stem).with_suffix(".o") for path in _SOURCES if path.suffix == ".c"]
         for made in objects:

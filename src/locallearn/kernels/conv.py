@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from locallearn import processor
+from locallearn.first_order import first_order
 from locallearn.kernels import build
 from locallearn.kernels.build import LANES, at
 
@@ -31,10 +33,10 @@ class _Shape(ctypes.Structure):
 
 def fits(x: Tensor, inputs: int, outputs: int, groups: int) -> bool:
     """Whether there is a kernel for this input, and channels from ``inputs`` to ``outputs`` in groups."""
-    if not build.kernels().take(x):
+    if not build.take(x):
         return False
     seen, made = inputs // groups, outputs // groups
-    pair = build.kernels().libraries[x.dtype].pair()
+    pair = build.pair(x.dtype)
     if inputs % LANES or outputs % LANES or seen % pair:
         return False
     if made >= LANES or seen <= made * pair:
@@ -49,8 +51,54 @@ def fits_weight(x: Tensor, inputs: int, outputs: int, groups: int) -> bool:
 
 def ahead(x: Tensor, inputs: int, outputs: int) -> bool:
     """Whether all kernels of a convolution without groups are faster than torch's, which are slow there in bf16."""
-    slow = x.dtype == torch.bfloat16 and processor.slow_in_bf16()
+    slow = x.dtype == torch.bfloat16 and _slow_in_bf16()
     return slow and inputs <= _WIDEST and fits_weight(x, inputs, outputs, 1)
+
+
+@torch.compiler.assume_constant_result
+def _slow_in_bf16() -> bool:
+    return processor.slow_in_bf16()
+
+
+def grouped(x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:
+    """``convolution``, with gradients for the input and the weight."""
+    if torch.compiler.is_compiling():
+        return convolution(x, weight, stride, groups)
+    out = _Grouped.apply(x, weight, stride, groups)
+    assert isinstance(out, Tensor)
+    return out
+
+
+class _Grouped(torch.autograd.Function):
+    """See ``grouped``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.groups = stride, groups
+        return convolution(x, weight, stride, groups)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+        (grad,), (x, weight), stride, groups = grads, ctx.saved_tensors, ctx.stride, ctx.groups
+        grad_x = input_gradient(grad, weight, stride, groups, x.shape[2:]) if ctx.needs_input_grad[0] else None
+        if torch_is_faster(x, weight, groups):
+            own = torch_weight_gradient(grad, x, weight, stride, groups)
+        else:
+            own = weight_gradient(grad, x, stride, groups)
+        return grad_x, own.to(weight.dtype), None, None
+
+
+def torch_is_faster(x: Tensor, weight: Tensor, groups: int) -> bool:
+    """Whether torch's gradient of the weight is."""
+    return x.dtype == torch.float32 and len(weight) >= LANES * groups
+
+
+def torch_weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:
+    """``weight_gradient`` by torch."""
+    sizes = ((stride, stride), (1, 1), (1, 1), False, (0, 0), groups, (False, True, False))
+    return torch.ops.aten.convolution_backward(grad, x, weight, None, *sizes)[1]  # type: ignore[no-any-return]
 
 
 def convolution(x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:
@@ -62,7 +110,9 @@ def convolution(x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:
         stride: 1 or 2.
         groups: G.
     """
-    size = (len(x), len(weight), *((side - 1) // stride + 1 for side in x.shape[2:]))
+    if torch.compiler.is_compiling():
+        return torch.ops.locallearn.convolution(x, weight, stride, groups)  # type: ignore[no-any-return]
+    size = output_size(x, weight, stride)
     return _convolve(x, weight, size, stride, groups, gradient=False)
 
 
@@ -76,6 +126,8 @@ def input_gradient(grad: Tensor, weight: Tensor, stride: int, groups: int, sides
         groups: G.
         sides: H and W.
     """
+    if torch.compiler.is_compiling():
+        return torch.ops.locallearn.convolution_input_gradient(grad, weight, stride, groups, *sides)  # type: ignore[no-any-return]
     size = (len(grad), groups * weight.shape[1], *sides)
     return _convolve(grad, weight, size, 1 if stride == 1 else -2, groups, gradient=True)
 
@@ -102,11 +154,18 @@ def weight_gradient(grad: Tensor, x: Tensor, stride: int, groups: int) -> Tensor
         stride: 1 or 2.
         groups: G.
     """
+    if torch.compiler.is_compiling():
+        return torch.ops.locallearn.convolution_weight_gradient(grad, x, stride, groups)  # type: ignore[no-any-return]
     grad, x = (t.contiguous(memory_format=torch.channels_last) for t in (grad, x))
     out = torch.empty(grad.shape[1], x.shape[1] // groups, 3, 3)
     shape = _shape(x, grad, stride, groups)
     _check(build.kernels().libraries[x.dtype].weight_gradient(at(grad), at(x), at(out), ctypes.byref(shape)))
     return out
+
+
+def output_size(x: Tensor, weight: Tensor, stride: int) -> tuple[int, ...]:
+    """Of ``convolution``."""
+    return (len(x), len(weight), *((side - 1) // stride + 1 for side in x.shape[2:]))
 
 
 def _check(failed: int) -> None:

@@ -42,7 +42,7 @@ class Statistics(NamedTuple):
 
 def fits(x: Tensor, *, mean: bool = False) -> bool:
     """Whether there are kernels for these maps, and with ``mean`` for their mean over positions."""
-    if not build.kernels().take(x):
+    if not build.take(x):
         return False
     channels, positions = x.shape[1], x.shape[2] * x.shape[3]
     return channels % LANES == 0 or (not mean and LANES % channels == 0 and positions % (LANES // channels) == 0)
@@ -50,6 +50,9 @@ def fits(x: Tensor, *, mean: bool = False) -> bool:
 
 def statistics(x: Tensor) -> Statistics:
     """Statistics of maps [B, C, H, W], which are channels-last."""
+    if torch.compiler.is_compiling():
+        mean, variance = torch.ops.locallearn.batch_statistics(x)
+        return Statistics(mean, variance, x.numel() // x.shape[1])
     maps, count = _maps(x), x.numel() // x.shape[1]
     mean, variance, work = (
         torch.empty(maps.channels),
@@ -81,6 +84,9 @@ def norm_relu(
         eps: is added to the variance.
         mean: whether the mean over positions is wanted, [B, C]; not with ``more``.
     """
+    if torch.compiler.is_compiling():
+        given = (x, more, weight, bias, of_batch.mean, of_batch.variance, eps, mean)
+        return torch.ops.locallearn.norm_relu(*given)  # type: ignore[no-any-return]
     out = _NormRelu.apply(x, more, weight, bias, of_batch, eps, mean)
     assert isinstance(out, Tensor)
     return out
@@ -100,40 +106,68 @@ class _NormRelu(torch.autograd.Function):
         eps: float,
         mean: bool,
     ) -> Tensor:
-        maps, code = _maps(x), library(x)
-        inv_std = (of_batch.variance + eps).rsqrt()
-        scale = inv_std * weight
-        shift = torch.addcmul(bias, of_batch.mean, scale, value=-1)
-        mu, scale, shift = (_repeated(t, maps) for t in (of_batch.mean, scale, shift))
-        if mean:
-            out = torch.empty(x.shape[:2], dtype=x.dtype)
-            code.normalise_mean(at(x), at(scale), at(shift), at(out), ctypes.byref(maps))
-        else:
-            out = torch.empty_like(x)
-            code.normalise(at(x), at(more), at(scale), at(shift), at(out), ctypes.byref(maps))
-        ctx.save_for_backward(x, None if more is None else out, mu, inv_std, scale, shift)
+        line = Line.of(x, weight, bias, of_batch.mean, of_batch.variance, eps)
+        out = forward(x, more, line, mean)
+        ctx.save_for_backward(x, None if more is None else out, *line)
         ctx.mean = mean
         return out
 
     @staticmethod
     @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, out, mu, inv_std, scale, shift = ctx.saved_tensors
-        grad = grads[0].contiguous(memory_format=torch.contiguous_format if ctx.mean else torch.channels_last)
-        maps, code = _maps(x), library(x)
-        masked = None if out is None else torch.empty_like(x)
-        kind = POOLED if ctx.mean else POSITIONS
-        back = _Backward(*(at(t) for t in (x, grad, out, mu, scale, shift)))
-        sums, work = torch.empty(2, maps.channels), torch.empty(len(x), 2, maps.channels)
-        code.gradient_sums(ctypes.byref(back), kind, at(masked), at(sums), at(work), ctypes.byref(maps))
-        of_grad, of_product = sums.view(2, -1, x.shape[1]).sum(1)
-        count = x.numel() // x.shape[1]
-        first, second = (_repeated(t / count, maps) for t in (of_grad, of_product * inv_std.square()))
-        if masked is not None:
-            back, kind = _Backward(*(at(t) for t in (x, masked, None, mu, scale, shift))), MASKED
-        grad_x = torch.empty_like(x)
-        code.gradient_of_input(ctypes.byref(back), kind, at(first), at(second), at(grad_x), ctypes.byref(maps))
-        return grad_x, masked, of_product * inv_std, of_grad, None, None, None
+        x, out, *line = ctx.saved_tensors
+        return *gradients(grads[0], x, out, Line(*line), ctx.mean), None, None, None
+
+
+class Line(NamedTuple):
+    """The norm as scale and shift by channel, as often as maps are read side by side; and what its gradient needs."""
+
+    mean: Tensor
+    inv_std: Tensor
+    scale: Tensor
+    shift: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Line:
+        """From weight, bias and statistics by channel [C]."""
+        inv_std = (variance + eps).rsqrt()
+        scale = inv_std * weight
+        shift = torch.addcmul(bias, mean, scale, value=-1)
+        mean, scale, shift = (_repeated(t, _maps(x)) for t in (mean, scale, shift))
+        return cls(mean, inv_std, scale, shift)
+
+
+def forward(x: Tensor, more: Tensor | None, line: Line, mean: bool) -> Tensor:
+    """See ``norm_relu``."""
+    maps, code, scale, shift = _maps(x), library(x), at(line.scale), at(line.shift)
+    if mean:
+        out = torch.empty(x.shape[:2], dtype=x.dtype)
+        code.normalise_mean(at(x), scale, shift, at(out), ctypes.byref(maps))
+    else:
+        out = torch.empty_like(x)
+        code.normalise(at(x), at(more), scale, shift, at(out), ctypes.byref(maps))
+    return out
+
+
+def gradients(
+    grad: Tensor, x: Tensor, out: Tensor | None, line: Line, mean: bool
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Gradients of the input, of what was added (where ``out`` is given), of weight and bias."""
+    grad = grad.contiguous(memory_format=torch.contiguous_format if mean else torch.channels_last)
+    maps, code, by_channel = _maps(x), library(x), (line.mean, line.scale, line.shift)
+    masked = None if out is None else torch.empty_like(x)
+    kind = POOLED if mean else POSITIONS
+    back = _Backward(*(at(t) for t in (x, grad, out, *by_channel)))
+    sums, work = torch.empty(2, maps.channels), torch.empty(len(x), 2, maps.channels)
+    code.gradient_sums(ctypes.byref(back), kind, at(masked), at(sums), at(work), ctypes.byref(maps))
+    of_grad, of_product = sums.view(2, -1, x.shape[1]).sum(1)
+    count = x.numel() // x.shape[1]
+    first, second = (_repeated(t / count, maps) for t in (of_grad, of_product * line.inv_std.square()))
+    if masked is not None:
+        back, kind = _Backward(*(at(t) for t in (x, masked, None, *by_channel))), MASKED
+    grad_x = torch.empty_like(x)
+    code.gradient_of_input(ctypes.byref(back), kind, at(first), at(second), at(grad_x), ctypes.byref(maps))
+    return grad_x, masked, of_product * line.inv_std, of_grad
 
 
 def library(x: Tensor) -> Any:

@@ -81,6 +81,8 @@ class Objective(nn.Module):
     """Whether replicas of a node can compute it together."""
     watches: ClassVar[bool] = False
     """Whether a training step gives it the ``Passage``."""
+    draws: ClassVar[bool] = True
+    """Whether it may draw from torch's generators, which other stages on threads must then wait to draw from."""
     source: str = ""
     """Submodule of a user's model whose features are the ``Passage``'s inputs in the first stage, instead of the
     batch."""

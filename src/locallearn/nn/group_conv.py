@@ -52,7 +52,7 @@ class GroupConv2d(nn.Conv2d):
             x = x[:, :, ::stride, ::stride]
             stride = 1
         if self._native_is_faster(x):
-            out = _NativeConv.apply(x, self.weight, stride, self.groups)
+            out = native.grouped(x, self.weight, stride, self.groups)
         elif self.groups > 1:
             together = packed_together(*sizes, on_gpu=x.is_cuda)
             out = _PackedConv.apply(x, self.weight, stride, self.groups, together)
@@ -78,29 +78,6 @@ class GroupConv2d(nn.Conv2d):
         if self.groups > 1 or (x.dtype == torch.float32 and self.in_channels == native.LANES):
             return native.fits_weight(x, self.in_channels, self.out_channels, self.groups)
         return native.ahead(x, self.in_channels, self.out_channels)
-
-
-class _NativeConv(torch.autograd.Function):
-    """A grouped 3x3 convolution by our own kernels."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.groups = stride, groups
-        return native.convolution(x, weight, stride, groups)
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
-        (grad,), (x, weight) = grads, ctx.saved_tensors
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = native.input_gradient(grad, weight, ctx.stride, ctx.groups, x.shape[2:])
-        if x.dtype == torch.float32 and len(weight) >= native.LANES * ctx.groups:  # torch's is faster
-            _, own, _ = dense.backward(grad, x, weight, ctx.stride, ctx.groups, (False, True, False))
-        else:
-            own = native.weight_gradient(grad, x, ctx.stride, ctx.groups)
-        return grad_x, own.to(weight.dtype), None, None
 
 
 class _PackedConv(torch.autograd.Function):

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 try:
-    from locallearn.kernels import build, conv, norm
+    from locallearn.kernels import (
+        build,
+        conv,
+        norm,
+        operators,  # noqa: F401 (registered by being imported)
+    )
 except ModuleNotFoundError:  # the house is not installed
     from locallearn.nn import no_kernels as build
     from locallearn.nn import no_kernels as conv

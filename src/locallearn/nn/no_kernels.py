@@ -51,4 +51,4 @@ def _missing(*_: object, **__: object) -> NoReturn:
     raise RuntimeError("locallearn.kernels is not installed, and nothing fits it")  # unreachable: fits() was asked
 
 
-convolution = input_gradient = weight_gradient = statistics = norm_relu = _missing
+grouped = convolution = input_gradient = weight_gradient = statistics = norm_relu = _missing

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from locallearn.bench.crew import Crew
-from locallearn.bench.own_jobs import OwnModel
+from locallearn.bench.own_jobs import OwnModel, own_cost
 from locallearn.bench.own_trainers import build_own_trainer
 from locallearn.bench.predicted import LinkSpeed, predict
 from locallearn.bench.processes import CrewPlan, jobs_of
@@ -123,7 +123,7 @@ def test_predictions_know_what_stages_read(names):
     jobs = jobs_of(plan(names["plain"]))
     own = jobs["1f1b"].own
     assert own is not None
-    assert own.cost("fp32").reads == (WeightRead(2, 1, 384, True),)
+    assert own_cost(own, "fp32").reads == (WeightRead(2, 1, 384, True),)
     free = LinkSpeed(2.0**40, 0.0)
 
     def seconds(name, link):

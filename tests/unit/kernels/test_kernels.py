@@ -160,12 +160,15 @@ def fresh(monkeypatch, tmp_path):
 
 
 @needs_kernels
-def test_they_are_compiled_once(fresh, monkeypatch):
+def test_they_are_compiled_once_with_a_line_that_says_so(fresh, monkeypatch, capsys):
     assert "native (bf16, fp32)" in str(build.kernels())
+    told = capsys.readouterr().err
+    assert told == f"locallearn: compiling kernels for this processor, once; they are kept in {fresh}\n"
     assert sorted(p.suffix for p in fresh.iterdir()) == [".so", ".so"]
     build.kernels.cache_clear()
     monkeypatch.setattr(subprocess, "run", None)
     assert len(build.kernels().libraries) == 2
+    assert capsys.readouterr().err == ""
 
 
 @pytest.fixture

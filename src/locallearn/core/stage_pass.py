@@ -185,6 +185,7 @@ class StagePass:
     ) -> None:
         self.model, self.recorder, self.received = model, recorder, received
         self.start = "" if before is None else before.path
+        self._end = piece.path
         self._starts_in_sum, self._ends_in_sum = before is not None and before.summed, piece.summed
         self._sums = ResidualSums()
         self.crossed: dict[tuple[str, int], Tensor] = {}
@@ -219,17 +220,20 @@ class StagePass:
         summing = self._sums if self._starts_in_sum or self._ends_in_sum else contextlib.nullcontext()
         try:
             with summing:
-                return self.model(*call.args, **call.kwargs)
+                output = self.model(*call.args, **call.kwargs)
         except _EndOfStageError as ended:
             return ended.output
         finally:
             self._given = ()
+        if self._end:
+            raise UsageError(_did_not_run(self._end))
+        return output
 
     def _answers(self, ran: Sequence[Ran]) -> dict[str, list[Any]]:
         """By path, what each of its calls before the cut answers; None where it computes."""
         cut = next((each for each in ran if each.path == self.start), None)
         if cut is None:
-            raise UsageError(f"cuts: {self.start} does not run on this batch, as it did on the example")
+            raise UsageError(_did_not_run(self.start))
         inside: set[int] = set()
         answers: dict[str, list[Any]] = {}
         for each in ran:
@@ -282,6 +286,13 @@ class StagePass:
             self._sums.wait(output, _leave_stage)
         else:
             _leave_stage(output)
+
+
+def _did_not_run(path: str) -> str:
+    return (
+        f"cuts: {path} did not run on this batch, as it did on the example; a model that leaves layers out at random "
+        "trains with runtime inline, or with cuts at layers that always run"
+    )
 
 
 def _leave_stage(output: Any) -> None:

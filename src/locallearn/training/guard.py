@@ -27,7 +27,8 @@ class FiniteGuard:
 
     def note(self, losses: Sequence[LocalLoss], step: int) -> None:
         """Look at the losses of a step (counted from 1)."""
-        totals = torch.cat([loss.total for loss in losses])
+        pairs = zip(self.network, losses, strict=True)  # a stage that did not run on the batch has no loss
+        totals = torch.cat([x.total if x.total.numel() else self._first.new_zeros(of.groups) for of, x in pairs])
         self._first = torch.where((self._first < 0) & ~totals.isfinite(), step, self._first)
 
     def is_due(self, step: int) -> bool:

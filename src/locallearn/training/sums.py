@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from locallearn.losses.objectives import LocalLoss
 from locallearn.training.evaluate import module_label
 
 _PREFIX = "sums/"
+_MISSED = "missed"
+"""Images of batches on which a stage did not run."""
 
 
 class Sums:
@@ -35,6 +38,9 @@ class Sums:
         """Add one batch of so many examples; hits are counted where labels are classes, int64 [B]."""
         size = examples // self.network.views  # images
         for module, loss in zip(self.network, losses, strict=True):
+            if not loss.total.numel():  # a stage that did not run on this batch
+                self.count(f"{module.name}/{_MISSED}", torch.tensor(float(size), dtype=torch.float64))
+                continue
             values = {"loss": loss.total, **{f"terms/{name}": term for name, term in loss.terms.items()}}
             if loss.logits is not None and are_classes(labels):
                 self.count(f"{module.name}/accuracy", (loss.logits.argmax(-1) == labels).sum(1).double())
@@ -51,21 +57,23 @@ class Sums:
         return {_PREFIX + name: value for name, value in self.tensors.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what ``saved`` gave; the number of images is kept on the CPU, where it is counted."""
+        """Put back what ``saved`` gave; numbers of images are kept on the CPU, where they are counted."""
         own = {name.removeprefix(_PREFIX): value for name, value in tensors.items() if name.startswith(_PREFIX)}
-        self.tensors = {name: value if name == "images" else value.to(self.device) for name, value in own.items()}
+        self.tensors = {name: value if value.dim() == 0 else value.to(self.device) for name, value in own.items()}
 
     def nodes(self) -> list[dict[str, Any]]:
-        """Means over the images added so far, one dictionary a node; ``accuracy`` only where it has a classifier."""
+        """Means over the images that each stage was trained on, one dictionary a node.
+
+        ``accuracy`` is there only where it has a classifier; the loss of a stage that has seen no image is NaN.
+        """
         images = self.tensors["images"].item()
         rows = []
         for module in self.network:
             prefix = f"{module.name}/"
-            means = {
-                key.removeprefix(prefix): (value / images).tolist()
-                for key, value in self.tensors.items()
-                if key.startswith(prefix)
-            }
+            sums = {k.removeprefix(prefix): value for k, value in self.tensors.items() if k.startswith(prefix)}
+            seen = images - float(sums.pop(_MISSED, 0.0))
+            means = {key: (value / seen).tolist() for key, value in sums.items()}
+            means.setdefault("loss", [math.nan] * module.groups)
             for group in range(module.groups):
                 terms = {k.removeprefix("terms/"): v[group] for k, v in means.items() if k.startswith("terms/")}
                 row = {

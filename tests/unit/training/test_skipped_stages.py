@@ -1,4 +1,4 @@
-"""Models that leave layers out at random (LayerDrop, stochastic depth by not calling a block): a stage may miss a batch."""
+"""Models that leave layers out at random (LayerDrop, a block that is not called): a stage may miss a batch."""
 
 import json
 import math

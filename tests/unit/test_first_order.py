@@ -10,6 +10,7 @@ from locallearn.nn.groups import StopGradientConv2d
 from locallearn.nn.narrow import NarrowBatchNorm2d
 from locallearn.nn.native import build
 from locallearn.nn.norm_relu import norm_relu
+from locallearn.nn.peers import Peers, computing_with
 from locallearn.nn.pool import GlobalAveragePool
 from locallearn.nn.replicas import ReplicaBatchNorm
 
@@ -20,12 +21,19 @@ def _stop_gradient(x):
     return layer(x)
 
 
+def _norm_of_replicas(x):
+    others = Peers()
+    others.replicas = 2  # with none it is torch's own
+    with computing_with(others):
+        return ReplicaBatchNorm(16)(x)
+
+
 FUNCTIONS = {
     "grouped": GroupConv2d(16, 16, 3, padding=1, groups=4, bias=False),
     "packed": GroupConv2d(18, 18, 3, padding=1, groups=6, bias=False),
     "stop gradient": _stop_gradient,
     "narrow norm": NarrowBatchNorm2d(16),
-    "norm of replicas": ReplicaBatchNorm(16),
+    "norm of replicas": _norm_of_replicas,
     "diversity": lambda x: diversity(x.mean((2, 3)).view(2, 2, 8), torch.tensor([1, 2])),
 }
 

@@ -28,13 +28,13 @@ def counted(
     refuse_changed(options, "method", "widths", "cuts", "measure", "repeats", "device")
     refuse_changed(options, "image_size", "channels", "classes", "batch_size")
     from locallearn.core.split_network import SplitNetwork
-    from locallearn.costs.own_planner import DEFAULT_HEAD, OwnModel
+    from locallearn.costs.own_planner import DEFAULT_HEAD, ModelToPlan
 
     model, batch = own_model(options.model)
     if isinstance(model, SplitNetwork):
         raise UsageError(f"--model: {options.model} gives a network that is split already; plan splits your model")
     precision = None if options.precision == "fp32" else options.precision
-    own = OwnModel(model, batch, options.objective, OptimizerConfig(name=options.optimizer), precision)
+    own = ModelToPlan(model, batch, options.objective, OptimizerConfig(name=options.optimizer), precision)
     head = ObjectiveConfig().head
     candidates, refused = own.candidates(
         machine=machine,

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from locallearn.data.store import Batch
 from locallearn.errors import UsageError
@@ -72,10 +73,29 @@ class CalledBatch(Batch):
     Attributes:
         call: how the model is called on it.
         given: the batch as the loader made it.
+        whole: the batch that this one is some rows of, of a replica; None where it is whole.
     """
 
     call: ModelCall | None = None
     given: Any = None
+    whole: CalledBatch | None = None
+
+    def rows(self, span: range) -> CalledBatch:
+        """Some examples: these rows of every tensor that has as many as the batch has examples."""
+        assert self.call is not None
+
+        def part(x: Tensor) -> Tensor:
+            return x[span.start : span.stop] if x.dim() and len(x) == self.examples else x
+
+        given = self.given if not isinstance(self.given, Mapping) else dict(self.given)
+        own = (self.call.args, self.call.kwargs, self.call.labels, given)
+        args, kwargs, labels, given = tree_map_only(Tensor, part, own)
+        found = ModelCall(args, kwargs, labels, given).batch()
+        return dataclasses.replace(found, step=self.step, whole=self)
+
+    def with_labels_of_all(self) -> CalledBatch:
+        """The same with the labels of the whole batch, for objectives that bring all rows' outputs together."""
+        return self if self.whole is None else dataclasses.replace(self, labels=self.whole.labels)
 
     def without_padding(self) -> CalledBatch:
         """The same where labels of tokens that the model's mask hides do not count."""

@@ -18,6 +18,7 @@ from locallearn.core.module import Features, Stage
 from locallearn.core.placed import brought, move, view_on
 from locallearn.core.shares import listen, share_of
 from locallearn.core.stage_pass import Recorder, StagePass, share
+from locallearn.core.weighing import Weighing, weighed
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError
 from locallearn.losses.objectives import LocalLoss, Objective, Passage
@@ -25,6 +26,7 @@ from locallearn.nn.copies import copied
 from locallearn.nn.features import features_of, prediction
 from locallearn.nn.momentum import MomentumHead
 from locallearn.nn.pieces import Piece, Share
+from locallearn.nn.replicas import replicate
 from locallearn.nn.token_heads import ReadsScorer
 
 
@@ -43,6 +45,8 @@ class ModelStage(Stage):
     Attributes:
         given: what the stage was given in this training step, until its loss is computed; None elsewhere.
         noted: tensors of the present pass that the stage's shares of the model's own loss are made of.
+        replicas: how many processes have the stage, each with some rows of every batch.
+        weighing: what its loss is the mean over, with several; None where the objective sees the whole batch itself.
         rest: names of parameters and buffers that belong to no stage (frozen or never used), kept with this one.
     """
 
@@ -70,6 +74,8 @@ class ModelStage(Stage):
         self._reads_copies = False
         self.device: torch.device | None = None
         self._first: torch.device | None = None
+        self.replicas = 1
+        self.weighing: Weighing | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -92,6 +98,9 @@ class ModelStage(Stage):
         before = self.before
         received = () if before is None else _places(before)
         view = self._view(owners, pieces)
+        if self.replicas > 1:
+            replicate(view)
+            replicate(self.objective)
         self._computes = [view]
         listen(view, self.piece.shares, self.noted)  # before the hook that leaves the pass
         self.listen_to_source(view)
@@ -259,7 +268,8 @@ class ModelStage(Stage):
         with contextlib.ExitStack() as reading:
             for part, layer in self._copies.items() if alone else ():
                 reading.enter_context(part.reading(layer))
-            return self._loss(output, batch)
+            loss = self._loss(output, batch)
+        return loss if batch.whole is None or self.weighing is None else weighed(loss, batch, self.weighing)
 
     def _loss(self, output: Any, batch: CalledBatch) -> LocalLoss:
         if self.last:
@@ -268,6 +278,8 @@ class ModelStage(Stage):
         assert features is not None
         ordered = self.piece.layout.ordered(features)
         seen, labelled = batch.seen(ordered, self.tokens), batch.without_padding()
+        if self.objective.replicable:
+            labelled = labelled.with_labels_of_all()
         if self.given is None:
             loss = self.objective(seen, labelled)
         else:

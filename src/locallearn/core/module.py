@@ -380,7 +380,8 @@ class LocalStep:
 
     def seed_draws(self, index: int) -> None:
         """Set torch's generators to where the stage's draws at a step begin."""
-        torch.manual_seed(derive(self.seed, "dropout", self.module.name, index))
+        replica = [self.peers.replica] if self.peers.replica else []  # of a user's model, whose rows draw apart
+        torch.manual_seed(derive(self.seed, "dropout", self.module.name, index, *replica))
 
 
 class WeightAverage:

@@ -22,6 +22,7 @@ from locallearn.core.split_pass import SplitPass, seed
 from locallearn.core.stage_ends import at_ends
 from locallearn.core.stage_pass import Recorder
 from locallearn.core.tasks import Task
+from locallearn.core.weighing import check_norms, check_rows, find_weighings
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError, UsageError
 from locallearn.losses.objectives import LocalLoss, Objective
@@ -30,6 +31,7 @@ from locallearn.nn.copies import copied
 from locallearn.nn.hooks import removed_after
 from locallearn.nn.pieces import Piece
 from locallearn.nn.width import join_channels
+from locallearn.plan.mesh import split as split_rows
 
 
 class SplitNetwork(LocalNetwork):
@@ -260,6 +262,24 @@ class SplitNetwork(LocalNetwork):
                 expected = "inline for a model whose own loss balances the experts of all stages"
                 raise ConfigError("runtime", "threads", expected)
             stage.run_alone(recorder, owners, self.pieces)
+
+    def replicate(self, replicas: int, batch: Batch) -> None:
+        """Let every stage be in several processes, each with some rows of every batch.
+
+        Args:
+            replicas: how many.
+            batch: one to try the losses on, before anything is trained.
+
+        Raises:
+            ConfigError: a loss or a layer looks at the batch as a whole in a way of its own.
+            UsageError: the batch has fewer examples.
+        """
+        assert isinstance(batch, CalledBatch)
+        parts = split_rows(batch.examples, replicas)
+        check_rows(batch.examples, parts)
+        check_norms(self, replicas)
+        for stage, weighing in zip(self.model_stages, find_weighings(self, batch, parts), strict=True):
+            stage.replicas, stage.weighing = replicas, weighing
 
     def release(self, held: Sequence[int]) -> None:
         """Let go of the weights of the stages that are not ``held`` (counted from 0): they become one NaN each."""

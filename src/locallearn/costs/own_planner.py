@@ -33,7 +33,7 @@ DEFAULT_HEAD = "default"
 
 
 @dataclass(frozen=True)
-class OwnModel:
+class ModelToPlan:
     """A user's own model, as a plan looks at it.
 
     Attributes:

@@ -21,11 +21,13 @@ class Peers:
         index: this rank's place among those that share the module's groups.
         ways: how many ranks share the module's groups, each with as many.
         replicas: how many ranks hold the same groups, each with a part of every batch.
+        replica: this rank's place among those.
     """
 
     index = 0
     ways = 1
     replicas = 1
+    replica = 0
 
     def gather_groups(self, x: Tensor, dim: int) -> Tensor:
         """The values of all groups, stacked on ``dim``; a gradient reaches this rank's own only."""
@@ -35,8 +37,13 @@ class Peers:
         """The values of the whole batch, stacked on ``dim``; a gradient reaches this rank's own images only."""
         return x
 
-    def batch_mean(self, mean: Tensor) -> Tensor:
-        """From a mean over this rank's images the mean over the batch; a gradient reaches its own images only."""
+    def batch_mean(self, mean: Tensor, share: float | None = None) -> Tensor:
+        """From a mean over this rank's images the mean over the batch; a gradient reaches its own images only.
+
+        Args:
+            mean: the mean; of no image it is not looked at.
+            share: what part of the batch's mean it is; by default this rank's part of the images.
+        """
         return mean
 
     def batch_sums(self, sums: Tensor) -> Tensor:

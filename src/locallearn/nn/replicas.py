@@ -50,14 +50,14 @@ def _sum(x_BCP: Tensor) -> Tensor:
 
 
 class ReplicaBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm of [B, C, ...] over the batch of all replicas; in eval mode as any other.
+    """Batch norm of [B, C, ...] over the batch of all replicas; in eval mode, and with one replica, as any other.
 
     The variance is the mean square distance from the batch's mean, which takes two exchanges and no cancellation.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise."""
-        if not self.training:
+        if not self.training or peers.current().replicas == 1:
             return super().forward(input)
         x_BCP = input.unflatten(1, (-1, 1)).flatten(2) if input.dim() == 2 else input.flatten(2)
         return self._normalise(x_BCP).view_as(input)

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from locallearn.config import MeshConfig
+from locallearn.core.batches import CalledBatch
 from locallearn.core.module import LocalStep
+from locallearn.core.weighing import check_rows
 from locallearn.data.store import Batch, LateBatch
 from locallearn.losses.objectives import LocalLoss
 from locallearn.plan.mesh import Placement, split
@@ -188,6 +190,7 @@ class DistributedRuntime(Runtime):
             TransportError: a module sent something else than what this one awaits.
         """
         parts = split(batch.examples // self.views, self.placement.mesh.data)
+        check_rows(batch.examples, parts)
         own = parts[self.world.place.data]
         labels, examples, batch = batch.labels, batch.examples, _rows(batch, own, self.views)
         features, losses = torch.empty(0), []
@@ -243,6 +246,8 @@ def _rows(batch: Batch, rows: range, views: int) -> Batch:
     """The images of one replica; labels and scores stay those of the whole batch, which losses are of."""
     if len(rows) * views == batch.examples:
         return batch
+    if isinstance(batch, CalledBatch):
+        return batch.rows(rows)
 
     def part(x_BCHW: Tensor) -> Tensor:
         return torch.cat([view[rows.start : rows.stop] for view in x_BCHW.chunk(views)])

@@ -27,9 +27,11 @@ class ProcessPeers(Peers):
         waited: seconds spent in exchanges so far.
         sent_bytes: that this rank has sent in them.
         keeps: whether the features that heads have seen are kept for ``features``.
+        uneven: whether a parameter may have a gradient on some replicas only, as in a user's own model.
     """
 
-    def __init__(self, world: ProcessWorld, name: str, shared: bool) -> None:
+    def __init__(self, world: ProcessWorld, name: str, shared: bool, uneven: bool = False) -> None:
+        self.uneven = uneven
         self.ways = world.mesh.width if shared else 1
         self.index = world.place.width if shared else 0
         self.replicas, self.replica = world.mesh.data, world.place.data
@@ -71,12 +73,14 @@ class ProcessPeers(Peers):
         found[self.replica] = x
         return torch.cat([part.narrow(dim, 0, size) for part, size in zip(found, sizes, strict=True)], dim)
 
-    def batch_mean(self, mean: Tensor) -> Tensor:
+    def batch_mean(self, mean: Tensor, share: float | None = None) -> Tensor:
         """From a mean over this rank's images the mean over the batch; a gradient reaches its own images only."""
         if self._data is None:
             return mean
-        share = mean * (len(self.parts[self.replica]) / self.parts[-1].stop)
-        return share + (self.batch_sums(share.detach().clone()) - share.detach())
+        if share is None:
+            share = len(self.parts[self.replica]) / self.parts[-1].stop
+        own = mean * share if share else torch.zeros_like(mean)  # the mean of nothing is no number
+        return own + (self.batch_sums(own.detach().clone()) - own.detach())
 
     def batch_sums(self, sums: Tensor) -> Tensor:
         """From sums over this rank's images the sums over the batch, in place and without gradient."""
@@ -90,10 +94,21 @@ class ProcessPeers(Peers):
         """Add up the gradients of all replicas; each has its own images' part of the batch's gradient."""
         if self._data is None:
             return
+        parameters = list(parameters)
+        if self.uneven:
+            self._fill(parameters)
         gradients = [dense(p.grad) for p in parameters if p.grad is not None]
         together = self.batch_sums(torch.cat([flat(gradient) for gradient in gradients]))
         for gradient, found in zip(gradients, together.split([g.numel() for g in gradients]), strict=True):
             flat(gradient).copy_(found)
+
+    def _fill(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Give zeros to parameters that have a gradient on another replica alone."""
+        has = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32)
+        found = self.batch_sums(has.to(parameters[0].device)).tolist() if parameters else []
+        for parameter, replicas in zip(parameters, found, strict=True):
+            if replicas and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
     def _gather(self, x: Tensor, group: dist.ProcessGroup, index: int, count: int) -> list[Tensor]:
         """The same-sized tensors of a group of ranks, in order; this rank's own is ``x`` itself."""

@@ -51,7 +51,7 @@ class LoaderSource:
 
     def smallest(self, batch_size: int) -> int:
         """Examples of the smallest batch: not known."""
-        return 1
+        return 0
 
     def epoch(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """Batches of an epoch from ``start`` on; those before it are made and left out."""

@@ -72,7 +72,7 @@ class Loop:
         self.steps_per_epoch = work.train.steps(train.batch_size)
         self.rates = None if work.optimizer else rates(config, self.known_steps)
         smallest = work.train.smallest(train.batch_size)
-        if config.mesh.data > smallest:
+        if smallest and config.mesh.data > smallest:
             raise ConfigError("mesh.data", config.mesh.data, f"at most {smallest}, the images of the last batch")
         keep = config.checkpoint
         self.kept: checkpoints.CheckpointFolder | None = None

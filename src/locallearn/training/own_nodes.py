@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from locallearn.config import RunConfig
 from locallearn.core.model_stage import ModelStage
-from locallearn.core.module import LocalModule, LocalStep, Stage, autocast
+from locallearn.core.module import LocalStep, Stage, autocast
 from locallearn.core.network import ImageShape, LocalNetwork, OptimizerFactory, network_name
 from locallearn.core.shard import rows, shard
 from locallearn.core.split_network import SplitNetwork
@@ -103,10 +103,9 @@ class Nodes:
         )
 
     def _split(self, config: RunConfig, network: SplitNetwork, world: ProcessWorld) -> None:
-        """A user's model along the depth of the mesh: this process has some stages, and nothing of the others."""
-        for name in ("width", "data"):
-            if getattr(config.mesh, name) > 1:
-                raise ConfigError(f"mesh.{name}", getattr(config.mesh, name), "1 with a network from ll.split")
+        """A user's model on depth and data of the mesh: this process has some stages, and nothing of the others."""
+        if config.mesh.width > 1:
+            raise ConfigError("mesh.width", config.mesh.width, "1 with a network from ll.split")
         network.run_apart()
         pieces = network.pieces
         placement = place_nodes(world.mesh, [1] * len(pieces), [float(piece.macs) for piece in pieces], False)
@@ -114,15 +113,17 @@ class Nodes:
         read = {(k, owner): pairs for k, stage in enumerate(network) for owner, pairs in stage.reads.items()}
         if not world.leader:  # which evaluates the whole network
             network.release(held)
-        self.network = LocalNetwork([network.model_stages[i] for i in held])
-        self.steps = {i: self._step(network.model_stages[i], None) for i in held}
+        own = {i: network.model_stages[i] for i in held}
+        self.network = LocalNetwork(list(own.values()))
+        self.steps = {i: self._step(stage, self._peers(world, i, stage)) for i, stage in own.items()}
         names, counts = [stage.name for stage in network], [1 + len(piece.crossing) for piece in pieces]
         self.runtime = DistributedRuntime(
             world, placement, self.steps, None, None, names, config.mesh, counts=counts, read=read
         )
 
-    def _peers(self, world: ProcessWorld, i: int, module: LocalModule) -> Peers:
-        return ProcessPeers(world, f"module {module.name}", shared=module.groups < self._groups[i])
+    def _peers(self, world: ProcessWorld, i: int, module: Stage) -> Peers:
+        shared, own = module.groups < self._groups[i], isinstance(module, ModelStage)
+        return ProcessPeers(world, f"module {module.name}", shared, uneven=own)
 
     def _step(self, module: Stage, peers: Peers | None) -> LocalStep:
         config, precision = self.config, self.config.train.precision

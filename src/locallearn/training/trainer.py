@@ -91,6 +91,9 @@ class Trainer:
         devices: where to train the stages of a user's own model, for several GPUs in this process: at most as many as
             stages, each with some stages in a row by their multiply-accumulates. With runtime ``inline`` stages
             overlap in the GPUs' own queues. Between trainings the network is whole, where it was before.
+        replicas: with runtime ``distributed``, how many processes have each stage, with as many parts of every batch;
+            the others are spread over the stages. Losses and batch norms are those of the whole batch, and so are the
+            weights up to rounding; only what a step draws (dropout) is each replica's own.
         threads: CPU threads, for runtime ``threads`` shared among stages; by default torch's.
         checkpoint_every: steps between checkpoints inside an epoch; 0 writes one an epoch.
         keep_last: newest checkpoints to keep.
@@ -119,6 +122,7 @@ class Trainer:
         seed: int = 0,
         device: str | torch.device | None = None,
         devices: Sequence[str | torch.device] | None = None,
+        replicas: int = 1,
         threads: int | None = None,
         checkpoint_every: int = 0,
         keep_last: int = 2,
@@ -134,6 +138,7 @@ class Trainer:
         choice("precision", precision, *PRECISIONS)
         positive_int("accumulate", accumulate)
         positive_int("threads", threads)
+        mesh = _mesh(network, runtime, replicas)
         non_negative("clip_norm", clip_norm)
         check("average", average, lambda v: is_real(v) and 0 <= v < 1, "a number in [0, 1)")
         check("device", device, _is_device, "cpu, cuda[:N] or another device of torch's")
@@ -175,7 +180,7 @@ class Trainer:
                 threads=threads,
             ),
             threads=ThreadsConfig(),
-            mesh=MeshConfig(depth=int(os.environ.get("WORLD_SIZE", "1")) if runtime == "distributed" else 1),
+            mesh=mesh,
             checkpoint=CheckpointConfig(every_steps=checkpoint_every, keep_last=keep_last),
         )
         self.precision = precision
@@ -255,6 +260,8 @@ class Trainer:
         distributed = config.runtime == "distributed"
         if distributed and work.train.steps(0) is None:
             raise UsageError(f"loader: {work.source} has no length, which processes need; expected one with len()")
+        if config.mesh.data > 1 and isinstance(self.network, SplitNetwork):
+            self.network.replicate(config.mesh.data, next(iter(work.train.epoch(0, 0))))
         with process_world(config, self.device) if distributed else contextlib.nullcontext(Alone()) as world:
             summary = self._fit_in(world, config, work)
             if isinstance(world, ProcessWorld) and self._loop is not None:
@@ -392,6 +399,20 @@ class Trainer:
 
     def _evaluate(self, network: LocalNetwork, source: LoaderSource) -> Evaluation:
         return evaluate(network, source.epoch(0, 0), self.precision)
+
+
+def _mesh(network: LocalNetwork, runtime: str, replicas: int) -> MeshConfig:
+    """How the processes that there are have stages and replicas."""
+    positive_int("replicas", replicas)
+    if runtime != "distributed":
+        check("replicas", replicas, lambda v: v == 1, f"1 with runtime {runtime}, which has one process")
+        return MeshConfig()
+    if not isinstance(network, SplitNetwork):
+        expected = "inline or threads for a network of the package's own, which ll.train spreads over processes"
+        raise ConfigError("runtime", runtime, expected)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    check("replicas", replicas, lambda v: processes % v == 0, f"a divisor of the number of processes, {processes}")
+    return MeshConfig(depth=processes // replicas, data=replicas)
 
 
 def _described(network: LocalNetwork) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from typing import Any
 
 _NODE = Any  # a torch.autograd.graph.Node
 
-LAST = ("AddmmBackward", "MmBackward", "LinearBackward", "EmbeddingBackward", "NativeLayerNormBackward")
+RECURRENT = ("MkldnnRnnLayerBackward", "CudnnRnnBackward", "MiopenRnnBackward")
+
+LAST = ("AddmmBackward", "MmBackward", "LinearBackward", "EmbeddingBackward", "NativeLayerNormBackward", *RECURRENT)
 """Operations whose output has its channels on the last axis."""
 
 SECOND = ("ConvolutionBackward", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "NativeGroupNorm")
@@ -38,7 +40,8 @@ def channel_axis(node: _NODE, output: int, steps: int = 200) -> int | None:
         place = _known(node, len(axes))
         if place is not None and axes[place] >= 0:
             return axes[place]
-        for earlier, index in node.next_functions:
+        alike = 1 if node.name().startswith("StackBackward") else None  # such as the steps of a recurrent layer
+        for earlier, index in node.next_functions[:alike]:
             if earlier is None or earlier in seen or hasattr(earlier, "variable"):
                 continue
             moved = _before(node, _shape(node, output), axes, _shape(earlier, index))
@@ -82,6 +85,8 @@ def _before(
         return _reshaped(shape, axes, shape_before)
     if name.startswith(("MeanBackward1", "SumBackward1")) and not node._saved_keepdim:
         return _restored(axes, dims, node._saved_dim)
+    if name.startswith("StackBackward"):
+        return axes[: node._saved_dim] + axes[node._saved_dim + 1 :]
     if name.startswith("SelectBackward"):
         return _restored(axes, dims, [node._saved_dim])
     return axes if dims == len(axes) else None

@@ -110,6 +110,9 @@ _RESUME_SHOWN = (
     "--json",
 )
 
+_SHORT = {**SHORT, "--run-folder": "--run"}
+"""Short forms, and a name for --run that torchrun, which reads its own options everywhere, does not take for its own."""
+
 _SHOWN = ("--run", "--config", *SHOWN, "--json")
 """What ``--help`` shows."""
 
@@ -120,7 +123,7 @@ def run(arguments: Sequence[str]) -> int:
         return _resume(arguments)
     name, config, rest = start(arguments, "train", "train gn-dgl --run runs/first")
     command = f"train {name or 'RECIPE'}"
-    options = parse(TrainOptions, rest, command, USAGE, TrainOptions(config), SHORT, _SHOWN)
+    options = parse(TrainOptions, rest, command, USAGE, TrainOptions(config), _SHORT, _SHOWN)
     check_names(options.config)
     options = dataclasses.replace(options, config=_fitted(options.config, config))
     folder = Path(options.run or f"runs/{name}-seed{options.config.seed}")

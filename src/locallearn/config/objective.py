@@ -46,6 +46,9 @@ class ObjectiveConfig:
     the thesis prints have it; code that its experiments grew out of has 1c2f."""
     head_width: int = 128
     """Hidden units of the head's linear layers, times the model's width factor."""
+    head_width_of: Literal["group", "module"] = "group"
+    """What has that many: the head of every group, as in the thesis's counts, or the heads of a module together, of
+    which each then has one G-th."""
     stop_gradient: bool = True
     """Each group's head also sees the other groups' features, without gradient (Algorithm 2)."""
     pool_others: int = 1
@@ -87,6 +90,7 @@ class ObjectiveConfig:
         settle_options(self, "objective")
         for name in ("head_width", "predsim_inputs", "projection", "pool_others"):
             positive_int(f"objective.{name}", getattr(self, name), most=MOST_UNITS)
+        choice("objective.head_width_of", self.head_width_of, "group", "module")
         for name in ("diversity_temperature", "temperature"):
             check(
                 f"objective.{name}",

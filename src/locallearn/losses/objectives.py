@@ -145,7 +145,8 @@ class ObjectiveInput:
     @property
     def hidden(self) -> int:
         """Hidden units of the head's linear layers."""
-        return max(1, round(self.config.head_width * self.widen))
+        sharers = self.groups if self.config.head_width_of == "module" else 1
+        return max(1, round(self.config.head_width * self.widen / sharers))
 
     def own_head(self, outputs: int) -> nn.Module | None:
         """The user's own or registered head, for features of any shape; None where the settings name ``<n>c<m>f``."""

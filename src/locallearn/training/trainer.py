@@ -36,6 +36,7 @@ from locallearn.nn.features import prediction
 from locallearn.runtime.world import Alone, ProcessWorld, process_world
 from locallearn.training.checkpoint import load_network
 from locallearn.training.evaluate import Evaluation, evaluate
+from locallearn.training.lines import Lines, watched
 from locallearn.training.loaders import LoaderSource, read_network
 from locallearn.training.loggers import Loggers
 from locallearn.training.loop import Loop
@@ -99,7 +100,7 @@ class Trainer:
         keep_last: newest checkpoints to keep.
         loggers: names of registered loggers (``"tensorboard"``, ``"wandb"``...) that are told what is recorded, as
             the run's own ``metrics.jsonl`` is; they need a run.
-        observer: is told how it goes.
+        observer: is told how it goes; by default standard error has a line an epoch, on a terminal or in a notebook.
 
     Raises:
         ConfigError: a wrong argument; the message names it.
@@ -157,7 +158,7 @@ class Trainer:
         self.schedule, self.schedule_unit = schedule, schedule_unit
         self.accumulate, self.average = accumulate, average
         self.folder = None if run is None else RunFolder(Path(run))
-        self.observer = observer or Quiet()
+        self.observer = observer or (Lines() if watched() else Quiet())
         parameter = next(network.parameters())
         self.device = torch.device(device) if device is not None else parameter.device
         self.devices, self._home = devices, self.device

@@ -55,6 +55,21 @@ def test_the_classifier_has_the_head_that_is_asked_for(method, depth, width):
     assert [sum(len(p.shape) == 4 for p in head.parameters()) for head in heads] == [0, 1]  # a convolution
 
 
+@pytest.mark.parametrize(("of", "hidden"), [("group", 8), ("module", 4)])
+def test_the_heads_of_a_module_have_the_width_each_or_together(of, hidden):
+    """Of a model of half the usual width, heads have half as much."""
+    objective = ObjectiveConfig(head="0c2f", head_width=16, head_width_of=of)
+    config = RunConfig(method="gn-dgl", model="tiny-resnet", depth=2, width=(2,), objective=objective)
+    head = build_network(config, IMAGE).stages[0].objective
+    first, second = (layer for layer in head.modules() if type(layer).__name__ == "GroupLinear")
+    assert (first.weight.shape[0], second.weight.shape) == (2 * hidden, (2 * 5, hidden))
+
+
+def test_what_a_head_width_is_of_is_checked():
+    with pytest.raises(ConfigError, match=r"objective.head_width_of: 'node' is not valid; expected .*group.*module"):
+        ObjectiveConfig(head_width_of="node")  # type: ignore[arg-type]
+
+
 def test_a_head_that_a_classifier_cannot_have():
     with pytest.raises(ConfigError, match=r"objective.classifier_head: 'mlp-sr' is not valid; expected <n>c<m>f"):
         ObjectiveConfig(classifier_head="mlp-sr")

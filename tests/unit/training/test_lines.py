@@ -1,0 +1,32 @@
+"""Who calls a Trainer on a terminal sees how it goes."""
+
+import sys
+
+import torch
+from torch import nn
+
+import locallearn as ll
+
+BATCH = (torch.rand(8, 6), torch.arange(8) % 3)
+
+
+def fit(epochs=2):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    return ll.Trainer(ll.split(model, depth=2, example=BATCH)).fit([BATCH], epochs=epochs, validation=[BATCH])
+
+
+def test_a_terminal_has_a_line_an_epoch(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    summary = fit()
+    out, lines = (text.splitlines() for text in capsys.readouterr())
+    assert out == []
+    assert lines[0] == "locallearn: Sequential in 2 stages, 2 epochs"
+    assert [line.split(":")[1] for line in lines[1:]] == [" epoch 1/2"] * 2 + [" epoch 2/2"] * 2
+    last = summary["nodes"][-1]
+    assert f"validation of the last stage loss {last['loss']:.4g}, accuracy {last['accuracy']:.4g}" in lines[-1]
+
+
+def test_a_log_file_has_none(capsys):
+    fit(1)
+    assert capsys.readouterr().err == ""

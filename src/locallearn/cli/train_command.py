@@ -111,7 +111,7 @@ _RESUME_SHOWN = (
 )
 
 _SHORT = {**SHORT, "--run-folder": "--run"}
-"""Short forms, and a name for --run that torchrun, which reads its own options everywhere, does not take for its own."""
+"""Short forms, and a name of --run that torchrun does not take for an option of its own."""
 
 _SHOWN = ("--run", "--config", *SHOWN, "--json")
 """What ``--help`` shows."""

@@ -35,7 +35,7 @@ class ObjectiveConfig:
     """Local loss: cross-entropy, predsim, infopro, supervised-contrastive, transport (another loss and a penalty on
     how far blocks move features) or rebuilt-input; on two views of every image nt-xent, barlow-twins or vicreg.
     By default the method's own: cross-entropy for dgl and gn-dgl, nt-xent for simclr and dgssl, barlow-twins for
-    blockwise-ssl; mae has masked-pixels alone."""
+    blockwise-ssl; mae has masked-pixels alone, greedy-infomax patch-infonce."""
     head: str = "1c2f"
     """Auxiliary head: <n>c<m>f with n convolutions (the first of stride 2, doubling the channels) and m linear
     layers; mlp-sr (pooled to a quarter of each side, 1x1 convolutions, multi-layer perceptron); auglocal (copies of

@@ -49,7 +49,7 @@ class RunConfig:
 
     method: str = "gn-dgl"
     """How the network is cut and trained: e2e, dgl, gn-dgl, infopro, predsim or single-thread; without labels
-    simclr, dgssl, dgssl-llm, blockwise-ssl or mae."""
+    simclr, dgssl, dgssl-llm, blockwise-ssl, greedy-infomax or mae."""
     model: str = "resnet8"
     """Backbone, for example resnet8, resnet32, resnet32x2, vgg6a, vit-tiny."""
     depth: int = 1

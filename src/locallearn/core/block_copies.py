@@ -149,9 +149,7 @@ class _Copies:
             expected = f"another head: the blocks sampled take {wanted}, and not {shape}"
             raise ConfigError("head", self.name, expected)
         if len(shape) < 3:
-            *_, channels = shape
-            *_, taken = wanted
-            return nn.Linear(channels, taken)
+            return nn.Linear(list(shape)[-1], list(wanted)[-1])
         stride = max(1, shape[1] // wanted[1]), max(1, shape[2] // wanted[2])
         layers = [nn.Conv2d(shape[0], wanted[0], 1, stride, bias=False), nn.BatchNorm2d(wanted[0]), nn.ReLU()]
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(wanted[1:]))

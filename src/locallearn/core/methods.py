@@ -23,6 +23,7 @@ FEATURE_NOISE = 0.25
 """Standard deviations of noise on the features of ``blockwise-ssl``."""
 MODIFIED_NT_XENT = "nt-xent-llm"
 MASKED_PIXELS = "masked-pixels"
+PATCH_INFONCE = "patch-infonce"
 
 
 @checked_fields
@@ -35,12 +36,14 @@ class ModuleLayout:
         channel_groups: what its convolutions are split into; G, but for ``single-thread``.
         objective: settings of its nodes' objective; their ``loss`` names one.
         noise: what is added to its features in training, in their standard deviations.
+        tiled: whether its blocks see the patches of an image one by one.
     """
 
     groups: int
     channel_groups: int
     objective: ObjectiveConfig
     noise: float = 0.0
+    tiled: bool = False
 
 
 @checked_fields
@@ -59,6 +62,11 @@ class Layout:
     decoupled_classifier: bool
     views: int = 1
     masked: bool = False
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the network ends in a classifier."""
+        return self.views == 1 and not self.masked and not self.modules[0].tiled
 
 
 def classifier_layout(config: RunConfig, channel_groups: int = 1) -> ModuleLayout:
@@ -204,6 +212,21 @@ def _self_supervised(config: RunConfig, loss: str) -> Layout:
     last = dataclasses.replace(objective, head=PROJECTION_HEAD, head_options=Defaults(), pool_others=1)
     layouts[-1] = dataclasses.replace(layouts[-1], objective=last)
     return Layout(tuple(layouts), False, views=2)
+
+
+@methods.register("greedy-infomax")
+def greedy_infomax(config: RunConfig) -> Layout:
+    """Greedy InfoMax (Loewe, O'Connor and Veeling, NeurIPS 2019): patches predicted from those above them.
+
+    Images are cut into overlapping patches, which the K modules encode one by one; each has a loss of its own.
+    """
+    _need(config, "width", "1", set(config.groups) == {1})
+    _need(config, "context", "none", config.context == "none")
+    _need(config, "runtime", "inline, threads, cuda-graphs or distributed", config.runtime in EVERY_BATCH)
+    _need(config, "model", "a ResNet or VGG, whose blocks see maps of any size", not config.model.startswith("vit"))
+    _need_loss(config, PATCH_INFONCE)
+    objective = dataclasses.replace(config.objective, loss=PATCH_INFONCE, diversity_weight=0.0)
+    return Layout((ModuleLayout(1, 1, objective, tiled=True),) * config.depth, False)
 
 
 @methods.register("mae")

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from locallearn.data.store import Batch
 from locallearn.losses.objectives import LocalLoss, Objective, Passage
+from locallearn.losses.patch_infonce import PatchInfoNCE
 from locallearn.nn.blocks import Residual
 from locallearn.nn.momentum import MomentumHead
 from locallearn.nn.peers import Peers, computing_with
@@ -113,7 +114,7 @@ class LocalModule(Stage):
     def __init__(self, name: str, blocks: nn.Sequential, objective: Objective, groups: int) -> None:
         super().__init__(name, objective, groups)
         self.blocks = blocks
-        self.random = any(isinstance(layer, (nn.Dropout, FeatureNoise)) for layer in self.modules())
+        self.random = any(isinstance(layer, (nn.Dropout, FeatureNoise, PatchInfoNCE)) for layer in self.modules())
 
     def forward(self, features: Tensor, batch: Batch | None = None) -> Any:
         """The stage's features [B, C, H, W] or [B, C], from those of the stage before it; it needs no batch.

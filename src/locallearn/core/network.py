@@ -19,6 +19,7 @@ from locallearn.core.context_input import ContextModule
 from locallearn.core.methods import ModuleLayout, check_follows, classifier_layout, methods
 from locallearn.core.module import Features, LocalModule, LocalStep, Stage, walk
 from locallearn.core.overlap import overlapping_walk
+from locallearn.core.tiling import tile_side, tiled
 from locallearn.core.widths import divisible
 from locallearn.data.patches import Masking
 from locallearn.data.store import Batch
@@ -247,7 +248,8 @@ class LocalNetwork(nn.Module):
     @property
     def has_classifier(self) -> bool:
         """Whether the network ends in a classifier; self-supervised ones end in features."""
-        return self.views == 1 and self.masking is None
+        first = next(iter(self)).objective
+        return self.views == 1 and self.masking is None and not first.unlabelled
 
     def given(self, image: ImageShape) -> tuple[int, ...]:
         """Shape of what the first module is given of one image in training."""
@@ -304,18 +306,20 @@ def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:
         ConfigError: the method, model, depth, width, cuts or head do not go together.
     """
     layout = methods.build(config.method, config)
-    if image.classes < 2 and layout.views == 1 and not layout.masked:
+    if image.classes < 2 and layout.labelled:
         expected = f"at least 2 with method {config.method}, which learns to tell them apart"
         raise ConfigError("classes", image.classes, f"{expected} (of a folder of images: a folder for each)")
-    backbone = build_backbone(config.model, image.channels, image.size, config.dropout, config.patch_size)
+    patch = tile_side(layout.modules[0], image.sizes) if layout.modules[0].tiled else 0
+    backbone = build_backbone(config.model, image.channels, patch or image.size, config.dropout, config.patch_size)
     spans = _spans(config, backbone, image)
     groups = [plan.channel_groups for span, plan in zip(spans, layout.modules, strict=True) for _ in span]
     backbone = divisible(backbone, image.channels, groups)
     shape: tuple[int, ...] = image.sizes
-    shapes = _shapes(backbone, shape)
+    shapes = _shapes(backbone, (image.channels, patch, patch) if patch else shape)
     modules = []
     for k, (span, plan) in enumerate(zip(spans, layout.modules, strict=True), start=1):
         blocks = _blocks(backbone, span, plan, config.seed)
+        blocks = tiled(blocks, patch, image.sizes, k == 1) if patch else blocks
         if k == 1 and layout.masked and not isinstance(blocks[0], PatchEmbedding):
             raise ConfigError("model", config.model, f"a vision transformer (vit-tiny) with method {config.method}")
         shape = dry_run(blocks, shape).shape

@@ -83,6 +83,8 @@ class Objective(nn.Module):
     """Whether a training step gives it the ``Passage``."""
     draws: ClassVar[bool] = True
     """Whether it may draw from torch's generators, which other stages on threads must then wait to draw from."""
+    unlabelled: ClassVar[bool] = False
+    """Whether a whole network is trained so without labels from one view, and ends in features."""
     source: str = ""
     """Submodule of a user's model whose features are the ``Passage``'s inputs in the first stage, instead of the
     batch."""

@@ -41,6 +41,7 @@ METHODS = {
     "dgssl": (4, 1),
     "dgssl-llm": (4, 1),
     "blockwise-ssl": (4, 1),
+    "greedy-infomax": (3, 1),
     "mae": (1, 1),
 }
 """K and G of each method's recipe."""
@@ -49,7 +50,7 @@ _OWN = (4, 1)
 """K and G of the recipe of a method that a user registered."""
 
 
-SELF_SUPERVISED = ("simclr", "dgssl", "dgssl-llm", "blockwise-ssl")
+SELF_SUPERVISED = ("simclr", "dgssl", "dgssl-llm", "blockwise-ssl", "greedy-infomax")
 """Methods whose recipes follow Chapter 4."""
 
 _GROUPED = ("gn-dgl", "single-thread")
@@ -326,4 +327,4 @@ def _by_number(model: str) -> tuple[str, int]:
 
 def _fits(model: str, method: str) -> bool:
     """Whether the method can train the model: transformers have no groups, and nothing else has patches to hide."""
-    return method not in _GROUPED if model.startswith("vit-") else method != "mae"
+    return method not in (*_GROUPED, "greedy-infomax") if model.startswith("vit-") else method != "mae"

@@ -26,7 +26,9 @@ def test_the_losses_that_ship():
         "token",
     ]
     on_views = ["barlow-twins", "nt-xent", "nt-xent-llm", "vicreg"]
-    assert sorted(objectives) == sorted([*on_labels, *on_views, "masked-pixels", "rebuilt-input", "transport"])
+    assert sorted(objectives) == sorted(
+        [*on_labels, *on_views, "masked-pixels", "patch-infonce", "rebuilt-input", "transport"]
+    )
 
 
 def test_an_unknown_loss_is_one_line():

@@ -27,11 +27,13 @@ class Compiled(Contender):
         warm_up: seconds of the first step, in which it was compiled.
         graphs: that it was compiled to.
         made: graphs that the process had made by then.
+        network: what was compiled; its ``step`` takes any batch of these sizes.
     """
 
     warm_up: float = 0.0
     graphs: int = 0
     made: int = 0
+    network: LoopNetwork | None = None
 
     def facts(self) -> dict[str, float]:
         """Seconds of the first step, and how many graphs were compiled in it and after it."""
@@ -78,7 +80,7 @@ def compiled_backprop(model: str, setting: Setting, limit: float = LIMIT, backen
     except Exception as error:
         raise UsageError(f"torch.compile: {type(error).__name__}: {one_line(error)[:300]}") from error
     warm_up, made = time.perf_counter() - begin, compiled_graphs()
-    return Compiled(lambda: network.step(batch), network.parameters(), 1, warm_up, made - before, made)
+    return Compiled(lambda: network.step(batch), network.parameters(), 1, warm_up, made - before, made, network)
 
 
 def compiled_graphs() -> int:

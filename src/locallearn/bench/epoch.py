@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,12 +14,14 @@ from typing import Any
 import torch
 
 from locallearn.bench.cells import HEAD, Cell
+from locallearn.bench.compiled import Compiled, compiled_backprop
 from locallearn.bench.step import Setting, step_config
 from locallearn.bench.timing import interleaved
 from locallearn.config import AugmentConfig, RunConfig, RuntimeName, TrainConfig, sides
 from locallearn.core.network import ImageShape, build_network
 from locallearn.costs.traffic import step_traffic
 from locallearn.data.datasets import Dataset, ImageSet
+from locallearn.data.store import Batch
 from locallearn.training.configured import Training
 from locallearn.training.observer import Quiet
 from locallearn.training.optim import build_optimizer
@@ -37,6 +39,7 @@ def bench_epoch(
     setting: Setting,
     head: str = HEAD,
     runtime: RuntimeName = "inline",
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Time epochs of training, in turns, and compare them with what the memory would allow.
 
@@ -47,12 +50,19 @@ def bench_epoch(
         setting: batch, device, precision and repeats; with 0 repeats nothing is timed.
         head: the auxiliary heads.
         runtime: trains the modules.
+        compiled: whether backpropagation of torch's layers under torch.compile competes, on the same batches; without
+            metrics, which favours it.
 
     Returns:
         ``bandwidth``, read and written by copies [bytes/s], and a row for every cell. It has of one step
         ``operators``, ``bytes`` and ``product_bytes`` as ``step_traffic`` counts them; and where timed, of an
         epoch ``seconds`` (median) and ``spread``, ``images_per_second``, ``host_seconds`` (on a GPU, what the host
         needs to launch the work), and ``floor`` and ``product_floor``, the seconds in which such bytes are copied.
+        Where it competes and time is taken, ``compiled``: ``seconds``, ``spread``, ``images_per_second``,
+        ``warm_up_seconds``, ``graphs`` and ``recompiles`` (after its first step, a smaller last batch among them).
+
+    Raises:
+        UsageError: the compiled opponent cannot be compiled.
     """
     train = TrainConfig(batch_size=setting.batch_size, device=str(setting.device), threads=setting.threads)
     train = dataclasses.replace(train, precision=setting.precision)  # type: ignore[arg-type]
@@ -65,14 +75,32 @@ def bench_epoch(
     dataset, bandwidth = random_images(setting.image, images), copy_bandwidth(setting.device, setting.repeats)
     with TemporaryDirectory() as folder:
         trained = {str(cell): Epochs(config, dataset, folder) for cell, config in configs.items()}
-        times = interleaved({cell: one.next for cell, one in trained.items()}, setting.repeats, setting.device)
+        things = {cell: one.next for cell, one in trained.items()}
+        opponent = None
+        if compiled:
+            opponent = compiled_backprop(model, setting)
+            plain = Epochs(dataclasses.replace(step_config(model, "e2e", 1, 1), train=train), dataset, folder)
+            things["compiled"] = partial(_compiled_epoch, opponent, plain)
+        times = interleaved(things, setting.repeats, setting.device)
     for row, (cell, one) in zip(rows, trained.items(), strict=True):
         timing, steps = times[cell], one.training.steps_per_epoch
         row |= {"seconds": timing.median, "spread": timing.spread, "images_per_second": images / timing.median}
         row["host_seconds"] = statistics.median(one.host_seconds) if setting.device.type == "cuda" else None
         row["floor"] = steps * row["bytes"] / bandwidth
         row["product_floor"] = steps * row["product_bytes"] / bandwidth
-    return {"bandwidth": bandwidth, "rows": rows}
+    found: dict[str, Any] = {"bandwidth": bandwidth, "rows": rows}
+    if opponent is not None:
+        timing = times["compiled"]
+        took = {"seconds": timing.median, "spread": timing.spread, "images_per_second": images / timing.median}
+        found["compiled"] = took | opponent.facts()
+    return found
+
+
+def _compiled_epoch(opponent: Compiled, data: Epochs) -> None:
+    """One epoch of the batches that a training has."""
+    assert opponent.network is not None
+    for batch in data.batches():
+        opponent.network.step(batch)
 
 
 def _counted(cell: Cell, config: RunConfig, image: ImageShape) -> dict[str, Any]:
@@ -124,6 +152,11 @@ class Epochs(Quiet):
     def on_step(self, step: int) -> None:
         """The host is through with a step; a GPU may not be."""
         self._issued.append(time.perf_counter())
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches of the next epoch, without training on them."""
+        self._epochs += 1
+        return self.training.train_store.epoch(self._epochs - 1, self.config.train.batch_size, 0)
 
     def next(self) -> None:
         """Train on all images once."""

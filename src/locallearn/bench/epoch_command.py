@@ -32,11 +32,15 @@ class EpochOptions(TrainedCellOptions):
     """Images a step [images]."""
     repeats: int = 3
     """Epochs of each network; medians are printed."""
+    compiled: bool = False
+    """Compare with torch's layers under torch.compile, too; compiling takes a minute or several."""
     bytes_only: bool = False
     """Time nothing: what one step moves, which is the same on every machine."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.compiled and self.bytes_only:
+            raise ConfigError("--compiled", True, "none with --bytes-only, which times nothing")
         if self.images < 2 * self.batch_size:
             raise ConfigError("--images", self.images, f"two batches or more, at least {2 * self.batch_size}")
 
@@ -59,7 +63,9 @@ def run(arguments: Sequence[str]) -> int:
         setting = Setting(image, options.batch_size, device, precision, repeats, options.threads)
         cells = options.cells(_CELLS)
         tell(f"training epochs of {len(cells)} networks in turns")
-        measured = bench_epoch(options.model, cells, options.images, setting, options.head, options.runtime)
+        measured = bench_epoch(
+            options.model, cells, options.images, setting, options.head, options.runtime, options.compiled
+        )
         common = facts(device, precision, repeats)
     common |= {
         "model": options.model,
@@ -94,6 +100,12 @@ def table(measured: dict[str, Any], options: EpochOptions) -> Table:
     for row in rows:
         cells = _times(row) if "seconds" in row else _counts(row)
         shown.add_row(f"{row['method']} {row['depth']} x {row['width']}", *cells)
+    if "compiled" in measured:
+        one = measured["compiled"]
+        rate = f"{one['images_per_second']:,.0f}"
+        shown.add_row("compiled", f"{one['seconds']:,.2f}", f"{one['spread']:.1%}", rate)
+        told = f"{one['graphs']} graphs, {one['recompiles']} compiled after it"
+        shown.caption = f"{caption}\ncompiled: first step {one['warm_up_seconds']:.0f} s, {told}"
     return shown
 
 

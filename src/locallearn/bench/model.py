@@ -210,7 +210,7 @@ def _facts(contender: Contender, way: Way, job: ModelJob, device: torch.device) 
         contender.step()
         _wait(device)
         facts["warm_up_seconds"] = (time.perf_counter() - begin) / contender.steps
-        if way.kind == "compiled":
+        if way.compiled:
             facts["graphs"] = compiled_graphs()
     facts["activation_bytes"] = contender.peak_bytes()
     if job.repeats:
@@ -219,7 +219,7 @@ def _facts(contender: Contender, way: Way, job: ModelJob, device: torch.device) 
 
 
 def _recompiled(way: Way, facts: dict[str, Any]) -> dict[str, int]:
-    return {"recompiles": compiled_graphs() - facts["graphs"]} if way.kind == "compiled" and "graphs" in facts else {}
+    return {"recompiles": compiled_graphs() - facts["graphs"]} if way.compiled and "graphs" in facts else {}
 
 
 def _peak_of(contender: Contender, device: torch.device) -> int:

@@ -28,13 +28,13 @@ class ModelOptions(OwnOptions):
     """Submodules that stages end after instead, of one local network."""
     runtimes: tuple[Literal["inline", "threads"], ...] = ("inline",)
     """How stages train: one after the other, or several at once on the threads of a CPU."""
-    baselines: tuple[Literal["compiled", "checkpointing", "accumulation"], ...] = (
+    baselines: tuple[Literal["compiled", "checkpointing", "compiled-checkpointing", "accumulation"], ...] = (
         "compiled",
         "checkpointing",
         "accumulation",
     )
     """What else to compare with plain backpropagation: compiled by torch.compile, with its blocks run again in
-    the backward pass, on micro-batches."""
+    the backward pass, both, on micro-batches."""
     micro_batches: int = 2
     """Micro-batches of a batch, of accumulation."""
     batch_size: int = 8

@@ -51,6 +51,8 @@ class _OneProcess(TimedTrainer):
         else:
             contender = Way(kind, precision=precision).build(*load(own.name, own.inputs))
             self.parameters, self._train = contender.parameters, contender.step
+            if kind == "compiled":
+                self._train()  # before any turn
 
     def _walk(self) -> list[Tensor]:
         losses = self._network.walk(self._network.steps, self._batch, self._index)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from locallearn.bench.compiled import LIMIT as COMPILING
 from locallearn.bench.crew import Crew
 from locallearn.bench.own_jobs import OwnModel, own_jobs
 from locallearn.bench.predicted import LinkSpeed, link_of, predict
@@ -38,7 +39,7 @@ class CrewPlan:
         processes: how many, N.
         cells: (K, G) of the local networks, each with K x G = N.
         cuts: where the network with K = N modules is cut, and the pipelines.
-        peers: of ``"e2e"``, ``"1f1b"``, ``"gpipe"`` and ``"ddp"``.
+        peers: of ``"e2e"``, ``"compiled"``, ``"1f1b"``, ``"gpipe"`` and ``"ddp"``.
         microbatches: parts of a batch in the pipelines.
         steps: timed steps of a turn.
         setting: batch, precision, repeats, and the threads of each of N processes.
@@ -83,7 +84,9 @@ def bench_distributed(plan: CrewPlan) -> dict[str, Any]:
     """
     jobs = jobs_of(plan)
     with contextlib.ExitStack() as stack:
-        crews = {name: Crew(name, job, plan.timeout) for name, job in jobs.items()}
+        crews = {
+            name: Crew(name, job, plan.timeout + COMPILING * (job.way == "compiled")) for name, job in jobs.items()
+        }
         for crew in crews.values():
             stack.callback(crew.close)
         started = {name: crew.answers() for name, crew in crews.items()}
@@ -123,6 +126,8 @@ def jobs_of(plan: CrewPlan) -> dict[str, TimedJob]:
     jobs = {}
     if "e2e" in plan.peers:
         jobs |= {"e2e": TimedJob("inline", e2e, one), "e2e, threads": TimedJob("inline", e2e, many)}
+    if "compiled" in plan.peers:
+        jobs["compiled"] = TimedJob("compiled", e2e, one)
     for depth, width in plan.cells:
         name = cell_name(depth, width)
         inline = _config(plan, depth, width, MeshConfig())

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.nn.parallel import DistributedDataParallel
 
+from locallearn.bench.compiled import compiled_backprop
 from locallearn.bench.step import Setting, local
 from locallearn.config import RunConfig
 from locallearn.core.module import LocalModule, LocalStep, autocast
@@ -96,7 +97,7 @@ def build_trainer(job: TimedJob, world: Alone | ProcessWorld) -> TimedTrainer:
 
         return build_own_trainer(job, job.own, world)
     if isinstance(world, Alone):
-        return Inline(job)
+        return Compiled(job) if job.way == "compiled" else Inline(job)
     kinds = {"distributed": Distributed, "1f1b": Pipeline, "gpipe": Pipeline, "ddp": DataParallel}
     return kinds[job.way](job, world)
 
@@ -106,6 +107,15 @@ class Inline(TimedTrainer):
 
     def __init__(self, job: TimedJob) -> None:
         contender = local(job.config, job.setting)
+        self.parameters = contender.parameters
+        self.step = contender.step  # type: ignore[method-assign, assignment]
+
+
+class Compiled(TimedTrainer):
+    """Backpropagation of torch's own layers under ``torch.compile``, compiled before the first turn."""
+
+    def __init__(self, job: TimedJob) -> None:
+        contender = compiled_backprop(job.config.model, job.setting)
         self.parameters = contender.parameters
         self.step = contender.step  # type: ignore[method-assign, assignment]
 

@@ -25,7 +25,7 @@ from locallearn.losses.scores import ScoresLoss, class_axis, picked
 from locallearn.nn.features import own_loss, prediction
 from locallearn.runtime.threads import ThreadsRuntime
 
-Kind = Literal["backprop", "compiled", "checkpointing", "accumulation", "inline", "threads"]
+Kind = Literal["backprop", "compiled", "checkpointing", "compiled-checkpointing", "accumulation", "inline", "threads"]
 
 STEPS_ON_THREADS = 4
 """Steps of one call on threads: a single one would be half of it filling up."""
@@ -68,6 +68,11 @@ class Way:
     cuts: tuple[str, ...] = ()
 
     @property
+    def compiled(self) -> bool:
+        """Whether torch.compile makes one program of the model."""
+        return self.kind.startswith("compiled")
+
+    @property
     def name(self) -> str:
         """As tables have it."""
         if self.kind in ("inline", "threads"):
@@ -84,9 +89,9 @@ class Way:
             return self._local(model, batch)
         optimizer, run = adamw(model.parameters()), model
         loss = model_loss(model)
-        if self.kind == "checkpointing":
-            checkpoint_blocks(model)
-        if self.kind == "compiled":
+        if "checkpointing" in self.kind:
+            checkpoint_blocks(model, reentrant=not self.compiled)
+        if self.compiled:
             run = torch.compile(model)  # type: ignore[assignment]
         batches = _chunks(batch, self.parts) if self.kind == "accumulation" else [batch]
 
@@ -168,11 +173,16 @@ def _chunks(batch: Any, parts: int) -> list[Any]:
     ]
 
 
-def checkpoint_blocks(model: nn.Module) -> None:
+def checkpoint_blocks(model: nn.Module, reentrant: bool = True) -> None:
     """Let the repeated blocks of a model keep nothing but their inputs, and run again in the backward pass.
 
     Blocks are the children of lists of modules (``nn.ModuleList``, ``nn.Sequential``) that are not inside another
     such child, where a list has at least two of one class with parameters.
+
+    Args:
+        model: the model.
+        reentrant: the form whose second pass keeps its tensors where a meter sees them; what is compiled needs the
+            other one.
 
     Raises:
         UsageError: the model has none.
@@ -183,7 +193,7 @@ def checkpoint_blocks(model: nn.Module) -> None:
     if not found:
         raise UsageError("checkpointing: the model has no list of blocks of one class")
     for block in found:
-        block.forward = _again(block.forward)  # type: ignore[method-assign]
+        block.forward = _again(block.forward, reentrant)  # type: ignore[method-assign]
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:
@@ -196,11 +206,8 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
     return [block for child in module.children() for block in _blocks(child)]
 
 
-def _again(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A forward pass that is computed again in the backward pass.
-
-    In the reentrant form, whose second pass keeps its tensors where a meter sees them.
-    """
+def _again(forward: Callable[..., Any], reentrant: bool) -> Callable[..., Any]:
+    """A forward pass that is computed again in the backward pass."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         names = list(kwargs)
@@ -209,7 +216,7 @@ def _again(forward: Callable[..., Any]) -> Callable[..., Any]:
             n = len(given) - len(names)
             return forward(*given[:n], **dict(zip(names, given[n:], strict=True)))
 
-        return checkpoint(call, *args, *kwargs.values(), use_reentrant=True)
+        return checkpoint(call, *args, *kwargs.values(), use_reentrant=reentrant)
 
     run.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
     return run

@@ -48,6 +48,7 @@ def test_who_is_measured():
         "1f1b": ("1f1b", 2, 1),
         "ddp": ("ddp", 2, 1),
     }
+    assert jobs_of(plan(peers=("compiled",)))["compiled"].way == "compiled"
     assert jobs["1f1b"].config.cuts == jobs["dgl K=2 G=1"].config.cuts
     assert jobs_of(plan(4, ((2, 2),), ()))["gn-dgl K=2 G=2"].config.mesh.width == 2
 

@@ -67,6 +67,30 @@ def test_bandwidth_counts_what_is_read_and_what_is_written(monkeypatch):
     assert copy_bandwidth(torch.device("cpu"), 1) == 1000.0
 
 
+def test_compiled_backpropagation_competes_on_the_same_batches(monkeypatch):
+    """Traced as it is when it is compiled, without waiting for a compiler."""
+    from locallearn.bench import epoch
+    from locallearn.bench.compiled import compiled_backprop
+
+    seen = []
+
+    def opponent(model, setting):
+        made = compiled_backprop(model, setting, backend="eager")
+        assert made.network is not None
+        step = made.network.step
+        made.network.step = lambda batch: seen.append(batch.images) or step(batch)
+        return made
+
+    monkeypatch.setattr(epoch, "compiled_backprop", opponent)
+    measured = bench_epoch("tiny-resnet", [CELL], 40, SETTING, compiled=True)
+    assert measured["compiled"]["images_per_second"] == pytest.approx(40 / measured["compiled"]["seconds"])
+    assert sum(len(images) for images in seen) == 40 * (2 + SETTING.repeats)
+    assert not torch.equal(seen[0], seen[-1])
+    shown = table(measured, EpochOptions())
+    assert "compiled: first step" in str(shown.caption)
+    assert list(shown.columns[0].cells)[-1] == "compiled"
+
+
 def test_a_table_of_a_gpu_tells_what_the_host_needs(capsys):
     measured = bench_epoch("tiny-resnet", [CELL], 40, SETTING)
     assert "host" not in [str(column.header).split(",")[0] for column in table(measured, EpochOptions()).columns]

@@ -1,12 +1,13 @@
 """``bench model``: models by name, ways that train what they say, and rows of processes of their own."""
 
+import copy
 import json
 
 import pytest
 import torch
 
 from locallearn.bench.user_model import Inputs, load
-from locallearn.bench.ways import Heads, Way, checkpoint_blocks, ways
+from locallearn.bench.ways import Heads, Kind, Way, checkpoint_blocks, ways
 from locallearn.cli.main import main
 from locallearn.errors import LocalLearnError, UsageError
 from user_models import ResNet, Transformer, images, sequences
@@ -121,6 +122,23 @@ def trained(way, make=ResNet, batch=None, steps=2):
 def test_checkpointing_trains_the_same_bits():
     pairs = zip(trained(Way("checkpointing")), trained(Way("backprop")), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_compiled_checkpointing_trains_the_same_and_keeps_less(monkeypatch):
+    """Traced as it is when it is compiled, without waiting for a compiler."""
+    compiler, block = (
+        torch.compile,
+        torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.GELU(), torch.nn.Linear(64, 8)),
+    )
+    monkeypatch.setattr(torch, "compile", lambda model: compiler(model, backend="aot_eager"))
+    model = torch.nn.Sequential(*(copy.deepcopy(block) for _ in range(4)), torch.nn.Linear(8, 4))
+    batch = (torch.randn(64, 8), torch.arange(64) % 4)
+    kinds: tuple[Kind, ...] = ("backprop", "compiled-checkpointing")
+    plain, compiled = (Way(kind).build(copy.deepcopy(model), batch) for kind in kinds)
+    losses = [[one.step().item() for _ in range(3)] for one in (plain, compiled)]  # type: ignore[attr-defined]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert losses[0][2] < losses[0][0]
+    assert compiled.peak_bytes() < 0.6 * plain.peak_bytes()
 
 
 def test_one_local_stage_trains_the_same_bits():

@@ -11,7 +11,7 @@ from locallearn.cli.console import Terminal, warn
 from locallearn.cli.tables import accuracy_text
 from locallearn.config import RunConfig
 from locallearn.errors import printable
-from locallearn.recipes.named import FEW_STEPS, fitted
+from locallearn.recipes.batch_size import FEW_STEPS, fitted
 
 
 class LiveProgress:

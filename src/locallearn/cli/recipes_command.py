@@ -13,7 +13,8 @@ from rich.text import Text
 from locallearn.cli.console import Terminal
 from locallearn.cli.options import parse
 from locallearn.config import to_toml
-from locallearn.recipes.named import METHODS, families, recipe, recipe_names
+from locallearn.recipes.common import METHODS
+from locallearn.recipes.named import families, recipe, recipe_names
 from locallearn.recipes.newer import VARIANTS
 
 

@@ -22,7 +22,8 @@ from locallearn.config import MeshConfig, OptimizerConfig, RunConfig, RuntimeNam
 from locallearn.data.counted import training_images
 from locallearn.errors import ConfigError, LocalLearnError, UsageError, one_line
 from locallearn.plan.mesh import Mesh, place_nodes
-from locallearn.recipes.named import fitted, recipe
+from locallearn.recipes.batch_size import fitted
+from locallearn.recipes.named import recipe
 from locallearn.training.record import RunFolder
 
 

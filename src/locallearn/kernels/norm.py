@@ -106,7 +106,7 @@ class _NormRelu(torch.autograd.Function):
         eps: float,
         mean: bool,
     ) -> Tensor:
-        line = Line.of(x, weight, bias, of_batch.mean, of_batch.variance, eps)
+        line = ScaleAndShift.of(x, weight, bias, of_batch.mean, of_batch.variance, eps)
         out = forward(x, more, line, mean)
         ctx.save_for_backward(x, None if more is None else out, *line)
         ctx.mean = mean
@@ -116,10 +116,10 @@ class _NormRelu(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, out, *line = ctx.saved_tensors
-        return *gradients(grads[0], x, out, Line(*line), ctx.mean), None, None, None
+        return *gradients(grads[0], x, out, ScaleAndShift(*line), ctx.mean), None, None, None
 
 
-class Line(NamedTuple):
+class ScaleAndShift(NamedTuple):
     """The norm as scale and shift by channel, as often as maps are read side by side; and what its gradient needs."""
 
     mean: Tensor
@@ -128,7 +128,7 @@ class Line(NamedTuple):
     shift: Tensor
 
     @classmethod
-    def of(cls, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Line:
+    def of(cls, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, eps: float) -> ScaleAndShift:
         """From weight, bias and statistics by channel [C]."""
         inv_std = (variance + eps).rsqrt()
         scale = inv_std * weight
@@ -137,7 +137,7 @@ class Line(NamedTuple):
         return cls(mean, inv_std, scale, shift)
 
 
-def forward(x: Tensor, more: Tensor | None, line: Line, mean: bool) -> Tensor:
+def forward(x: Tensor, more: Tensor | None, line: ScaleAndShift, mean: bool) -> Tensor:
     """See ``norm_relu``."""
     maps, code, scale, shift = _maps(x), library(x), at(line.scale), at(line.shift)
     if mean:
@@ -150,7 +150,7 @@ def forward(x: Tensor, more: Tensor | None, line: Line, mean: bool) -> Tensor:
 
 
 def gradients(
-    grad: Tensor, x: Tensor, out: Tensor | None, line: Line, mean: bool
+    grad: Tensor, x: Tensor, out: Tensor | None, line: ScaleAndShift, mean: bool
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Gradients of the input, of what was added (where ``out`` is given), of weight and bias."""
     grad = grad.contiguous(memory_format=torch.contiguous_format if mean else torch.channels_last)

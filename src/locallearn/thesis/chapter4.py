@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 
 from locallearn.config import RunConfig
-from locallearn.recipes.named import SELF_SUPERVISED, recipe
+from locallearn.recipes.common import SELF_SUPERVISED
+from locallearn.recipes.named import recipe
 
 FIELD = "linear_probe"
 """Accuracy of a linear probe on the last module."""

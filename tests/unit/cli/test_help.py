@@ -9,7 +9,8 @@ from locallearn.cli.config_source import SHORT
 from locallearn.cli.main import main
 from locallearn.cli.options import suggestions
 from locallearn.config import RunConfig, to_toml
-from locallearn.recipes.named import METHODS, recipe, recipe_names
+from locallearn.recipes.common import METHODS
+from locallearn.recipes.named import recipe, recipe_names
 from locallearn.recipes.newer import VARIANTS
 
 

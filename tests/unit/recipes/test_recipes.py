@@ -2,17 +2,11 @@ import pytest
 
 from locallearn.config import from_toml, to_toml
 from locallearn.errors import LocalLearnError
-from locallearn.recipes.named import (
-    digits,
-    fitted,
-    recipe,
-    recipe_names,
-    resnet,
-    self_supervised,
-    self_supervised_digits,
-    vgg,
-)
+from locallearn.recipes.batch_size import fitted
+from locallearn.recipes.named import digits, recipe, recipe_names
 from locallearn.recipes.newer import VARIANTS
+from locallearn.recipes.with_labels import resnet, vgg
+from locallearn.recipes.without_labels import self_supervised, self_supervised_digits
 
 VGGS = ("vgg6a", "vgg16a", "vgg19a")
 

@@ -21,6 +21,7 @@ from locallearn.core.overlap import check_overlap
 from locallearn.core.plain import check_example, check_plain
 from locallearn.core.rehearsal import rehearse, warn
 from locallearn.core.shares import find as find_shares
+from locallearn.core.split_context import with_context
 from locallearn.core.split_network import SplitNetwork
 from locallearn.core.stage_inputs import given_to
 from locallearn.core.tasks import Task, check_copying, choose, head_objective, last_objective
@@ -59,6 +60,7 @@ def split(
     optimizer: OptimizerFactory = adamw,
     clip_norm: float = 0.0,
     overlap: int = 0,
+    context: str = "none",
     settings: ObjectiveConfig | None = None,
     seed: int = 0,
 ) -> SplitNetwork:
@@ -102,6 +104,9 @@ def split(
         clip_norm: largest gradient norm of a module; 0 means no clipping.
         overlap: with 1 a module's loss also trains the module before it: a gradient of the features crosses one cut,
             and no other. It keeps activations of two modules, and trains with runtime ``inline`` alone.
+        context: what every module after the first is given beside features, through an adapter that becomes a part
+            of the model and stays in what ``merge`` gives (ContSup): ``image``, or ``before``, what the module before
+            was given. The submodule at a cut is then ``PATH.block``, and the adapter ``PATH.adapter``.
         settings: everything else that an objective can be told; its ``head`` and ``loss`` are not looked at.
         seed: of the heads' initial weights.
 
@@ -130,6 +135,12 @@ def split(
     found = trace(model, call.args, call.kwargs)
     if layout is not None:
         _lay_out(found, layout)
+    if context != "none":
+        if width > 1:
+            raise ConfigError("width", width, f"1 with context {context}, whose adapter is a whole module's")
+        places = pieces(found, cuts, depth)
+        model, cuts = with_context(model, context, places, call.first, seed)
+        found, depth = trace(model, call.args, call.kwargs), None
     model_copy = copied(model)
     stages = depth or len(cuts or ()) + 1
     task = choose(objective, found, call, model_copy, stages)

@@ -97,7 +97,7 @@ def build_trainer(job: TimedJob, world: Alone | ProcessWorld) -> TimedTrainer:
 
         return build_own_trainer(job, job.own, world)
     if isinstance(world, Alone):
-        return Compiled(job) if job.way == "compiled" else Inline(job)
+        return CompiledBackprop(job) if job.way == "compiled" else Inline(job)
     kinds = {"distributed": Distributed, "1f1b": Pipeline, "gpipe": Pipeline, "ddp": DataParallel}
     return kinds[job.way](job, world)
 
@@ -111,7 +111,7 @@ class Inline(TimedTrainer):
         self.step = contender.step  # type: ignore[method-assign, assignment]
 
 
-class Compiled(TimedTrainer):
+class CompiledBackprop(TimedTrainer):
     """Backpropagation of torch's own layers under ``torch.compile``, compiled before the first turn."""
 
     def __init__(self, job: TimedJob) -> None:

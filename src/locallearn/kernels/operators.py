@@ -90,7 +90,7 @@ def norm_relu(
     pooled: bool,
 ) -> Tensor:
     """relu(norm(x) [+ more]), [B, C, H, W], or its mean over positions, [B, C]; statistics are constants."""
-    return norm.forward(x, more, norm.Line.of(x, weight, bias, mean, variance, eps), pooled)
+    return norm.forward(x, more, norm.ScaleAndShift.of(x, weight, bias, mean, variance, eps), pooled)
 
 
 @norm_relu.register_fake
@@ -120,7 +120,7 @@ def norm_relu_gradients(
     pooled: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, of what was added (empty without ``out``), of weight and bias."""
-    line = norm.Line.of(x, weight, bias, mean, variance, eps)
+    line = norm.ScaleAndShift.of(x, weight, bias, mean, variance, eps)
     of_x, of_more, of_weight, of_bias = norm.gradients(grad, x, out, line, pooled)
     return of_x, x.new_empty(0) if of_more is None else of_more, of_weight, of_bias.clone()
 

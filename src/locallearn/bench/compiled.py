@@ -12,6 +12,7 @@ import torch
 
 from locallearn.bench.group_loop import LoopNetwork
 from locallearn.bench.step import Contender, Setting, step_config
+from locallearn.core.compiled_blocks import compiled_graphs
 from locallearn.core.network import build_network
 from locallearn.errors import ConfigError, UsageError, one_line
 
@@ -81,13 +82,6 @@ def compiled_backprop(model: str, setting: Setting, limit: float = LIMIT, backen
         raise UsageError(f"torch.compile: {type(error).__name__}: {one_line(error)[:300]}") from error
     warm_up, made = time.perf_counter() - begin, compiled_graphs()
     return Compiled(lambda: network.step(batch), network.parameters(), 1, warm_up, made - before, made, network)
-
-
-def compiled_graphs() -> int:
-    """How many graphs ``torch.compile`` has made in this process."""
-    from torch._dynamo.utils import counters
-
-    return int(counters["stats"]["unique_graphs"])
 
 
 class _TooLongError(BaseException):

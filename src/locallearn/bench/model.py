@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
-from locallearn.bench.compiled import compiled_graphs
 from locallearn.bench.step import Contender
 from locallearn.bench.timing import Timing, ratio
 from locallearn.bench.user_model import Inputs, load
 from locallearn.bench.ways import Way
+from locallearn.core.compiled_blocks import compiled_graphs
 from locallearn.errors import LocalLearnError, UsageError, one_line
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -26,8 +26,9 @@ class ModelOptions(OwnOptions):
     """K of the local networks, cut at places of balanced cost."""
     cuts: tuple[str, ...] = ()
     """Submodules that stages end after instead, of one local network."""
-    runtimes: tuple[Literal["inline", "threads"], ...] = ("inline",)
-    """How stages train: one after the other, or several at once on the threads of a CPU."""
+    runtimes: tuple[Literal["inline", "threads", "compiled-stages"], ...] = ("inline",)
+    """How stages train: one after the other, several at once on the threads of a CPU, or one after the other with
+    their blocks compiled."""
     baselines: tuple[Literal["compiled", "checkpointing", "compiled-checkpointing", "accumulation"], ...] = (
         "compiled",
         "checkpointing",

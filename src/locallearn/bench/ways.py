@@ -23,9 +23,22 @@ from locallearn.core.tasks import labels_of
 from locallearn.errors import UsageError
 from locallearn.losses.scores import ScoresLoss, class_axis, picked
 from locallearn.nn.features import own_loss, prediction
+from locallearn.nn.repeated import repeated_blocks
 from locallearn.runtime.threads import ThreadsRuntime
 
-Kind = Literal["backprop", "compiled", "checkpointing", "compiled-checkpointing", "accumulation", "inline", "threads"]
+Kind = Literal[
+    "backprop",
+    "compiled",
+    "checkpointing",
+    "compiled-checkpointing",
+    "accumulation",
+    "inline",
+    "threads",
+    "compiled-stages",
+]
+
+STAGES = {"inline": "", "threads": " threads", "compiled-stages": " compiled"}
+"""How local stages train, and what names it."""
 
 STEPS_ON_THREADS = 4
 """Steps of one call on threads: a single one would be half of it filling up."""
@@ -75,8 +88,8 @@ class Way:
     @property
     def name(self) -> str:
         """As tables have it."""
-        if self.kind in ("inline", "threads"):
-            return f"local K={self.parts}" + (" threads" if self.kind == "threads" else "")
+        if self.kind in STAGES:
+            return f"local K={self.parts}{STAGES[self.kind]}"
         return f"accumulation, {self.parts} micro-batches" if self.kind == "accumulation" else self.kind
 
     def build(self, model: nn.Module, batch: Any) -> Contender:
@@ -85,7 +98,7 @@ class Way:
         Raises:
             LocalLearnError: the model cannot be trained in this way.
         """
-        if self.kind in ("inline", "threads"):
+        if self.kind in STAGES:
             return self._local(model, batch)
         optimizer, run = adamw(model.parameters()), model
         loss = model_loss(model)
@@ -110,7 +123,7 @@ class Way:
 
     def _local(self, model: nn.Module, batch: Any) -> Contender:
         where: dict[str, Any] = {"cuts": self.cuts} if self.cuts else {"depth": self.parts}
-        network = split(model, example=batch, **where, **self.heads.given())
+        network = split(model, example=batch, **where, **self.heads.given(), compile=self.compiled)
         for each in network.steps:
             each.precision = self.precision
         if self.kind == "threads":
@@ -176,9 +189,6 @@ def _chunks(batch: Any, parts: int) -> list[Any]:
 def checkpoint_blocks(model: nn.Module, reentrant: bool = True) -> None:
     """Let the repeated blocks of a model keep nothing but their inputs, and run again in the backward pass.
 
-    Blocks are the children of lists of modules (``nn.ModuleList``, ``nn.Sequential``) that are not inside another
-    such child, where a list has at least two of one class with parameters.
-
     Args:
         model: the model.
         reentrant: the form whose second pass keeps its tensors where a meter sees them; what is compiled needs the
@@ -187,23 +197,11 @@ def checkpoint_blocks(model: nn.Module, reentrant: bool = True) -> None:
     Raises:
         UsageError: the model has none.
     """
-    found: list[nn.Module] = []
-    for child in model.children():
-        found += _blocks(child)
+    found = repeated_blocks(model).values()
     if not found:
         raise UsageError("checkpointing: the model has no list of blocks of one class")
     for block in found:
         block.forward = _again(block.forward, reentrant)  # type: ignore[method-assign]
-
-
-def _blocks(module: nn.Module) -> list[nn.Module]:
-    if isinstance(module, (nn.ModuleList, nn.Sequential)):
-        children = [child for child in module if any(True for _ in child.parameters())]
-        kinds = [type(child) for child in children]
-        if any(kinds.count(kind) > 1 for kind in kinds):
-            lists = [child for child in children if isinstance(child, (nn.ModuleList, nn.Sequential))]
-            return [b for each in lists for b in _blocks(each)] if lists else children
-    return [block for child in module.children() for block in _blocks(child)]
 
 
 def _again(forward: Callable[..., Any], reentrant: bool) -> Callable[..., Any]:

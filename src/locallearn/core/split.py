@@ -15,6 +15,7 @@ from locallearn.config import ObjectiveConfig
 from locallearn.config.checks import non_negative, positive_int
 from locallearn.core.batches import model_call
 from locallearn.core.block_copies import COPYING, maker
+from locallearn.core.compiled_blocks import CompiledBlocks
 from locallearn.core.last_layer import last_layer_loss
 from locallearn.core.network import OptimizerFactory
 from locallearn.core.overlap import check_overlap
@@ -63,6 +64,7 @@ def split(
     context: str = "none",
     settings: ObjectiveConfig | None = None,
     seed: int = 0,
+    compile: bool | str = False,
 ) -> SplitNetwork:
     """Cut a model into K modules, each with a head, a loss and an optimizer of its own, and no gradient between them.
 
@@ -109,6 +111,11 @@ def split(
             was given. The submodule at a cut is then ``PATH.block``, and the adapter ``PATH.adapter``.
         settings: everything else that an objective can be told; its ``head`` and ``loss`` are not looked at.
         seed: of the heads' initial weights.
+        compile: whether the model's repeated blocks are compiled by ``torch.compile`` when they first train, in one
+            process; another backend than ``inductor`` by its name. A line says what it took, and
+            ``network.compiled`` has ``warm_up`` [s], ``graphs`` and ``recompiles``. Values are rounded otherwise, and
+            what blocks draw are other numbers. Where it gains is measured by ``locallearn bench model --runtimes
+            inline compiled-stages``.
 
     Raises:
         ConfigError: the model cannot be cut there, or no loss fits the labels; the message says why.
@@ -189,7 +196,10 @@ def split(
     together = nn.ModuleList([model_copy, *made])
     rehearse(together, build, example)
     warn(parts, found, stages)
-    return build(together, optimizer)
+    network = build(together, optimizer)
+    if compile:
+        network.compiled = CompiledBlocks(model_copy, parts, compile if isinstance(compile, str) else "inductor")
+    return network
 
 
 def _still(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

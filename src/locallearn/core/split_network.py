@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from locallearn.arguments import checked, checked_on_failure
 from locallearn.core.batches import CalledBatch, model_call
+from locallearn.core.compiled_blocks import CompiledBlocks
 from locallearn.core.model_stage import ModelStage
 from locallearn.core.module import Features, LocalStep, autocast
 from locallearn.core.network import LocalNetwork, OptimizerFactory, network_name
@@ -47,7 +48,10 @@ class SplitNetwork(LocalNetwork):
         pieces: the K stages: where each ends, its features' shape, what it trains and reads, what it costs.
         task: what the stages learn.
         grouped: paths of the convolutions that width groups made grouped ones.
+        compiled: its repeated blocks under ``torch.compile``, and what compiling them took; None without.
     """
+
+    compiled: CompiledBlocks | None = None
 
     @checked
     def __init__(
@@ -156,6 +160,7 @@ class SplitNetwork(LocalNetwork):
             _drawing(device, index),
             autocast(device, steps[0].precision),
             self._listening(),
+            self._compiled(),
             at_ends(self.model, self.pieces[:-1], passing.train_here),
         ):
             seed(steps[0], index)
@@ -174,6 +179,9 @@ class SplitNetwork(LocalNetwork):
             features, loss = step(features, batch, index, rate)
             losses.append(loss)
         return losses
+
+    def _compiled(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.compiled is None else self.compiled.used(self.model)
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
@@ -256,6 +264,8 @@ class SplitNetwork(LocalNetwork):
             self._run_apart(Recorder(self.model))
 
     def _run_apart(self, recorder: Recorder) -> None:
+        if self.compiled is not None:
+            raise ConfigError("compile", True, "False with stages on threads, processes or several devices")
         owners = {name: k for k, piece in enumerate(self.pieces) for name in piece.parameters}
         for stage in self.model_stages:
             if any(share.weight is None for share in stage.piece.shares):

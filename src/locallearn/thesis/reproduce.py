@@ -12,7 +12,7 @@ from locallearn.cli.console import Terminal
 from locallearn.errors import ConfigError, UsageError
 from locallearn.thesis import cell_records, chapter4, claims, sweep
 from locallearn.thesis import results_grids as drawing
-from locallearn.thesis.catalogue import LAYOUTS, cells_of
+from locallearn.thesis.catalogue import cells_of
 from locallearn.thesis.estimate import Estimates
 from locallearn.thesis.protocols import Study
 from locallearn.thesis.queue import CellJob, Outcome, Queue, cores, default_jobs
@@ -24,8 +24,6 @@ from locallearn.thesis.worker import Request
 
 def reproduce(options: ReproduceOptions) -> int:
     """Train and draw what the options ask for, and return the exit code."""
-    if not options.tables:
-        raise UsageError(f"reproduce: TABLE is missing; expected one or more of {', '.join(LAYOUTS)}")
     study = Study(options.protocol, options.epochs, options.train_limit)
     names = [cell for table in dict.fromkeys(options.tables) for cell in _with_scorers(cells_of(table))]
     _check_sweep(options, names)

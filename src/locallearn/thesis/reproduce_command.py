@@ -11,7 +11,7 @@ import tyro
 from locallearn.cli.early import working
 from locallearn.cli.options import check_at_least, parse
 from locallearn.config import OneProcess
-from locallearn.errors import ConfigError
+from locallearn.errors import ConfigError, UsageError
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,11 @@ kill -9, --budget) and call it again: it goes on. Several calls at once share th
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     options = parse(ReproduceOptions, arguments, "reproduce", USAGE)
+    if not options.tables:
+        raise UsageError(
+            "reproduce: TABLE is missing; for example: locallearn reproduce table-3.4 --list; "
+            "all names: locallearn reproduce --help"
+        )
     with working("importing torch and matplotlib", options.json):
         from locallearn.thesis.reproduce import reproduce
 

@@ -16,6 +16,7 @@ CALLS = [
     "train resnet33-dgl",
     "train gn-dgl --help",
     "reproduce --help",
+    "reproduce",
     "train gn-dgl --train.epoch 3",
     "train gn-dgl --model resnet33",
     "train gn-dgl --method gndgl",

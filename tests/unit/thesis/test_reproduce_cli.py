@@ -163,7 +163,7 @@ def test_a_failing_cell_is_one_line_and_exit_code_1(tmp_path, monkeypatch, capsy
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "TABLE is missing; expected one or more of table-3.1, "),
+        ([], "TABLE is missing; for example: locallearn reproduce table-3.4 --list"),
         (["table-9"], "TABLE: 'table-9' is not known; expected a cell or one of table-3.1, "),
         (["digits", "--protocol", "fast"], "--protocol: 'fast' is not known; expected one of paper, quick"),
         (["digits", "--seeds", "0"], "--seeds: 0 is not valid; expected a whole number of at least 1"),

@@ -39,7 +39,8 @@ def check_formats(formats: Sequence[str]) -> None:
             raise UsageError(f"--formats: {name!r} is not valid; expected some of {', '.join(FORMATS)}")
     if "onnx" in formats and importlib.util.find_spec("onnxscript") is None:
         raise UsageError(
-            "--formats: onnx needs the packages onnx and onnxscript; install locallearn[onnx], or leave it out: --formats safetensors torch-export"
+            "--formats: onnx needs the packages onnx and onnxscript; install locallearn[onnx], or leave it out: "
+            "--formats safetensors torch-export"
         )
 
 

@@ -7,11 +7,10 @@ from typing import Any
 
 from locallearn.config import RunConfig
 from locallearn.errors import printable
+from locallearn.training.observer import Observer, Quiet
 
-
-def watched() -> bool:
-    """Whether somebody sees standard error while the program runs: on a terminal, or in a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+_MOST = 8
+"""Nodes whose losses one line shows; of more it shows the first and the last."""
 
 
 class Lines:
@@ -24,7 +23,7 @@ class Lines:
         """What is trained."""
         self._epochs = epochs
         start = f", from step {step}" if step else ""
-        self._say(f"{config.model} in {config.depth} stages, {epochs} epochs{start}")
+        self._say(f"{config.model}, K = {config.depth}, {epochs} epochs{start}")
 
     def on_step(self, step: int) -> None:
         """Nothing."""
@@ -32,13 +31,15 @@ class Lines:
     def on_event(self, event: dict[str, Any]) -> None:
         """A line after an epoch, and one after its evaluation."""
         if event["event"] == "train":
-            losses = " ".join(f"{node['loss']:.3f}" for node in event["nodes"])
+            losses = [f"{node['loss']:.3f}" for node in event["nodes"]]
+            shown = " ".join(losses if len(losses) <= _MOST else [losses[0], "...", losses[-1]])
             speed = f"{event['images_per_second']:,.0f} examples/s"
-            self._say(f"epoch {event['epoch']}/{self._epochs}: training loss of each stage {losses}, {speed}")
+            self._say(f"epoch {event['epoch']}/{self._epochs}: training loss of every node {shown}, {speed}")
         elif event["event"] == "evaluate":
-            last = event["nodes"][-1]
+            last = (event.get("nodes") or [{}])[-1]
             scores = [f"{name} {last[name]:.4g}" for name in ("loss", "accuracy") if last.get(name) is not None]
-            self._say(f"epoch {event['epoch']}/{self._epochs}: validation of the last stage {', '.join(scores)}")
+            if scores:
+                self._say(f"epoch {event['epoch']}/{self._epochs}: evaluation of the last node {', '.join(scores)}")
 
     def on_warning(self, message: str) -> None:
         """A warning."""
@@ -46,3 +47,8 @@ class Lines:
 
     def _say(self, text: str) -> None:
         print(printable(f"locallearn: {text}"), file=sys.stderr, flush=True)
+
+
+def lines_if_watched() -> Observer:
+    """Lines where somebody sees standard error while the program runs: on a terminal, or in a notebook."""
+    return Lines() if sys.stderr.isatty() or "ipykernel" in sys.modules else Quiet()

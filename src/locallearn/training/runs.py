@@ -29,6 +29,7 @@ from locallearn.training.asynchronous import AsynchronousTraining
 from locallearn.training.configured import Training
 from locallearn.training.events import DamagedRecordError
 from locallearn.training.initial import trained_weights
+from locallearn.training.lines import lines_if_watched
 from locallearn.training.loggers import Loggers
 from locallearn.training.observer import Observer, Quiet
 from locallearn.training.record import RunFolder
@@ -47,7 +48,7 @@ def train(
     Args:
         config: the configuration.
         run: the run's folder; it must not hold anything yet.
-        observer: is told how it goes.
+        observer: is told how it goes; by default standard error has a line an epoch, on a terminal or in a notebook.
         overwrite: replace the run in that folder, once it is sure that the new one can start.
 
     Returns:
@@ -130,7 +131,7 @@ def resume(
     summary = None if changed else _summary(folder, before, observer)
     if summary is not None:
         told = f"{folder.path} has already finished, so nothing is trained; --epochs N (epochs in Python) trains on"
-        (observer or Quiet()).on_warning(told)
+        (observer or lines_if_watched()).on_warning(told)
         sweep(folder.path)  # a kill right after the summary was written leaves its temporary folder
         return summary
     with _world(config) as world:
@@ -158,7 +159,7 @@ def _summary(folder: RunFolder, config: RunConfig, observer: Observer | None) ->
     try:
         summary = folder.summary()
     except DamagedRecordError as error:
-        (observer or Quiet()).on_warning(f"{error}; it is written anew")
+        (observer or lines_if_watched()).on_warning(f"{error}; it is written anew")
         return None
     if summary is None or summary.get("digest") in (None, digest(config)):
         return summary
@@ -213,7 +214,9 @@ def _loggers(folder: RunFolder, config: RunConfig, observer: Observer | None, wo
 
 
 def _observer(observer: Observer | None, world: Alone | ProcessWorld) -> Observer:
-    return observer if observer is not None and world.leader else Quiet()
+    if not world.leader:
+        return Quiet()
+    return observer or lines_if_watched()
 
 
 def build(

@@ -36,7 +36,7 @@ from locallearn.nn.features import prediction
 from locallearn.runtime.world import Alone, ProcessWorld, process_world
 from locallearn.training.checkpoint import load_network
 from locallearn.training.evaluate import Evaluation, evaluate
-from locallearn.training.lines import Lines, watched
+from locallearn.training.lines import lines_if_watched
 from locallearn.training.loaders import LoaderSource, read_network
 from locallearn.training.loggers import Loggers
 from locallearn.training.loop import Loop
@@ -158,7 +158,7 @@ class Trainer:
         self.schedule, self.schedule_unit = schedule, schedule_unit
         self.accumulate, self.average = accumulate, average
         self.folder = None if run is None else RunFolder(Path(run))
-        self.observer = observer or (Lines() if watched() else Quiet())
+        self.observer = observer or lines_if_watched()
         parameter = next(network.parameters())
         self.device = torch.device(device) if device is not None else parameter.device
         self.devices, self._home = devices, self.device

@@ -284,6 +284,8 @@ class SplitNetwork(LocalNetwork):
             ConfigError: a loss or a layer looks at the batch as a whole in a way of its own.
             UsageError: the batch has fewer examples.
         """
+        if all(stage.replicas == replicas for stage in self.model_stages):
+            return
         assert isinstance(batch, CalledBatch)
         parts = split_rows(batch.examples, replicas)
         check_rows(batch.examples, parts)
@@ -293,12 +295,18 @@ class SplitNetwork(LocalNetwork):
 
     def release(self, held: Sequence[int]) -> None:
         """Let go of the weights of the stages that are not ``held`` (counted from 0): they become one NaN each."""
-        own = {name for k in held for name in self.pieces[k].parameters}
-        for k, piece in enumerate(self.pieces):
-            for name in piece.parameters if k not in held else ():
-                parameter = self.model.get_parameter(name)
-                if name not in own:
-                    parameter.data = torch.full((), torch.nan, dtype=parameter.dtype).expand(parameter.shape)
+        own = {id(p) for k in held for p in self.model_stages[k].own_parameters().values()}
+        for stage in self.model_stages:
+            for parameter in stage.own_parameters().values():
+                if id(parameter) not in own:
+                    empty = torch.full((), torch.nan, dtype=parameter.dtype, device=parameter.device)
+                    parameter.data = empty.expand(parameter.shape)
+
+    def take_back(self) -> None:
+        """Give memory to the weights that ``release`` has let go of; their values are still to come."""
+        for parameter in self.parameters():
+            if parameter.numel() > 1 and not any(parameter.stride()):
+                parameter.data = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
 
     def merge(self) -> nn.Module:
         """A copy of the trained model: the user's own class, names and shapes, without heads.

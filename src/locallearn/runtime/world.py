@@ -157,8 +157,15 @@ class ProcessWorld:
                 self._exchange(rank, 0, to_bytes(own))
         return join(parts) if self.leader else {}
 
+    def moved(self, tensors: Mapping[str, Tensor], source: int, target: int) -> dict[str, Tensor]:
+        """Send tensors from one process to another; called by both, and by no other. Returns them on the CPU."""
+        if self.rank == source:
+            self._exchange(source, target, to_bytes({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
+            return {}
+        return from_bytes(self._exchange(source, target))
+
     def _exchange(self, source: int, target: int, data: bytes = b"") -> bytes:
-        """Move bytes between the leader and another; returns them at both ends."""
+        """Move bytes between two processes; returns them at both ends."""
         size = torch.tensor([len(data)])
         self._move(size, source, target)
         if self.rank == source:

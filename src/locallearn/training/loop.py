@@ -62,7 +62,7 @@ class Loop:
         self.precision = train.precision
         self.device = self.world.device if isinstance(self.world, ProcessWorld) else torch.device(train.device)
         self.nodes = Nodes(config, work.network, work.image, self.world, work.optimizer, work.accumulate)
-        self.network = work.network if self.world.leader else self.nodes.network
+        self.network = self.nodes.spread or (work.network if self.world.leader else self.nodes.network)
         self.runtime: Runtime = self.nodes.runtime
         self.schedules: dict[int, Any] = {}
         for i, step in self.nodes.steps.items():
@@ -156,7 +156,7 @@ class Loop:
             raise CheckpointError(
                 f"checkpoint {path} was trained with another scorer than objective.modification names"
             )
-        if self.world.leader:
+        if self.world.leader and self.nodes.spread is None:
             checkpoints.load_network(self.network, found.tensors, path)
         self.scorer.load(found.tensors)
         self.nodes.load(found.tensors)
@@ -216,7 +216,7 @@ class Loop:
         processes = self._processes(*before)
         if not self.world.leader:
             return {}
-        summary = summarise(self.config, self.work.source, self.network, self.progress, self.step)
+        summary = summarise(self.config, self.work.source, self.work.network, self.progress, self.step)
         summary |= {"processes": processes} if processes else {}
         if self.folder is not None:
             earlier = self.folder.history().told()
@@ -400,12 +400,18 @@ class Loop:
 
     def _evaluate(self, epoch: int) -> bool:
         """Evaluate, and tell whether the last layer was never better on what chooses the best checkpoint."""
-        if isinstance(self.world, ProcessWorld):
+        if self.nodes.spread is not None:
+            if not self.nodes.spread.evaluates:
+                return False
+            self.nodes.spread.refresh()
+        elif isinstance(self.world, ProcessWorld):
             weights = self.world.whole(self.nodes.weights())
             if not self.world.leader:
                 return False
             checkpoints.load_network(self.network, weights, Path("of all processes"))
         found = self.evaluation()
+        if not self.world.leader:
+            return False
         accuracy: dict[str, Any] = {**found.accuracies, "protocol": found.protocol}
         choosing = found
         if self.work.validate is not None:

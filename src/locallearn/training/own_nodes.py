@@ -24,6 +24,7 @@ from locallearn.plan.mesh import Placement, place_nodes
 from locallearn.runtime.cuda_graphs import CudaGraphsRuntime
 from locallearn.runtime.distributed import DistributedRuntime
 from locallearn.runtime.inline import InlineRuntime, Runtime
+from locallearn.runtime.spread import SpreadNetwork
 from locallearn.runtime.threads import ThreadsRuntime
 from locallearn.runtime.width_peers import ProcessPeers
 from locallearn.runtime.world import Alone, ProcessWorld
@@ -47,6 +48,7 @@ class Nodes:
         network: the modules of this process, with the groups that it has of them.
         steps: their local steps, by the module's place in the whole network, counted from 0.
         runtime: trains them.
+        spread: evaluates a user's model with the other processes, where it is spread over them.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Nodes:
         self._accumulate = accumulate
         self._groups = [module.groups for module in network]
         self.network = network
+        self.spread: SpreadNetwork | None = None
         self._followed: Followed | None = None
         self.runtime: Runtime
         if isinstance(world, Alone):
@@ -111,10 +114,10 @@ class Nodes:
         placement = place_nodes(world.mesh, [1] * len(pieces), [float(piece.macs) for piece in pieces], False)
         held = placement.modules(world.rank)
         read = {(k, owner): pairs for k, stage in enumerate(network) for owner, pairs in stage.reads.items()}
-        if not world.leader:  # which evaluates the whole network
-            network.release(held)
+        network.release(held)
         own = {i: network.model_stages[i] for i in held}
         self.network = LocalNetwork(list(own.values()))
+        self.spread = SpreadNetwork(own, network.nodes, world, placement, read)
         self.steps = {i: self._step(stage, self._peers(world, i, stage)) for i, stage in own.items()}
         names, counts = [stage.name for stage in network], [1 + len(piece.crossing) for piece in pieces]
         self.runtime = DistributedRuntime(

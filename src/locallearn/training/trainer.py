@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +15,10 @@ from locallearn.arguments import checked_on_failure
 from locallearn.config import (
     CheckpointConfig,
     DataConfig,
-    MeshConfig,
     OptimizerConfig,
     RunConfig,
     ThreadsConfig,
     TrainConfig,
-    digest,
     to_dict,
     to_toml,
 )
@@ -35,6 +32,7 @@ from locallearn.files import short_temporary_folder, write_atomically
 from locallearn.nn.features import prediction
 from locallearn.runtime.world import Alone, ProcessWorld, process_world
 from locallearn.training.checkpoint import load_network
+from locallearn.training.described import described, identity_of, mesh_of
 from locallearn.training.evaluate import Evaluation, evaluate
 from locallearn.training.lines import lines_if_watched
 from locallearn.training.loaders import LoaderSource, read_network
@@ -80,7 +78,8 @@ class Trainer:
         runtime: ``"inline"`` (stages one after the other) or ``"threads"`` (several at once on the threads of a CPU,
             with the same weights bit for bit), or ``"distributed"`` in a script that torchrun starts: the stages are
             spread over its processes, with the same weights bit for bit in fp32 on CPUs. Every process needs the same
-            script and loader; the first one evaluates, writes the run and has the whole trained network at the end.
+            script and loaders; no process holds other stages' weights while it trains. The first one writes the run,
+            and has the whole trained network when ``fit`` has returned.
         run: folder of the run; None keeps nothing.
         precision: ``"fp32"``, or autocast to ``"bf16"`` or ``"fp16"``, the latter with a loss scaler a stage.
         clip_norm: largest gradient norm of a node; 0 means no clipping.
@@ -139,7 +138,7 @@ class Trainer:
         choice("precision", precision, *PRECISIONS)
         positive_int("accumulate", accumulate)
         positive_int("threads", threads)
-        mesh = _mesh(network, runtime, replicas)
+        mesh = mesh_of(network, runtime, replicas)
         non_negative("clip_norm", clip_norm)
         check("average", average, lambda v: is_real(v) and 0 <= v < 1, "a number in [0, 1)")
         check("device", device, _is_device, "cpu, cuda[:N] or another device of torch's")
@@ -169,7 +168,7 @@ class Trainer:
         clip = network.clip_norm if clip_norm is None else clip_norm
         self.config = RunConfig(
             method=SPLIT,
-            **_described(network),
+            **described(network),
             seed=seed,
             runtime=runtime,  # type: ignore[arg-type]
             data=DataConfig(name="loader"),
@@ -186,6 +185,8 @@ class Trainer:
         )
         self.precision = precision
         self._loop: Loop | None = None
+        self._averages: dict[str, Tensor] = {}
+        """Of all stages, where others train some of them."""
 
     @checked_on_failure
     def fit(
@@ -227,7 +228,7 @@ class Trainer:
             every_epoch=self.schedule_unit == "epoch",
             accumulate=self.accumulate,
             average=self.average,
-            identity=_identity(config),
+            identity=identity_of(config),
             resume=f"continue with fit of {where}",
         )
         before = torch.get_num_threads()
@@ -267,7 +268,11 @@ class Trainer:
             summary = self._fit_in(world, config, work)
             if isinstance(world, ProcessWorld) and self._loop is not None:
                 weights = world.whole(self._loop.nodes.weights())
-                if world.leader:
+                if self.average:
+                    with self._loop.averaged():
+                        self._averages = world.whole(self._loop.nodes.weights())
+                if world.leader and isinstance(self.network, SplitNetwork):
+                    self.network.take_back()
                     load_network(self.network, weights, Path("of all processes"))
             return summary
 
@@ -316,7 +321,7 @@ class Trainer:
     def _check_same(self, before: RunConfig, now: RunConfig) -> None:
         """Refuse to continue another training: all but the number of epochs must be as it was."""
         assert self.folder is not None
-        if (_identity(before), before.seed) != (_identity(now), now.seed):
+        if (identity_of(before), before.seed) != (identity_of(now), now.seed):
             raise UsageError(
                 f"run: {self.folder.path} holds another training ({before.model}, K = {before.depth}, seed "
                 f"{before.seed}); use another folder, or the same network and settings"
@@ -392,45 +397,21 @@ class Trainer:
         """Compute with averaged weights, where these are kept."""
         if self._loop is None:
             return compute()
-        with self._loop.averaged():
+        if not self._averages:
+            with self._loop.averaged():
+                return compute()
+        present = {f"network/{name}": value.clone() for name, value in self.network.weights().items()}
+        load_network(self.network, self._averages, Path("of all processes"))
+        try:
             return compute()
+        finally:
+            load_network(self.network, present, Path("of all processes"))
 
     def _source(self, loader: Iterable[Any]) -> LoaderSource:
         return LoaderSource(loader, self.network.given_batch, self.device, self.config.seed)
 
     def _evaluate(self, network: LocalNetwork, source: LoaderSource) -> Evaluation:
         return evaluate(network, source.epoch(0, 0), self.precision)
-
-
-def _mesh(network: LocalNetwork, runtime: str, replicas: int) -> MeshConfig:
-    """How the processes that there are have stages and replicas."""
-    positive_int("replicas", replicas)
-    if runtime != "distributed":
-        check("replicas", replicas, lambda v: v == 1, f"1 with runtime {runtime}, which has one process")
-        return MeshConfig()
-    if not isinstance(network, SplitNetwork):
-        expected = "inline or threads for a network of the package's own, which ll.train spreads over processes"
-        raise ConfigError("runtime", runtime, expected)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    check("replicas", replicas, lambda v: processes % v == 0, f"a divisor of the number of processes, {processes}")
-    return MeshConfig(depth=processes // replicas, data=replicas)
-
-
-def _described(network: LocalNetwork) -> dict[str, Any]:
-    """The network as a configuration names it."""
-    stages = [stage for stage in network if stage.name.isdigit()]
-    found: dict[str, Any] = {"depth": len(stages), "width": tuple(stage.groups for stage in stages)}
-    found |= {"overlap": network.overlap}
-    if isinstance(network, SplitNetwork):
-        cuts = tuple(piece.path for piece in network.pieces[:-1])
-        return {**found, "model": type(network.model).__name__, "cuts": cuts or ("auto",)}
-    return {**found, "model": type(network).__name__}
-
-
-def _identity(config: RunConfig) -> str:
-    """Names what is trained, whatever the number of epochs."""
-    train = dataclasses.replace(config.train, epochs=1, evaluate_every=1)
-    return digest(dataclasses.replace(config, train=train))
 
 
 def _adamw(parameters: Any) -> torch.optim.Optimizer:

@@ -101,8 +101,9 @@ def own_jobs(plan: CrewPlan, own: OwnModel) -> dict[str, TimedJob]:
         add("e2e, threads", "backprop", many)
     if "compiled" in plan.peers:
         add("compiled", "compiled")
-    add(f"{cell} inline", "inline")
-    add(f"{cell} inline, threads", "inline", many)
+    if "e2e" in plan.peers:  # all crews are there at the same time, and a model may be large
+        add(f"{cell} inline", "inline")
+        add(f"{cell} inline, threads", "inline", many)
     add(cell, "distributed", depth=n)
     if "1f1b" in plan.peers:
         add("1f1b", "1f1b", depth=n)

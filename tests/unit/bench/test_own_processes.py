@@ -118,6 +118,11 @@ def test_pipelines_and_replicas_train_as_backpropagation_does(names, trained):
     assert abs(local[3][1] - whole[3]) > 1e-4  # which no gradient from stage 2 to stage 1 makes another
 
 
+def test_who_is_measured_beside_the_processes(names):
+    assert set(jobs_of(plan(names["plain"], peers=("1f1b",)))) == {"dgl K=2 G=1", "1f1b"}
+    assert "dgl K=2 G=1 inline" in jobs_of(plan(names["plain"], peers=("e2e",)))
+
+
 def test_predictions_know_what_stages_read(names):
     """Stage 2 reads the embedding, which stage 1 trains: 12 x 8 numbers of 4 bytes after every step."""
     jobs = jobs_of(plan(names["plain"]))

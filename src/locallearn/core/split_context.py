@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from locallearn.config.checks import choice
 from locallearn.config.run import ContextName
+from locallearn.core.stage_pass import Receives
 from locallearn.errors import ConfigError
 from locallearn.nn.context import build_fusion
 from locallearn.nn.copies import copied
@@ -27,10 +28,10 @@ class Seen:
     def note_image(self, _model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """A hook before the model's forward pass."""
         image = next(x for x in tensors_of([*args, *kwargs.values()]) if x.is_floating_point())
-        self.given = {0: image.detach()}
+        self.given[0] = image.detach()
 
 
-class AfterCut(nn.Module):
+class AfterCut(Receives):
     """A submodule at whose end a stage ends, and the adapter of context that the next stage begins with.
 
     The cut is between both, so that the adapter is the next stage's. Attributes are the submodule's.
@@ -47,7 +48,7 @@ class AfterCut(nn.Module):
         super().__init__()
         self.block, self.adapter = block, adapter
         self.seen, self.context, self.number = seen, context, number
-        self.register_forward_hook(_note)  # which runs where a stage that computes alone is answered, too
+        self.register_forward_hook(_note)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the submodule gives, with what the adapter makes of the context added to its features."""
@@ -55,6 +56,10 @@ class AfterCut(nn.Module):
         features = features_of(output)
         assert features is not None
         return with_features(output, features + self.adapter(self.seen.given[self.context]))
+
+    def receive(self, features: Tensor) -> None:
+        """Keep the features for the adapters of later stages."""
+        self.seen.given[self.number] = features
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -67,7 +72,7 @@ def _note(module: nn.Module, _args: Any, output: Any) -> None:
     assert isinstance(module, AfterCut)
     features = features_of(output)
     assert features is not None
-    module.seen.given[module.number] = features
+    module.receive(features)
 
 
 def with_context(

@@ -45,6 +45,8 @@ class Ran:
         ended: how many calls had ended before it.
         output: what it gave, with placeholders for tensors; None where no gradient reaches it.
         changed: whether what it gave is changed in place later in the pass.
+        tensors: what names the tensors that it gave, as far as gradients reach it; a submodule that hands on what it
+            was given has the same names.
     """
 
     path: str
@@ -52,6 +54,15 @@ class Ran:
     ended: int = -1
     output: Any = None
     changed: bool = False
+    tensors: tuple[int, ...] = ()
+
+
+class Receives(nn.Module):
+    """A submodule whose features are kept for later: a stage that computes alone hands it those that it received."""
+
+    def receive(self, features: Tensor) -> None:
+        """Keep what the submodule gave in another stage, instead of computing it."""
+        raise NotImplementedError
 
 
 class _EndOfStageError(BaseException):
@@ -131,6 +142,7 @@ def _recorded(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> 
         if features is not None and features.requires_grad:
             ran.output = map_tensors(output, _spec)
             made = tensors_of(output)
+            ran.tensors = tuple(map(id, made))  # which are all alive until the pass ends
             versions.append((ran, made, [x._version for x in made]))
 
     hooks = []
@@ -189,6 +201,8 @@ class StagePass:
         self._starts_in_sum, self._ends_in_sum = before is not None and before.summed, piece.summed
         self._sums = ResidualSums()
         self.crossed: dict[tuple[str, int], Tensor] = {}
+        self._slots: dict[int, int] = {}
+        self._kept: dict[str, int] = {}
         self._plan: dict[str, list[Any]] = {}
         self._seen: Counter[str] = Counter()
         self._begin: Callable[[], None] = lambda: None
@@ -210,6 +224,10 @@ class StagePass:
         self._given = features if isinstance(features, tuple) else (features,)
         self._begin = begin
         self._plan = self._answers(self.recorder(call)) if self.start else {}
+        for path, name in self._kept.items():
+            part = self.model.get_submodule(path)
+            assert isinstance(part, Receives)
+            part.receive(self._given[self._slots[name]])
         for path in self._plan:
             if path not in self._forwards:
                 self._replace(path)
@@ -234,6 +252,13 @@ class StagePass:
         cut = next((each for each in ran if each.path == self.start), None)
         if cut is None:
             raise UsageError(_did_not_run(self.start))
+        places = {each.path: each for each in reversed(ran)}
+        self._slots = {places[path].tensors[number]: slot for slot, (path, number) in enumerate(self.received, 1)}
+        receivers = {path for path, part in self.model.named_modules() if isinstance(part, Receives)}
+        kept = [
+            each for each in ran if each.path in receivers and each.tensors[:1] and each.tensors[0] in self._slots
+        ]
+        self._kept = {each.path: each.tensors[0] for each in kept}
         inside: set[int] = set()
         answers: dict[str, list[Any]] = {}
         for each in ran:
@@ -262,8 +287,9 @@ class StagePass:
     def _answer(self, ran: Ran) -> Any:
         device = self._given[0].device
         answer = map_tensors(ran.output, _placeholder(device, ran.changed))
-        for (path, number), tensor in zip(self.received, self._given[1:], strict=True):
-            if path == ran.path:
+        for number, name in enumerate(ran.tensors):
+            if name in self._slots:
+                tensor = self._given[self._slots[name]]
                 given = tensor.clone() if ran.changed else tensor
                 answer = map_tensors(answer, partial(_instead, given), only=number)
         if ran.path != self.start:

@@ -93,6 +93,17 @@ def test_adapters_are_counted_and_trained_by_the_stage_that_they_begin():
     assert last.block_macs == plain.modules[2].block_macs + 4 * 8 * 64  # at the size of what the second was given
 
 
+def test_context_goes_on_where_a_shortcut_hands_on_the_same_tensor():
+    """A ResNet's empty shortcut gives the tensor that the context is, after the submodule that made it."""
+    weights, batch = {}, user_models.images()
+    for runtime in ("inline", "threads"):
+        torch.manual_seed(0)
+        split = ll.split(user_models.ResNet(), example=batch, depth=3, context="before", optimizer=sgd)
+        ll.Trainer(split, runtime=runtime, threads=1, optimizer=sgd).fit([batch] * 2)
+        weights[runtime] = split.state_dict()
+    assert all(torch.equal(value, weights["threads"][name]) for name, value in weights["inline"].items())
+
+
 def test_a_resnet_of_ones_own_learns_with_context_and_overlap():
     torch.manual_seed(0)
     batch = user_models.images()

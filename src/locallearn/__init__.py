@@ -11,8 +11,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from locallearn.config import ProbeConfig, RunConfig, from_toml, to_toml
+    from locallearn.config import (
+        DataConfig,
+        ObjectiveConfig,
+        OptimizerConfig,
+        ProbeConfig,
+        RunConfig,
+        ScheduleConfig,
+        TrainConfig,
+        from_toml,
+        to_toml,
+    )
     from locallearn.core.methods import Layout, ModuleLayout, methods
+    from locallearn.core.module import LocalStep
     from locallearn.core.network import ImageShape, LocalNetwork, build_network
     from locallearn.core.split import split
     from locallearn.core.split_network import SplitNetwork
@@ -37,6 +48,12 @@ if TYPE_CHECKING:
     from locallearn.training.trainer import Trainer
 
 _PLACES = {
+    "TrainConfig": "locallearn.config.training",
+    "ScheduleConfig": "locallearn.config.training",
+    "OptimizerConfig": "locallearn.config.training",
+    "ObjectiveConfig": "locallearn.config.objective",
+    "LocalStep": "locallearn.core.module",
+    "DataConfig": "locallearn.config.data",
     "BackboneInput": "locallearn.nn.backbones",
     "Batch": "locallearn.data.store",
     "Block": "locallearn.nn.backbones",
@@ -90,6 +107,7 @@ __all__ = [
     "BackboneInput",
     "Batch",
     "Block",
+    "DataConfig",
     "Dataset",
     "HeadInput",
     "ImageSet",
@@ -98,15 +116,20 @@ __all__ = [
     "LocalLearnError",
     "LocalLoss",
     "LocalNetwork",
+    "LocalStep",
     "LoggerInput",
     "ModuleLayout",
     "Objective",
+    "ObjectiveConfig",
     "ObjectiveInput",
+    "OptimizerConfig",
     "OptimizerInput",
     "ProbeConfig",
     "RunConfig",
+    "ScheduleConfig",
     "ScheduleInput",
     "SplitNetwork",
+    "TrainConfig",
     "Trainer",
     "augmentations",
     "backbones",
@@ -140,3 +163,8 @@ def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module 'locallearn' has no attribute {name!r}")
     return getattr(importlib.import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, for who completes ``ll.`` in an editor or a notebook."""
+    return sorted(__all__)

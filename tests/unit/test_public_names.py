@@ -4,6 +4,7 @@ import inspect
 import types
 
 import pytest
+import torch
 
 import locallearn as ll
 import small
@@ -26,3 +27,14 @@ def test_train_and_cost_are_functions_again_and_again(tmp_path):
 def test_unknown_names_are_attribute_errors():
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = ll.trian  # type: ignore[attr-defined]
+
+
+def test_an_editor_can_complete_the_names():
+    assert set(dir(ll)) == set(ll.__all__)
+
+
+def test_a_batch_needs_pixels_only_where_a_loss_does():
+    images, labels = torch.rand(4, 3, 8, 8), torch.arange(4)
+    batch = ll.Batch(images, labels)
+    assert (batch.pixels is images, batch.step) == (True, 0)
+    assert ll.Batch(images, labels, images / 2, 3).pixels is not images

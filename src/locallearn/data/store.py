@@ -33,7 +33,8 @@ class Batch:
         images: float [B, C, H, W], augmented and normalised; in masked training their visible patches alone
             (``locallearn.data.patches.shown``).
         labels: int64 [B].
-        pixels: float [B, C, H, W] in [0, 1], augmented and not normalised (InfoPro reconstructs them).
+        pixels: float [B, C, H, W] in [0, 1], augmented and not normalised (InfoPro reconstructs them); by default the
+            images.
         step: position in the epoch, from 0.
         boxes: int64 [B, 4], the part of its image that each of two views shows: top, left, height, width [pixels].
         scores: float [B, B], how similar a scorer finds each pair of views (``locallearn.training.scorers``).
@@ -42,12 +43,16 @@ class Batch:
 
     images: Tensor
     labels: Tensor
-    pixels: Tensor
-    step: int
     # factories, for a plain default is an attribute of the class, which a late batch would find in place of its own
+    pixels: Tensor = field(default_factory=lambda: None)  # type: ignore[assignment]
+    step: int = field(default_factory=int)
     boxes: Tensor | None = field(default_factory=lambda: None)
     scores: Tensor | None = field(default_factory=lambda: None)
     visible: Tensor | None = field(default_factory=lambda: None)
+
+    def __post_init__(self) -> None:
+        if self.pixels is None:
+            object.__setattr__(self, "pixels", self.images)
 
     @property
     def examples(self) -> int:

@@ -1,9 +1,7 @@
 """A run folder that the processes of a mesh do not share is refused before anything is trained."""
 
-import subprocess
-import sys
-
-from distributed.processes import environment, finish, free_port
+from distributed.processes import finish, free_port, of_rank
+from programs import Program
 
 TRAIN = ["train", "dgl", "--model", "tiny-resnet", "--depth", "2", "--epochs", "1", "--data.train-limit", "64"]
 TRAIN += ["--runtime", "distributed", "--mesh.depth", "2", "--device", "cpu", "--run", "runs/two"]
@@ -14,9 +12,7 @@ def test_every_process_must_see_the_run_folder(tmp_path):
     for rank in range(2):
         place = tmp_path / f"host{rank}"
         place.mkdir()
-        command = [sys.executable, "-m", "locallearn", *TRAIN]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, env=environment(rank, 2, port), cwd=place, **pipes))
+        started.append(Program(["-m", "locallearn", *TRAIN], of_rank(rank, 2, port), place))
     found = finish(started)
     assert [code for code, _, _ in found] == [2, 2]
     said = {line for _, _, errors in found for line in errors.splitlines() if line.startswith("locallearn:")}

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from locallearn.bench.command import WHAT
 from locallearn.cli.main import main
+from starting import outcomes
 
 CALLS = [
     "--help",
@@ -15,8 +15,6 @@ CALLS = [
     "train misspelt",
     "train resnet33-dgl",
     "train gn-dgl --help",
-    "reproduce --help",
-    "reproduce",
     "train gn-dgl --train.epoch 3",
     "train gn-dgl --model resnet33",
     "train gn-dgl --method gndgl",
@@ -36,32 +34,7 @@ CALLS = [
     "cost --model misspelt",
     "plan --memory much",
     "plan --memory 2GiB --model misspelt",
-    *(f"bench {what} --help" for what in WHAT),
-    "bench step --batch-size 1",
-    "bench many --devices 0",
-    "bench model timm:x --tokens 1",
 ]
-
-CODE = """
-import contextlib, io, json, sys
-import locallearn
-from locallearn.cli.main import main
-codes = {}
-for call in json.loads(sys.argv[1]):
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        code = main(call.split())
-    codes[call] = [code, "torch" in sys.modules]
-print(json.dumps(codes))
-"""
-
-
-def outcomes(calls, tmp_path):
-    import json
-
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, json.dumps(calls)], capture_output=True, text=True, check=True, cwd=tmp_path
-    )
-    return json.loads(done.stdout)
 
 
 def test_help_and_wrong_calls_do_not_import_torch(tmp_path):
@@ -91,7 +64,6 @@ def test_modules_that_wrong_calls_need_do_not_import_torch(name):
 SLOW = [
     ("cost --model tiny-resnet", "importing torch and counting"),
     ("plan --memory 2GiB --model tiny-resnet --depths 1 --widths 1", "counting the usual ways"),
-    ("bench memory --models resnet8 --depth 2 --image-size 8 --batch-size 16 --bytes-only", "resnet8"),
 ]
 
 

@@ -17,8 +17,8 @@ import torch
 
 from locallearn.bench.timing import interleaved
 from locallearn.config import ModificationConfig
-from locallearn.core.module import LocalStep
-from locallearn.core.network import build_network
+from locallearn.core.assembly import build_network
+from locallearn.core.local_step import LocalStep
 from locallearn.costs.nodes import CIFAR10, cost
 from locallearn.data.datasets import Dataset, ImageSet
 from locallearn.data.store import ImageStore

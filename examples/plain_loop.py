@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
 import locallearn as ll
-from locallearn.core.module import LocalStep
+from locallearn.core.local_step import LocalStep
 from locallearn.data.store import Batch
 
 torch.manual_seed(0)

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
         from_toml,
         to_toml,
     )
+    from locallearn.core.assembly import build_network
+    from locallearn.core.local_step import LocalStep
     from locallearn.core.methods import Layout, ModuleLayout, methods
-    from locallearn.core.module import LocalStep
-    from locallearn.core.network import ImageShape, LocalNetwork, build_network
+    from locallearn.core.network import ImageShape, LocalNetwork
     from locallearn.core.split import split
     from locallearn.core.split_network import SplitNetwork
     from locallearn.costs.nodes import cost
@@ -52,7 +53,7 @@ _PLACES = {
     "ScheduleConfig": "locallearn.config.training",
     "OptimizerConfig": "locallearn.config.training",
     "ObjectiveConfig": "locallearn.config.objective",
-    "LocalStep": "locallearn.core.module",
+    "LocalStep": "locallearn.core.local_step",
     "DataConfig": "locallearn.config.data",
     "BackboneInput": "locallearn.nn.backbones",
     "Batch": "locallearn.data.store",
@@ -77,7 +78,7 @@ _PLACES = {
     "SplitNetwork": "locallearn.core.split_network",
     "Trainer": "locallearn.training.trainer",
     "backbones": "locallearn.nn.backbones",
-    "build_network": "locallearn.core.network",
+    "build_network": "locallearn.core.assembly",
     "cost": "locallearn.costs.nodes",
     "augmentations": "locallearn.data.own",
     "datasets": "locallearn.data.datasets",

@@ -9,7 +9,7 @@ import small
 from distributed.compare import inline, last_checkpoint, on
 from distributed.processes import finish, start, train_all
 from locallearn.config import digest
-from locallearn.core.module import LocalStep
+from locallearn.core.local_step import LocalStep
 
 SLOW_RECEIVER = """
 import sys, threading, time, torch, torch.distributed as dist

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from locallearn.config import from_toml
-from locallearn.core import module as core
+from locallearn.core import local_step as core
 from locallearn.data.store import Batch, ImageStore
 from locallearn.losses import two_views
 from locallearn.nn import groups

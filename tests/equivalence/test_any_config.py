@@ -17,9 +17,9 @@ from locallearn.config import (
     ScheduleConfig,
     TrainConfig,
 )
+from locallearn.core.assembly import build_network
+from locallearn.core.local_step import LocalStep
 from locallearn.core.methods import methods
-from locallearn.core.module import LocalStep
-from locallearn.core.network import build_network
 from locallearn.data.datasets import load
 from locallearn.data.store import ImageStore
 from locallearn.errors import ConfigError

@@ -8,7 +8,8 @@ import torch
 import reference
 import small
 from locallearn.config import ObjectiveConfig, RunConfig
-from locallearn.core.network import ImageShape, build_network
+from locallearn.core.assembly import build_network
+from locallearn.core.network import ImageShape
 from locallearn.nn import groups as grouped_layers
 from locallearn.nn.native import conv as native
 

@@ -14,7 +14,8 @@ from locallearn.config import (
     OptimizerConfig,
     ProbeConfig,
 )
-from locallearn.core.network import ImageShape, build_network
+from locallearn.core.assembly import build_network
+from locallearn.core.network import ImageShape
 from locallearn.costs.memory import ActivationMeter
 from locallearn.costs.nodes import cost
 from locallearn.data.datasets import load

@@ -41,7 +41,7 @@ def test_no_step_waits(method, depth, width, tmp_path):
 
 
 def test_a_loss_that_is_printed_is_caught(tmp_path, monkeypatch):
-    from locallearn.core.module import LocalStep
+    from locallearn.core.local_step import LocalStep
 
     own = LocalStep.__call__
 

@@ -8,8 +8,8 @@ import torch
 
 import small
 from locallearn.config import CheckpointConfig, ScheduleConfig, SequentialConfig, digest
-from locallearn.core.module import LocalStep, autocast
-from locallearn.core.network import build_network
+from locallearn.core.assembly import build_network
+from locallearn.core.local_step import LocalStep, autocast
 from locallearn.data.datasets import load
 from locallearn.data.store import ImageStore
 from locallearn.report.compare import comparison_rows

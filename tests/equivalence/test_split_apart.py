@@ -9,7 +9,7 @@ import transformers as tf
 
 import locallearn as ll
 from locallearn.config import ObjectiveConfig
-from locallearn.core.module import walk
+from locallearn.core.local_step import walk
 from locallearn.runtime.threads import ThreadsRuntime
 from user_models import ResNet, Transformer, images, sequences
 

@@ -5,7 +5,7 @@ import torch
 from test_split_apart import CASES, sgd
 
 import locallearn as ll
-from locallearn.core.module import walk
+from locallearn.core.local_step import walk
 from locallearn.errors import ConfigError
 from user_models import ResNet, images
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import locallearn as ll
-from locallearn.core.module import LocalStep
+from locallearn.core.local_step import LocalStep
 from user_models import ResNet, Transformer, UNet, images, sequences
 
 

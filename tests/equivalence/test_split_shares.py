@@ -10,7 +10,7 @@ import transformers as tf
 from torch import nn
 
 import locallearn as ll
-from locallearn.core.module import walk
+from locallearn.core.local_step import walk
 from locallearn.core.rehearsal import SplitWarning
 from locallearn.nn.pieces import Share
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import locallearn as ll
-from locallearn.core.module import walk
+from locallearn.core.local_step import walk
 from locallearn.runtime.threads import ThreadsRuntime
 
 

@@ -11,7 +11,7 @@ import transformers as tf
 import locallearn as ll
 from locallearn.config import ObjectiveConfig
 from locallearn.core.last_layer import LastLayerLoss
-from locallearn.core.module import DRAWING
+from locallearn.core.local_step import DRAWING
 from locallearn.core.rehearsal import SplitWarning
 from locallearn.runtime.threads import ThreadsRuntime
 

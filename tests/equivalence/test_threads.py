@@ -18,7 +18,8 @@ from locallearn.config import (
     from_toml,
     to_toml,
 )
-from locallearn.core.module import LocalStep, Stage
+from locallearn.core.local_step import LocalStep
+from locallearn.core.module import Stage
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError, DivergedError
 from locallearn.losses.objectives import LocalLoss, Objective

@@ -11,7 +11,7 @@ from locallearn.bench.cells import HEAD, PARTS
 from locallearn.bench.compiled import Compiled, compiled_backprop
 from locallearn.bench.step import Contender, Setting, local, step_config
 from locallearn.bench.timing import interleaved, ratio
-from locallearn.core.module import autocast
+from locallearn.core.local_step import autocast
 from locallearn.data.store import Batch
 from locallearn.nn.backbones import build_backbone
 from locallearn.training.optim import build_optimizer

@@ -12,8 +12,8 @@ import torch
 
 from locallearn.bench.group_loop import LoopNetwork
 from locallearn.bench.step import Contender, Setting, step_config
+from locallearn.core.assembly import build_network
 from locallearn.core.compiled_blocks import compiled_graphs
-from locallearn.core.network import build_network
 from locallearn.errors import ConfigError, UsageError, one_line
 
 LIMIT = 600.0

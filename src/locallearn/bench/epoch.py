@@ -18,7 +18,8 @@ from locallearn.bench.compiled import Compiled, compiled_backprop
 from locallearn.bench.step import Setting, step_config
 from locallearn.bench.timing import interleaved
 from locallearn.config import AugmentConfig, RunConfig, RuntimeName, TrainConfig, sides
-from locallearn.core.network import ImageShape, build_network
+from locallearn.core.assembly import build_network
+from locallearn.core.network import ImageShape
 from locallearn.costs.traffic import step_traffic
 from locallearn.data.datasets import Dataset, ImageSet
 from locallearn.data.store import Batch

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from locallearn.config import ObjectiveConfig, OptimizerConfig
-from locallearn.core.module import LocalModule, autocast
+from locallearn.core.local_step import autocast
+from locallearn.core.module import LocalModule
 from locallearn.core.network import LocalNetwork
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError

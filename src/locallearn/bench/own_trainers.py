@@ -16,8 +16,9 @@ from locallearn.bench.trainers import TimedJob, TimedTrainer
 from locallearn.bench.user_model import load
 from locallearn.bench.ways import Way, loss_of_output, model_loss
 from locallearn.core.batches import CalledBatch
+from locallearn.core.local_step import autocast
 from locallearn.core.model_stage import ModelStage
-from locallearn.core.module import Features, autocast
+from locallearn.core.module import Features
 from locallearn.core.split import adamw
 from locallearn.core.split_network import SplitNetwork
 from locallearn.runtime.distributed import DistributedRuntime

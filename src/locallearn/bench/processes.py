@@ -24,7 +24,7 @@ from locallearn.bench.step import Setting, step_config
 from locallearn.bench.timing import Timing, ratio
 from locallearn.bench.trainers import Lap, TimedJob, Way
 from locallearn.config import MeshConfig, RunConfig
-from locallearn.core.network import build_network
+from locallearn.core.assembly import build_network
 
 _IDLE_TURNS = 1000
 """How many times longer than an answer may take a process group waits for the next turn."""

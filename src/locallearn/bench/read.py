@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from locallearn.bench.timing import interleaved
 from locallearn.config import AugmentConfig, DataConfig
-from locallearn.core.module import autocast
+from locallearn.core.local_step import autocast
 from locallearn.data.datasets import ImageSet, load
 from locallearn.data.streaming import StreamedStore, default_workers
 from locallearn.errors import ConfigError, UsageError

@@ -19,7 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from locallearn.bench.compiled import compiled_backprop
 from locallearn.bench.step import Setting, local
 from locallearn.config import RunConfig
-from locallearn.core.module import LocalModule, LocalStep, autocast
+from locallearn.core.local_step import LocalStep, autocast
+from locallearn.core.module import LocalModule
 from locallearn.core.network import LocalNetwork
 from locallearn.data.store import Batch
 from locallearn.nn.peers import Peers

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from locallearn.bench.step import Contender, OnThreads
 from locallearn.config import ObjectiveConfig
 from locallearn.core.batches import ModelCall, model_call
-from locallearn.core.module import autocast
+from locallearn.core.local_step import autocast
 from locallearn.core.split import adamw, split
 from locallearn.core.split_network import SplitNetwork
 from locallearn.core.tasks import labels_of

@@ -4,37 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from locallearn.arguments import checked, checked_fields, checked_on_failure
-from locallearn.config import ImageSize, RunConfig, sides, size_of
+from locallearn.config import ImageSize, sides, size_of
 from locallearn.config.checks import positive_int
 from locallearn.config.data import is_size
 from locallearn.core.batches import are_classes, as_batch
-from locallearn.core.context_input import ContextModule
-from locallearn.core.methods import ModuleLayout, check_follows, classifier_layout, methods
-from locallearn.core.module import Features, LocalModule, LocalStep, Stage, walk
+from locallearn.core.local_step import LocalStep, walk
+from locallearn.core.module import Features, Stage
 from locallearn.core.overlap import overlapping_walk
-from locallearn.core.tiling import tile_side, tiled
-from locallearn.core.widths import divisible
 from locallearn.data.patches import Masking
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError, UsageError
 from locallearn.losses.functional import cross_entropy
-from locallearn.losses.objectives import LocalLoss, ObjectiveInput, objectives
-from locallearn.nn.backbones import Backbone, Place, build_backbone
-from locallearn.nn.context import Fusion, build_fusion
-from locallearn.nn.init import initialise
-from locallearn.nn.macs import dry_run
-from locallearn.nn.momentum import MomentumHead
-from locallearn.nn.ssl_head import FeatureNoise
-from locallearn.nn.vit import PatchEmbedding
-from locallearn.plan import cuts
-from locallearn.seeding import seeded
+from locallearn.losses.objectives import LocalLoss
 
 
 @checked_fields
@@ -289,160 +276,3 @@ class LocalNetwork(nn.Module):
 def network_name(i: int, name: str) -> str:
     """The name in a network's ``state_dict`` of what stage i, counted from 0, calls ``name``."""
     return name if name.startswith("model.") else f"stages.{i}.{name}"
-
-
-@checked
-def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:
-    """Build the network that a configuration describes, with initial weights drawn from its seed.
-
-    Args:
-        config: method, model, K, G, cuts, objective and seed are looked at.
-        image: channels and size of the images, and number of classes.
-
-    Returns:
-        The network, in fp32 on torch's default device; ``set_optimizers`` or ``ll.Trainer`` comes next.
-
-    Raises:
-        ConfigError: the method, model, depth, width, cuts or head do not go together.
-    """
-    layout = methods.build(config.method, config)
-    if image.classes < 2 and layout.labelled:
-        expected = f"at least 2 with method {config.method}, which learns to tell them apart"
-        raise ConfigError("classes", image.classes, f"{expected} (of a folder of images: a folder for each)")
-    patch = tile_side(layout.modules[0], image.sizes) if layout.modules[0].tiled else 0
-    backbone = build_backbone(config.model, image.channels, patch or image.size, config.dropout, config.patch_size)
-    spans = _spans(config, backbone, image)
-    groups = [plan.channel_groups for span, plan in zip(spans, layout.modules, strict=True) for _ in span]
-    backbone = divisible(backbone, image.channels, groups)
-    shape: tuple[int, ...] = image.sizes
-    shapes = _shapes(backbone, (image.channels, patch, patch) if patch else shape)
-    modules = []
-    for k, (span, plan) in enumerate(zip(spans, layout.modules, strict=True), start=1):
-        blocks = _blocks(backbone, span, plan, config.seed)
-        blocks = tiled(blocks, patch, image.sizes, k == 1) if patch else blocks
-        if k == 1 and layout.masked and not isinstance(blocks[0], PatchEmbedding):
-            raise ConfigError("model", config.model, f"a vision transformer (vit-tiny) with method {config.method}")
-        shape = dry_run(blocks, shape).shape
-        before = spans[k - 2].start if k > 1 else 0
-        place = Place(backbone.blocks, shapes, span.stop - 1, k, config.depth, span.start, before)
-        module = _module(str(k), blocks, plan, shape, config, backbone, image, place)
-        if module.objective.views != layout.views:
-            expected = f"a loss on {layout.views} view(s) of every image with method {config.method}"
-            raise ConfigError("objective.loss", plan.objective.loss, expected)
-        if (module.objective.masking is not None) != layout.masked:
-            expected = "a loss on whole images, or method mae"
-            raise ConfigError("objective.loss", plan.objective.loss, expected)
-        modules.append(_with_context(module, config, image, place) if config.context != "none" else module)
-    if layout.decoupled_classifier:
-        modules.append(
-            _module("classifier", nn.Sequential(), classifier_layout(config), shape, config, backbone, image)
-        )
-    follow_next(modules, config)
-    return LocalNetwork(modules, config.overlap)
-
-
-def _with_context(module: LocalModule, config: RunConfig, image: ImageShape, place: Place) -> ContextModule:
-    """The same module with an adapter for what it is given beside features."""
-    if module.objective.masking is not None:
-        raise ConfigError("context", config.context, f"none with method {config.method}, which hides patches")
-    fusion = Fusion(config.context)
-    if place.first:
-        context = image.sizes
-        if config.context == "before" and place.before:
-            context = place.shapes[place.before - 1]
-        fusion = build_fusion(config.context, context, place.shapes[place.first - 1])
-    initialise(fusion, 1, config.seed, module.name, "context")
-    last = place.module == place.modules
-    return ContextModule(module.name, module.blocks, module.objective, fusion, last)
-
-
-def follow_next(modules: Iterable[LocalModule], config: RunConfig) -> None:
-    """Let heads that look through the next module's first block follow it, from its present weights on.
-
-    Raises:
-        ConfigError: the runtime has other modules at another step.
-    """
-    for k, (module, following) in enumerate(pairwise(modules)):
-        for head in module.objective.modules():
-            if isinstance(head, MomentumHead):
-                check_follows(config)
-                head.follow(following.blocks[0])
-                module.reads[k + 1] = [(weight, weight) for weight in following.blocks[0].parameters()]
-
-
-def _spans(config: RunConfig, backbone: Backbone, image: ImageShape) -> tuple[range, ...]:
-    names = [block.name for block in backbone.blocks]
-    chosen = cuts.choose(backbone.family, names, block_costs(backbone, image), config.depth, config.cuts)
-    return cuts.modules(chosen, len(names))
-
-
-def block_costs(backbone: Backbone, image: ImageShape) -> list[int]:
-    """Multiply-accumulates of every block of the unsplit backbone, for one image in a forward pass."""
-    costs, shape = [], image.sizes
-    for block in backbone.blocks:
-        with torch.device("meta"):
-            run = dry_run(block.make(groups=1, dense=True), shape)
-        costs.append(run.macs)
-        shape = run.shape
-    return costs
-
-
-def _shapes(backbone: Backbone, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """Features of one image of this shape after every block."""
-    shapes = []
-    for block in backbone.blocks:
-        with torch.device("meta"):
-            shape = dry_run(block.make(groups=1, dense=True), shape).shape
-        shapes.append(shape)
-    return tuple(shapes)
-
-
-def _blocks(backbone: Backbone, span: range, plan: ModuleLayout, seed: int) -> nn.Sequential:
-    """The module's blocks. Its first one is dense: it sees the channels of all groups, or the image."""
-    sequence = nn.Sequential()
-    for i in span:
-        block = backbone.blocks[i]
-        if plan.channel_groups > 1 and not block.splits:
-            expected = f"1 with {backbone.family}, whose attention mixes all channels"
-            raise ConfigError("width", plan.channel_groups, expected)
-        if block.channels % plan.channel_groups:
-            expected = f"a divisor of the {block.channels} channels of block {block.name}"
-            raise ConfigError("width", plan.channel_groups, expected)
-        with seeded(seed, "layers", block.name):  # layers of a user's own that draw their weights themselves
-            made = block.make(groups=plan.channel_groups, dense=i == span.start)
-        sequence.add_module(block.name.replace(".", "_"), made)
-    if plan.noise:
-        sequence.add_module("noise", FeatureNoise(plan.noise, plan.channel_groups))
-    return sequence
-
-
-def _module(
-    name: str,
-    blocks: nn.Sequential,
-    plan: ModuleLayout,
-    shape: tuple[int, ...],
-    config: RunConfig,
-    backbone: Backbone,
-    image: ImageShape,
-    place: Place | None = None,
-) -> LocalModule:
-    given = ObjectiveInput(
-        config=plan.objective,
-        shape=shape,
-        groups=plan.groups,
-        classes=image.classes,
-        image=image.sizes,
-        widen=backbone.widen,
-        family=backbone.family,
-        position=(int(name) if name.isdigit() else config.depth, config.depth),
-        place=place,
-        inputs=() if place is None else place.shapes[place.first - 1] if place.first else image.sizes,
-    )
-    assert plan.objective.loss is not None
-    with seeded(config.seed, "layers", name, "head"):
-        objective = objectives.build(plan.objective.loss, given)
-    all_channels = config.initial_variance == "module"
-    initialise(blocks, plan.channel_groups, config.seed, name, "blocks", all_channels=all_channels)
-    initialise(objective, plan.groups, config.seed, name, "head")
-    objective.start()
-    return LocalModule(name, blocks, objective, plan.groups)

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from locallearn.core.module import LocalModule, LocalStep
+from locallearn.core.local_step import LocalStep
+from locallearn.core.module import LocalModule
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError
 from locallearn.losses.objectives import LocalLoss

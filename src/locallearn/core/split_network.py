@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from locallearn.arguments import checked, checked_on_failure
 from locallearn.core.batches import CalledBatch, model_call
 from locallearn.core.compiled_blocks import CompiledBlocks
+from locallearn.core.local_step import LocalStep, autocast
 from locallearn.core.model_stage import ModelStage
-from locallearn.core.module import Features, LocalStep, autocast
+from locallearn.core.module import Features
 from locallearn.core.network import LocalNetwork, OptimizerFactory, network_name
 from locallearn.core.placed import devices_of
 from locallearn.core.plain import check_plain

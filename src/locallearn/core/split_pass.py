@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from locallearn.core.batches import CalledBatch
+from locallearn.core.local_step import LocalStep
 from locallearn.core.model_stage import ModelStage
-from locallearn.core.module import LocalStep
 from locallearn.core.overlap import Waiting
 from locallearn.errors import UsageError
 from locallearn.losses.objectives import LocalLoss

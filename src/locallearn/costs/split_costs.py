@@ -21,8 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
 from locallearn.core.batches import CalledBatch
+from locallearn.core.local_step import LocalStep
 from locallearn.core.model_stage import ModelStage
-from locallearn.core.module import LocalStep
 from locallearn.core.split_network import SplitNetwork
 from locallearn.costs.forward import CountedStage
 from locallearn.costs.memory import ActivationMeter

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from locallearn.config import TrainConfig
-from locallearn.core.module import LocalStep
+from locallearn.core.local_step import LocalStep
 from locallearn.core.network import ImageShape, LocalNetwork
 from locallearn.costs.steps import without_data
 

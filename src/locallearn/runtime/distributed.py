@@ -12,7 +12,7 @@ from torch import Tensor
 
 from locallearn.config import MeshConfig
 from locallearn.core.batches import CalledBatch
-from locallearn.core.module import LocalStep
+from locallearn.core.local_step import LocalStep
 from locallearn.core.weighing import check_rows
 from locallearn.data.store import Batch, LateBatch
 from locallearn.losses.objectives import LocalLoss

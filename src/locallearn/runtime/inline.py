@@ -8,13 +8,13 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from locallearn.core.module import LocalStep, walk
+from locallearn.core.local_step import LocalStep, walk
 from locallearn.costs.memory import ActivationMeter
 from locallearn.data.store import Batch
 from locallearn.losses.objectives import LocalLoss
 
 Walk = Callable[[Sequence[LocalStep], Batch, int | None, float | None], list[LocalLoss]]
-"""Trains stages one after the other on one batch, as ``locallearn.core.module.walk`` does."""
+"""Trains stages one after the other on one batch, as ``locallearn.core.local_step.walk`` does."""
 
 
 @dataclass(frozen=True)

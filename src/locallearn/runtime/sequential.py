@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from locallearn.config import SequentialConfig
-from locallearn.core.module import LocalModule, LocalStep, autocast
+from locallearn.core.local_step import LocalStep, autocast
+from locallearn.core.module import LocalModule
 from locallearn.data.store import Batch
 from locallearn.runtime.feature_cache import FeatureCache, Kept, pack, unpack
 from locallearn.runtime.inline import Runtime, Trained

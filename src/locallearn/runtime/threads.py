@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from locallearn.core.module import LocalStep
+from locallearn.core.local_step import LocalStep
 from locallearn.costs.memory import ActivationMeter
 from locallearn.data.store import Batch
 from locallearn.losses.objectives import LocalLoss

@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from locallearn.core.module import autocast
+from locallearn.core.local_step import autocast
 from locallearn.data.datasets import ImageSet, load
 from locallearn.training.evaluate import evaluate
 from locallearn.training.finished import OpenedRun

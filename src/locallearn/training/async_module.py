@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from locallearn.config import RunConfig, digest
-from locallearn.core.module import LocalStep, autocast
-from locallearn.core.network import LocalNetwork, build_network
+from locallearn.core.assembly import build_network
+from locallearn.core.local_step import LocalStep, autocast
+from locallearn.core.network import LocalNetwork
 from locallearn.costs.memory import ActivationMeter
 from locallearn.data.datasets import Dataset
 from locallearn.data.store import Batch

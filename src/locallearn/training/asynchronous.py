@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from locallearn.config import RunConfig, digest
-from locallearn.core.network import build_network
+from locallearn.core.assembly import build_network
 from locallearn.data.datasets import Dataset, ImageSet, ImagesOnDisk
 from locallearn.data.store import Store
 from locallearn.data.streaming import open_store

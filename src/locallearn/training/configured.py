@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from locallearn.config import AugmentConfig, RunConfig
-from locallearn.core.network import LocalNetwork, build_network
+from locallearn.core.assembly import build_network
+from locallearn.core.network import LocalNetwork
 from locallearn.data.datasets import Dataset, ImageSet, ImagesOnDisk
 from locallearn.data.store import Store
 from locallearn.data.streaming import open_store

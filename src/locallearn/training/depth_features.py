@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from locallearn.core.module import autocast
+from locallearn.core.local_step import autocast
 from locallearn.core.network import LocalNetwork
 from locallearn.nn.hooks import removed_after
 

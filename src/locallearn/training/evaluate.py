@@ -15,7 +15,7 @@ from torch import Tensor
 
 from locallearn.config import RunConfig
 from locallearn.core.batches import are_classes
-from locallearn.core.module import autocast
+from locallearn.core.local_step import autocast
 from locallearn.core.network import LocalNetwork
 from locallearn.data.store import Batch, Store
 from locallearn.errors import UsageError

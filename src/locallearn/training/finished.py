@@ -10,8 +10,9 @@ from torch import Tensor
 
 from locallearn.arguments import checked
 from locallearn.config import RunConfig
-from locallearn.core.module import autocast
-from locallearn.core.network import LocalNetwork, build_network
+from locallearn.core.assembly import build_network
+from locallearn.core.local_step import autocast
+from locallearn.core.network import LocalNetwork
 from locallearn.data.datasets import Dataset, ImageSet, ImagesOnDisk, load
 from locallearn.data.folder import read_images
 from locallearn.data.store import Store

@@ -10,7 +10,8 @@ from pathlib import Path
 from torch import Tensor
 
 from locallearn.config import RunConfig
-from locallearn.core.network import LocalNetwork, follow_next
+from locallearn.core.assembly import follow_next
+from locallearn.core.network import LocalNetwork
 from locallearn.errors import CheckpointError, UsageError
 from locallearn.training.checkpoint import CheckpointFolder, checksum, read_weights
 

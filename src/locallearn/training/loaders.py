@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from locallearn import seeding
-from locallearn.core.module import DRAWING, autocast
+from locallearn.core.local_step import DRAWING, autocast
 from locallearn.core.network import LocalNetwork
 from locallearn.data.store import Batch
 from locallearn.errors import UsageError

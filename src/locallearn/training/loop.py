@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from locallearn.config import RunConfig, digest
-from locallearn.core.module import LocalStep, WeightAverage
+from locallearn.core.local_step import LocalStep, WeightAverage
 from locallearn.data.store import Batch
 from locallearn.errors import CheckpointError, ConfigError, DivergedError, InterruptedRunError, UsageError
 from locallearn.runtime.distributed import DistributedRuntime

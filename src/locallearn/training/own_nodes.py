@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from locallearn.config import RunConfig
+from locallearn.core.local_step import LocalStep, autocast
 from locallearn.core.model_stage import ModelStage
-from locallearn.core.module import LocalStep, Stage, autocast
+from locallearn.core.module import Stage
 from locallearn.core.network import ImageShape, LocalNetwork, OptimizerFactory, network_name
 from locallearn.core.shard import rows, shard
 from locallearn.core.split_network import SplitNetwork

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from locallearn.config import RunConfig, digest
-from locallearn.core.module import autocast
+from locallearn.core.local_step import autocast
 from locallearn.core.network import LocalNetwork
 from locallearn.data.datasets import Dataset
 from locallearn.data.store import Batch

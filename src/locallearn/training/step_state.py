@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from locallearn.core.module import LocalStep
+from locallearn.core.local_step import LocalStep
 
 
 def step_state(step: LocalStep, schedule: Any) -> dict[str, Tensor]:

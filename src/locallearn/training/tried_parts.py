@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.config import RunConfig
+from locallearn.core.local_step import LocalStep
 from locallearn.core.methods import classifier_layout, methods
-from locallearn.core.module import LocalStep
 from locallearn.core.network import LocalNetwork
 from locallearn.data.store import Store
 from locallearn.errors import LocalLearnError, UsageError

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from locallearn.core.module import LocalStep, Stage, autocast
+from locallearn.core.local_step import LocalStep, autocast
+from locallearn.core.module import Stage
 from locallearn.core.network import LocalNetwork
 from locallearn.core.overlap import CLASSIFIER
 from locallearn.data.store import Batch

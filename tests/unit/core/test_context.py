@@ -10,8 +10,9 @@ from torch import nn
 
 import small
 from locallearn.config import ObjectiveConfig
+from locallearn.core.assembly import build_network
 from locallearn.core.inference import InferenceNetwork
-from locallearn.core.network import ImageShape, build_network
+from locallearn.core.network import ImageShape
 from locallearn.costs.nodes import cost
 from locallearn.errors import ConfigError
 from locallearn.training.depth_features import FeatureReader, places

@@ -4,8 +4,9 @@ import pytest
 from torch import nn
 
 from locallearn.config import ObjectiveConfig, RunConfig
+from locallearn.core.assembly import build_network
 from locallearn.core.methods import methods
-from locallearn.core.network import ImageShape, build_network
+from locallearn.core.network import ImageShape
 from locallearn.errors import ConfigError
 
 IMAGE = ImageShape(3, 8, 5)

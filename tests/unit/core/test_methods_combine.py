@@ -10,7 +10,8 @@ import locallearn as ll
 import small
 import user_models
 from locallearn.config import ObjectiveConfig
-from locallearn.core.network import ImageShape, build_network
+from locallearn.core.assembly import build_network
+from locallearn.core.network import ImageShape
 from locallearn.errors import ConfigError
 from locallearn.nn.heads import heads
 

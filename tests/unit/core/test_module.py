@@ -3,8 +3,9 @@ import torch
 
 import small
 from locallearn.config import OptimizerConfig, RunConfig
-from locallearn.core.module import LocalStep, clip_gradients, per_node
-from locallearn.core.network import ImageShape, build_network
+from locallearn.core.assembly import build_network
+from locallearn.core.local_step import LocalStep, clip_gradients, per_node
+from locallearn.core.network import ImageShape
 from locallearn.training.optim import build_optimizer
 
 IMAGE = ImageShape(3, 8, 5)

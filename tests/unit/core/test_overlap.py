@@ -8,8 +8,9 @@ import torch
 
 import small
 from locallearn.config import ObjectiveConfig, OptimizerConfig, TrainConfig
-from locallearn.core.module import LocalStep
-from locallearn.core.network import ImageShape, build_network
+from locallearn.core.assembly import build_network
+from locallearn.core.local_step import LocalStep
+from locallearn.core.network import ImageShape
 from locallearn.core.overlap import overlapping_walk
 from locallearn.costs.memory import ActivationMeter
 from locallearn.costs.nodes import cost

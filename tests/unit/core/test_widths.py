@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from locallearn.config import ObjectiveConfig, RunConfig
-from locallearn.core.network import ImageShape, build_network
+from locallearn.core.assembly import build_network
+from locallearn.core.network import ImageShape
 from locallearn.core.widths import divisible
 from locallearn.errors import ConfigError
 from locallearn.nn.backbones import build_backbone

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import locallearn as ll
 from locallearn.config import ObjectiveConfig, RunConfig
-from locallearn.core.network import ImageShape, build_network
+from locallearn.core.assembly import build_network
+from locallearn.core.network import ImageShape
 from locallearn.costs.nodes import cost
 from locallearn.errors import ConfigError
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import locallearn as ll
-from locallearn.core.module import LocalStep
+from locallearn.core.local_step import LocalStep
 from locallearn.costs.memory import ActivationMeter
 from locallearn.costs.products import ProductCounter
 from locallearn.errors import ConfigError, LocalLearnError, UsageError

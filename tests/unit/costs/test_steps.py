@@ -10,8 +10,9 @@ from torch import nn
 
 import small
 from locallearn.config import ObjectiveConfig, OptimizerConfig, RunConfig, TrainConfig
-from locallearn.core.module import LocalStep
-from locallearn.core.network import ImageShape, build_network
+from locallearn.core.assembly import build_network
+from locallearn.core.local_step import LocalStep
+from locallearn.core.network import ImageShape
 from locallearn.costs.memory import ActivationMeter
 from locallearn.costs.nodes import cost
 from locallearn.costs.steps import dry_steps

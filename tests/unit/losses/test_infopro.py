@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 import reference_losses as slow
 import small
 from locallearn.config import ObjectiveConfig, RunConfig
-from locallearn.core.network import ImageShape, build_network
+from locallearn.core.assembly import build_network
+from locallearn.core.network import ImageShape
 from locallearn.errors import ConfigError
 from locallearn.losses.infopro import WEIGHTS, default_weights, weights_at
 

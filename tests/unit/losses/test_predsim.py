@@ -5,7 +5,8 @@ import torch.nn.functional as F
 import reference_losses as slow
 import small
 from locallearn.config import ObjectiveConfig, RunConfig
-from locallearn.core.network import ImageShape, build_network
+from locallearn.core.assembly import build_network
+from locallearn.core.network import ImageShape
 from locallearn.errors import ConfigError
 
 IMAGE = ImageShape(3, 8, 5)

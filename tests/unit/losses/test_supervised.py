@@ -6,7 +6,8 @@ import torch
 import reference_losses
 import small
 from locallearn.config import ObjectiveConfig
-from locallearn.core.network import ImageShape, build_network
+from locallearn.core.assembly import build_network
+from locallearn.core.network import ImageShape
 from locallearn.errors import ConfigError
 
 SUPERVISED = ObjectiveConfig(loss="supervised-contrastive", diversity_weight=0.0)

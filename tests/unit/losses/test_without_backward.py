@@ -8,7 +8,8 @@ from torch import nn
 
 import small
 from locallearn.config import ObjectiveConfig
-from locallearn.core.network import ImageShape, build_network
+from locallearn.core.assembly import build_network
+from locallearn.core.network import ImageShape
 from locallearn.losses.without_backward import direct_feedback, forward_forward
 
 

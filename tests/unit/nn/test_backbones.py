@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from locallearn.config import RunConfig
-from locallearn.core.network import ImageShape, build_network
+from locallearn.core.assembly import build_network
+from locallearn.core.network import ImageShape
 from locallearn.errors import ConfigError
 from locallearn.nn.backbones import backbones, build_backbone
 

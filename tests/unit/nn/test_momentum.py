@@ -9,8 +9,9 @@ from torch import nn
 
 import small
 from locallearn.config import ObjectiveConfig
-from locallearn.core.module import LocalStep
-from locallearn.core.network import ImageShape, build_network
+from locallearn.core.assembly import build_network
+from locallearn.core.local_step import LocalStep
+from locallearn.core.network import ImageShape
 from locallearn.costs.nodes import cost
 from locallearn.costs.timeline import Machine, run_local
 from locallearn.errors import ConfigError

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import small
 from locallearn.config import AugmentConfig, ModificationConfig, ObjectiveConfig, RunConfig
-from locallearn.core.network import ImageShape, build_network
+from locallearn.core.assembly import build_network
+from locallearn.core.network import ImageShape
 from locallearn.data.patches import draw_visible, patches, shown
 from locallearn.errors import ConfigError
 from locallearn.losses.objectives import Objective

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from locallearn.core.network import build_network
+from locallearn.core.assembly import build_network
 from locallearn.thesis import chapter4
 from locallearn.thesis.catalogue import cells_of, layout
 from locallearn.thesis.matrix import cells

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from locallearn.core.assembly import build_network
 from locallearn.core.methods import methods
-from locallearn.core.network import build_network
 from locallearn.errors import UsageError
 from locallearn.thesis import sweep
 from locallearn.thesis.catalogue import LAYOUTS, cells_of, layout

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_results import record
 
-from locallearn.core.network import build_network
+from locallearn.core.assembly import build_network
 from locallearn.costs.nodes import cost
 from locallearn.thesis.catalogue import cells_of, layout
 from locallearn.thesis.cell_records import comparable

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from locallearn.core.network import build_network
+from locallearn.core.assembly import build_network
 from locallearn.costs.nodes import cost
 from locallearn.nn.auglocal import AugLocalOptions
 from locallearn.thesis.catalogue import cells_of, layout

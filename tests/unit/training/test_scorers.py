@@ -5,7 +5,7 @@ import torch
 
 import small
 from locallearn.config import AugmentConfig, DataConfig, ModificationConfig, ObjectiveConfig, OptimizerConfig
-from locallearn.core.network import build_network
+from locallearn.core.assembly import build_network
 from locallearn.data.datasets import load as load_dataset
 from locallearn.data.store import Batch, ImageStore
 from locallearn.errors import CheckpointError, ConfigError, UsageError

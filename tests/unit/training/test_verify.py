@@ -8,7 +8,7 @@ from torch import nn
 
 import small
 from locallearn.config import DataConfig, MeshConfig, OptimizerConfig, ScheduleConfig, SequentialConfig
-from locallearn.core.module import LocalStep
+from locallearn.core.local_step import LocalStep
 from locallearn.data.datasets import load
 from locallearn.data.store import Batch
 from locallearn.errors import LocalLearnError

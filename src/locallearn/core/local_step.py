@@ -1,0 +1,303 @@
+"""The local step: forward pass, loss, backward pass, clipping by node and update of one stage.
+
+Every runtime only decides where and when it is called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from locallearn.core.module import Features, Stage
+from locallearn.data.store import Batch
+from locallearn.losses.objectives import LocalLoss
+from locallearn.nn.peers import Peers, computing_with
+from locallearn.seeding import derive
+
+DRAWING = threading.Lock()
+"""Held by whoever draws from torch's own generator: stages that train at the same time share it with the loader."""
+
+
+def per_node(value_G: Tensor, parameter: Tensor) -> Tensor:
+    """Spread one value per group over a parameter's rows, shaped to multiply it."""
+    rows = value_G.repeat_interleave(parameter.shape[0] // len(value_G))
+    return rows.view(-1, *[1] * (parameter.dim() - 1))
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], groups: int, max_norm: float) -> None:
+    """Scale the gradients of every node whose gradient norm is above ``max_norm`` down to it.
+
+    Args:
+        parameters: of one stage, each stacked by group on dimension 0.
+        groups: G, the number of nodes.
+        max_norm: largest norm of the gradients of one node.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return
+    squares_G = sum(
+        g.float().pow(2).flatten(1).sum(1).view(groups, -1).sum(1)
+        if g.dim() > 1
+        else g.float().pow(2).view(groups, -1).sum(1)
+        for g in gradients
+    )
+    assert isinstance(squares_G, Tensor)
+    scale_G = (max_norm / (squares_G.sqrt() + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(per_node(scale_G, gradient) if gradient.dim() else scale_G[0])
+
+
+class LocalStep:
+    """Forward, loss, backward and update of one stage; its graph is gone when the call returns.
+
+    Args:
+        module: the stage.
+        optimizer: over the stage's parameters. Its rules are elementwise, so that it is every node's own optimizer.
+        precision: ``"fp32"`` or ``"bf16"`` (autocast); None leaves what the caller has set.
+        clip_norm: largest gradient norm of a node; 0 means no clipping.
+        seed: the run's seed, for dropout and whatever else is drawn.
+        peers: the other ranks that share the stage; none by default.
+        accumulate: batches whose mean gradient an update follows; ``flush`` updates with fewer.
+
+    Attributes:
+        schedule: a scheduler of torch on the optimizer, stepped after every update; None leaves the rate alone.
+        scaler: scales losses of fp16 and skips an update whose gradients are not finite; None scales nothing.
+        average: an exponential moving average of the stage's weights; None keeps none.
+    """
+
+    def __init__(
+        self,
+        module: Stage,
+        optimizer: torch.optim.Optimizer,
+        precision: str | None = "fp32",
+        clip_norm: float = 0.0,
+        seed: int = 0,
+        peers: Peers | None = None,
+        accumulate: int = 1,
+    ) -> None:
+        self.module = module
+        self.optimizer = optimizer
+        self.precision = precision
+        self.clip_norm = clip_norm
+        self.seed = seed
+        self.peers = peers or Peers()
+        self.accumulate = accumulate
+        self.schedule: LRScheduler | None = None
+        self.scaler: torch.amp.GradScaler | None = None
+        self.average: WeightAverage | None = None
+        self._gathered = 0
+
+    def __call__(
+        self,
+        features: Features,
+        batch: Batch,
+        index: int | None = 0,
+        rate: float | None = None,
+        hand_on: Callable[[Features], None] | None = None,
+    ) -> tuple[Features, LocalLoss]:
+        """Train on one batch.
+
+        Args:
+            features: detached features of the stage before, or the images.
+            batch: what the features are of: labels, and the images themselves.
+            index: number of the step in the run; seeds what is drawn. None leaves torch's generator as it is.
+            rate: learning rate of the step; None leaves the optimizer as it is.
+            hand_on: is given the stage's features, detached, as soon as they are there.
+
+        Returns:
+            The stage's features, detached, computed before the update; and the losses, detached.
+        """
+        out, loss = self.passes(features, batch, index, hand_on)
+        self.update(rate)
+        return out, loss
+
+    def passes(
+        self,
+        features: Features,
+        batch: Batch,
+        index: int | None = 0,
+        hand_on: Callable[[Features], None] | None = None,
+    ) -> tuple[Features, LocalLoss]:
+        """Forward pass, loss and backward pass, which leave gradients in the parameters; else as the whole call."""
+        out, loss = self.compute(features, batch, index, hand_on)
+        self.backward(loss)
+        return self.module.handed_on(out), self.module.told(loss)
+
+    def compute(
+        self,
+        features: Features,
+        batch: Batch,
+        index: int | None = 0,
+        hand_on: Callable[[Features], None] | None = None,
+    ) -> tuple[Any, LocalLoss]:
+        """The stage's output and the losses, with their graphs; else as the whole call."""
+        features, batch = self.module.brought(features, batch)
+        first = features if isinstance(features, Tensor) else features[0]
+        self.module.begin()
+        with computing_with(self.peers), autocast(first.device, self.precision):
+            with self._seeded(index, first.device):
+                out = self.module(features, batch)
+                if hand_on is not None:
+                    hand_on(self.module.handed_on(out))
+                if self.module.objective.draws:
+                    return out, self.module.loss(out, batch)
+            return out, self.module.loss(out, batch)  # while other stages may draw
+
+    def learn(
+        self, out: Any, batch: Batch, rate: float | None = None, reaches: Sequence[Tensor] = (), waits: bool = False
+    ) -> LocalLoss:
+        """Train on an output of the stage that is there already, computed in the caller's own forward pass.
+
+        Generator and autocast are the caller's; only the backward pass is never in autocast. ``reaches`` are tensors
+        that get a gradient too; a stage that ``waits`` keeps its graph, and is not updated yet.
+        """
+        with computing_with(self.peers):
+            loss = self.module.loss(out, batch)
+        device = loss.total.device
+        with torch.autocast(device.type, enabled=False):
+            if waits:
+                self.backward(loss, reaches, keep=True)
+            else:
+                self.backward(loss)
+                self.update(rate)
+        torch.clear_autocast_cache()  # it may hold a weight that a later stage reads, as it was before the update
+        return loss.detached()
+
+    def backward(self, loss: LocalLoss, reaches: Sequence[Tensor] = (), keep: bool = False) -> None:
+        """Leave gradients in the stage's own parameters; others that it reads get none.
+
+        Args:
+            loss: with its graph.
+            reaches: tensors that get a gradient too.
+            keep: whether the graph is walked again.
+        """
+        parameters = [*self._trained(), *reaches]
+        if not self._gathered:
+            self.optimizer.zero_grad(set_to_none=True)
+        total = loss.total.sum()  # nodes share no parameters: each gets the gradient of its own loss alone
+        if self.accumulate > 1:
+            total = total / self.accumulate
+        if self.scaler is not None:
+            total = self.scaler.scale(total)
+        if parameters and total.requires_grad:  # else all that the loss depends on is frozen
+            total.backward(inputs=parameters, retain_graph=keep)
+
+    def backward_from(self, output: Tensor, gradient: Tensor) -> None:
+        """Add the gradient of another stage's loss, from what it is by this stage's output."""
+        parameters = self._trained()
+        if parameters and output.requires_grad:
+            output.backward(gradient, inputs=parameters)
+
+    def _trained(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+    def update(self, rate: float | None = None) -> None:
+        """Update the weights by the gradients that the backward pass left, at this learning rate.
+
+        With ``accumulate`` only every so many calls do.
+        """
+        self._gathered += 1
+        if self._gathered == self.accumulate:
+            self._update(rate)
+
+    @property
+    def gathering(self) -> bool:
+        """Whether gradients of some batches wait for the update that follows more of them."""
+        return self._gathered > 0
+
+    def flush(self) -> None:
+        """Update with the gradients that have been accumulated, though there are fewer batches than usual."""
+        if self._gathered:
+            self._update(None)
+
+    def _update(self, rate: float | None) -> None:
+        self._gathered = 0
+        parameters = self.module.own_parameters().values() if self.peers.replicas > 1 or self.clip_norm else ()
+        self.peers.sum_gradients(parameters)
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        if self.clip_norm:
+            clip_gradients(parameters, self.module.groups, self.clip_norm)
+        if rate is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        if self.schedule is not None:
+            self.schedule.step()
+        if self.average is not None:
+            self.average.update()
+
+    @contextlib.contextmanager
+    def _seeded(self, index: int | None, device: torch.device) -> Iterator[None]:
+        if not self.module.random or index is None:
+            yield
+            return
+        with DRAWING, torch.random.fork_rng([device] if device.type == "cuda" else []):
+            self.seed_draws(index)
+            yield
+
+    def seed_draws(self, index: int) -> None:
+        """Set torch's generators to where the stage's draws at a step begin."""
+        replica = [self.peers.replica] if self.peers.replica else []  # of a user's model, whose rows draw apart
+        torch.manual_seed(derive(self.seed, "dropout", self.module.name, index, *replica))
+
+
+class WeightAverage:
+    """An exponential moving average of a stage's parameters.
+
+    Args:
+        stage: whose.
+        decay: share of the average that an update keeps, in [0, 1).
+
+    Attributes:
+        values: the average by parameter.
+    """
+
+    def __init__(self, stage: Stage, decay: float) -> None:
+        self.stage, self.decay = stage, decay
+        self.values = {name: p.detach().clone() for name, p in stage.own_parameters().items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move towards the present weights."""
+        for name, parameter in self.stage.own_parameters().items():
+            self.values[name].lerp_(parameter.to(self.values[name].dtype), 1 - self.decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the average and the weights; a second call puts them back."""
+        for name, parameter in self.stage.own_parameters().items():
+            present = parameter.detach().clone()
+            parameter.copy_(self.values[name])
+            self.values[name] = present
+
+
+def autocast(device: torch.device, precision: str | None) -> contextlib.AbstractContextManager[Any]:
+    """Autocast to bf16 or fp16, none where ``precision`` is ``"fp32"``; None changes nothing."""
+    if precision is None:
+        return contextlib.nullcontext()
+    kind = torch.float16 if precision == "fp16" else torch.bfloat16
+    # without its cache of casts, which all threads share and no layer gains by: each uses its weights once
+    return torch.autocast(device.type, dtype=kind, enabled=precision != "fp32", cache_enabled=False)
+
+
+def walk(
+    steps: Sequence[LocalStep], batch: Batch, index: int | None = None, rate: float | None = None
+) -> list[LocalLoss]:
+    """Train stages one after the other on one batch (Algorithms 1 and 2); arguments as of ``LocalStep``."""
+    features: Features = batch.images
+    losses = []
+    for step in steps:
+        features, loss = step(features, batch, index, rate)
+        losses.append(loss)
+    return losses

@@ -19,7 +19,7 @@ import transformers as tf
 
 import locallearn as ll
 from locallearn.bench.timing import interleaved, ratio
-from locallearn.training import record
+from locallearn.training import provenance
 
 
 def adamw(parameters):
@@ -195,7 +195,7 @@ def main():
     tf.logging.set_verbosity_error()
     torch.set_num_threads(options.threads)
     rows = [measured(name, options) for name in options.models]
-    facts = {"hardware": record.hardware("cpu"), "versions": record.versions(), "commit": record.commit()}
+    facts = {"hardware": provenance.hardware("cpu"), "versions": provenance.versions(), "commit": provenance.commit()}
     if options.json:
         print(json.dumps({**facts, "small": options.small, "cpu_time": options.cpu_time, "rows": rows}, indent=2))
         return

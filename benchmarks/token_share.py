@@ -23,7 +23,7 @@ import transformers as tf
 
 import locallearn as ll
 from locallearn.config import ObjectiveConfig
-from locallearn.training import record
+from locallearn.training import provenance
 
 ROOT = Path(__file__).parents[1]
 LENGTH, BATCH = 128, 8
@@ -108,7 +108,7 @@ def main():
                 f"K={depth} {head:8} positions {share:5}: {statistics.mean(losses):.3f} bits a byte ({each})",
                 flush=True,
             )
-    facts = {"hardware": record.hardware("cpu"), "versions": record.versions(), "commit": record.commit()}
+    facts = {"hardware": provenance.hardware("cpu"), "versions": provenance.versions(), "commit": provenance.commit()}
     tokens = options.steps * BATCH * LENGTH
     if options.json:
         print(

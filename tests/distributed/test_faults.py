@@ -170,7 +170,8 @@ def test_a_silent_process_is_named(tmp_path):
 
 DISAGREE = """
 import datetime, sys, torch, torch.distributed as dist
-from locallearn.runtime.transport import PAYLOAD, Link, Receiver, Sender, TransportError
+from locallearn.runtime.transport import PAYLOAD, Receiver, Sender
+from locallearn.runtime.messages import Link, TransportError
 torch.set_num_threads(1)
 dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=30))
 group, device, x = dist.group.WORLD, torch.device("cpu"), torch.arange(24.0).view(2, 3, 2, 2)

@@ -13,7 +13,8 @@ from locallearn.core.local_step import LocalStep
 
 SLOW_RECEIVER = """
 import sys, threading, time, torch, torch.distributed as dist
-from locallearn.runtime.transport import Link, Receiver, Sender
+from locallearn.runtime.transport import Receiver, Sender
+from locallearn.runtime.messages import Link
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 features, control, device = dist.new_group(), dist.new_group(), torch.device("cpu")

@@ -82,14 +82,14 @@ def check_positive(options: object, *names: str) -> None:
 
 def facts(device: torch.device, precision: str, repeats: int) -> dict[str, Any]:
     """What a quoted figure must say besides itself."""
-    from locallearn.training import record
+    from locallearn.training import provenance
 
     return {
         "precision": precision,
         "repeats": repeats,
-        "hardware": record.hardware(str(device)),
-        "versions": record.versions(),
-        "commit": record.commit(),
+        "hardware": provenance.hardware(str(device)),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
     }
 
 

@@ -19,7 +19,7 @@ from locallearn.core.batches import ModelCall, model_call
 from locallearn.core.local_step import autocast
 from locallearn.core.split import adamw, split
 from locallearn.core.split_network import SplitNetwork
-from locallearn.core.tasks import labels_of
+from locallearn.core.task_objectives import labels_of
 from locallearn.errors import UsageError
 from locallearn.losses.scores import ScoresLoss, class_axis, picked
 from locallearn.nn.features import own_loss, prediction

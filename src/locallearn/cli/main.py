@@ -83,7 +83,7 @@ def _is_first_to_fail(for_good: bool) -> bool:
     """Whether this process reports an error: of the processes of a run only one does."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return True
-    from locallearn.runtime.world import first_to_fail
+    from locallearn.runtime.restarts import first_to_fail
 
     return first_to_fail(for_good)
 

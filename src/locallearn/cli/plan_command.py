@@ -85,13 +85,13 @@ def _of_backbone(options: PlanOptions, tell: Callable[[str], None]) -> dict[str,
     found = _values(options, plan, others, options.batch_size)
     found["command"] = _command(options, config, proposal, best)
     if planned and proposal is not None:
-        from locallearn.training import record
+        from locallearn.training import provenance
         from locallearn.training.setup import check_device
 
         device = check_device(options.device)
         tell("measuring the proposed step")
         found["measured"] = planned.measure(proposal.config, proposal.cost, image, device, options.repeats)
-        found["measured"] |= {"hardware": record.hardware(str(device)), "versions": record.versions()}
+        found["measured"] |= {"hardware": provenance.hardware(str(device)), "versions": provenance.versions()}
     return found
 
 

@@ -138,7 +138,7 @@ def run(arguments: Sequence[str]) -> int:
     config = _on_processes(options.config, options.processes)
     with working("importing torch", options.json):
         from locallearn.cli.progress import LiveProgress
-        from locallearn.runtime.world import check_not_in_vain
+        from locallearn.runtime.restarts import check_not_in_vain
         from locallearn.training import runs
     with LiveProgress(quiet=options.json) as progress:
         again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"

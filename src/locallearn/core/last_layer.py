@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from locallearn.core.batches import LABELS, CalledBatch, ModelCall
 from locallearn.core.rehearsal import SplitWarning
-from locallearn.core.tasks import ModelLoss, Task
+from locallearn.core.task_objectives import ModelLoss
+from locallearn.core.tasks import Task
 from locallearn.data.store import Batch
 from locallearn.losses.chunked import linear_cross_entropy
 from locallearn.losses.objectives import LocalLoss

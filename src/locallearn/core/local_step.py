@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from locallearn.core.module import Features, Stage
+from locallearn.core.weight_average import WeightAverage
 from locallearn.data.store import Batch
 from locallearn.losses.objectives import LocalLoss
 from locallearn.nn.peers import Peers, computing_with
@@ -250,36 +251,6 @@ class LocalStep:
         """Set torch's generators to where the stage's draws at a step begin."""
         replica = [self.peers.replica] if self.peers.replica else []  # of a user's model, whose rows draw apart
         torch.manual_seed(derive(self.seed, "dropout", self.module.name, index, *replica))
-
-
-class WeightAverage:
-    """An exponential moving average of a stage's parameters.
-
-    Args:
-        stage: whose.
-        decay: share of the average that an update keeps, in [0, 1).
-
-    Attributes:
-        values: the average by parameter.
-    """
-
-    def __init__(self, stage: Stage, decay: float) -> None:
-        self.stage, self.decay = stage, decay
-        self.values = {name: p.detach().clone() for name, p in stage.own_parameters().items()}
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Move towards the present weights."""
-        for name, parameter in self.stage.own_parameters().items():
-            self.values[name].lerp_(parameter.to(self.values[name].dtype), 1 - self.decay)
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange the average and the weights; a second call puts them back."""
-        for name, parameter in self.stage.own_parameters().items():
-            present = parameter.detach().clone()
-            parameter.copy_(self.values[name])
-            self.values[name] = present
 
 
 def autocast(device: torch.device, precision: str | None) -> contextlib.AbstractContextManager[Any]:

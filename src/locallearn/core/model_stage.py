@@ -16,8 +16,9 @@ from locallearn.core.generators import nothing, restoring
 from locallearn.core.last_layer import LastLayerLoss
 from locallearn.core.module import Features, Stage
 from locallearn.core.placed import brought, move, view_on
+from locallearn.core.recorder import Recorder, share
 from locallearn.core.shares import listen, share_of
-from locallearn.core.stage_pass import Recorder, StagePass, share
+from locallearn.core.stage_pass import StagePass
 from locallearn.core.weighing import Weighing, weighed
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError

@@ -25,7 +25,8 @@ from locallearn.core.shares import find as find_shares
 from locallearn.core.split_context import with_context
 from locallearn.core.split_network import SplitNetwork
 from locallearn.core.stage_inputs import given_to
-from locallearn.core.tasks import Task, check_copying, choose, head_objective, last_objective
+from locallearn.core.task_objectives import check_copying, head_objective, last_objective
+from locallearn.core.tasks import Task, choose
 from locallearn.errors import ConfigError
 from locallearn.losses.objectives import Objective, ObjectiveInput
 from locallearn.losses.scores import ScoresLoss

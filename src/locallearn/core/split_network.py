@@ -19,10 +19,10 @@ from locallearn.core.module import Features
 from locallearn.core.network import LocalNetwork, OptimizerFactory, network_name
 from locallearn.core.placed import devices_of
 from locallearn.core.plain import check_plain
+from locallearn.core.recorder import Recorder
 from locallearn.core.shares import listening
 from locallearn.core.split_pass import SplitPass, seed
 from locallearn.core.stage_ends import at_ends
-from locallearn.core.stage_pass import Recorder
 from locallearn.core.tasks import Task
 from locallearn.core.weighing import check_norms, check_rows, find_weighings
 from locallearn.data.store import Batch

@@ -18,7 +18,8 @@ from locallearn.data.store import Batch, LateBatch
 from locallearn.losses.objectives import LocalLoss
 from locallearn.plan.mesh import Placement, split
 from locallearn.runtime.inline import Runtime, Trained
-from locallearn.runtime.transport import WEIGHTS, Link, Receiver, Sender
+from locallearn.runtime.messages import Link
+from locallearn.runtime.transport import WEIGHTS, Receiver, Sender
 from locallearn.runtime.width_peers import ProcessPeers
 from locallearn.runtime.world import ProcessWorld, names_of
 

@@ -36,7 +36,7 @@ def launch(command: Sequence[str], processes: int, restarts: int, say: Callable[
     Returns:
         The exit code: 0, or the first one that was not.
     """
-    from locallearn.runtime.world import failed_for_good  # imports torch, which a refused call does without
+    from locallearn.runtime.restarts import failed_for_good
 
     code = 0
     for attempt in range(restarts + 1):

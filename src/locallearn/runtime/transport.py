@@ -20,68 +20,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from locallearn.core.module import Features
-from locallearn.errors import LocalLearnError
+from locallearn.runtime.messages import FIELDS, Header, Link, TransportError, dense, elements, flat
 from locallearn.runtime.world import naming
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_MAX_DIMS = 5
-_FIELDS = 7 + 2 * _MAX_DIMS
-_VERSION = 1
 
 HEADER, PAYLOAD = 0, 1
 """Tags: headers and features are on their way at the same time, each in order."""
 FEATURES, WEIGHTS = 0, 2
 """Added to tags: what one stage hands on, and weights of it that another stage reads."""
-
-
-class TransportError(LocalLearnError):
-    """What arrived is not what was awaited."""
-
-
-class Header(NamedTuple):
-    """What a message is: features of ``module`` at ``step``, and whether training stops after them."""
-
-    step: int
-    module: int
-    last: bool
-    dtype: torch.dtype
-    wire: torch.dtype
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    def pack(self) -> Tensor:
-        """As int64."""
-        pad = [0] * (_MAX_DIMS - len(self.shape))
-        codes = _DTYPES.index(self.dtype), _DTYPES.index(self.wire)
-        head = [_VERSION, self.step, self.module, int(self.last), *codes, len(self.shape)]
-        return torch.tensor([*head, *self.shape, *pad, *self.stride, *pad])
-
-    @classmethod
-    def unpack(cls, packed: Tensor) -> Header:
-        """From int64."""
-        version, step, module, last, dtype, wire, dims, *sizes = packed.tolist()
-        if version != _VERSION or not 0 <= dims <= _MAX_DIMS:
-            raise TransportError("it is not a message of this version of locallearn")
-        shape, stride = tuple(sizes[:dims]), tuple(sizes[_MAX_DIMS : _MAX_DIMS + dims])
-        return cls(step, module, bool(last), _DTYPES[dtype], _DTYPES[wire], shape, stride)
-
-
-def dense(x: Tensor) -> Tensor:
-    """The same tensor in memory without gaps; channels-last memory is kept."""
-    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    return x if last or x.is_contiguous() else x.contiguous()
-
-
-def flat(x: Tensor) -> Tensor:
-    """The memory of a dense tensor as one dimension."""
-    return x.as_strided((x.numel(),), (1,))
-
-
-class Link(NamedTuple):
-    """One end of a connection: the other rank, and how messages name it."""
-
-    rank: int
-    name: str
 
 
 class _Transfer(NamedTuple):
@@ -311,7 +256,7 @@ class Receiver:
                 return
 
     def _header(self, source: Link, step: int) -> Header:
-        packed = torch.empty(_FIELDS, dtype=torch.int64, device=self._device)
+        packed = torch.empty(FIELDS, dtype=torch.int64, device=self._device)
         with naming(source.name):
             dist.recv(packed, source.rank, group=self._group, tag=self.kind + HEADER)
         header = Header.unpack(packed)
@@ -327,7 +272,7 @@ class Receiver:
         return header
 
     def _begin(self, header: Header, source: Link) -> tuple[Header, _Transfer]:
-        payload = torch.empty(_size(header.shape), dtype=header.wire, device=self._device)
+        payload = torch.empty(elements(header.shape), dtype=header.wire, device=self._device)
         with naming(source.name):
             work = dist.irecv(payload, source.rank, group=self._group, tag=self.kind + PAYLOAD)
         return header, _Transfer(work, payload, source)
@@ -351,13 +296,6 @@ class Receiver:
     def _arrival(self, header: Header, transfer: _Transfer) -> Arrival:
         transfer.complete()
         return Arrival(transfer.message.to(header.dtype).as_strided(header.shape, header.stride), header.last)
-
-
-def _size(shape: Sequence[int]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
 
 
 def _mark(device: torch.device) -> torch.Event | None:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from locallearn.nn.peers import Peers
-from locallearn.runtime.transport import dense, flat
+from locallearn.runtime.messages import dense, flat
 from locallearn.runtime.world import ProcessWorld, naming
 
 

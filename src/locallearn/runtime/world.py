@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-import queue
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -15,7 +13,6 @@ import torch.distributed as dist
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
-from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
@@ -23,10 +20,9 @@ from locallearn.config import RunConfig
 from locallearn.core.shard import join
 from locallearn.errors import ConfigError, LocalLearnError
 from locallearn.plan.mesh import Mesh
+from locallearn.runtime.restarts import attempt_number, within
 
 T = TypeVar("T")
-
-_FOR_GOOD = "locallearn/for-good"
 
 
 class PeerLostError(LocalLearnError):
@@ -243,40 +239,10 @@ def _join(device: torch.device, timeout: float) -> None:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     limit = datetime.timedelta(seconds=timeout)
     with naming("a process of the mesh"):
-        store, rank, size = _within(timeout, lambda: next(rendezvous("env://", timeout=limit)))
+        store, rank, size = within(timeout, lambda: next(rendezvous("env://", timeout=limit)))
         # torchrun may keep its store when it starts processes again, and with it the addresses of dead ones
-        store = dist.PrefixStore(f"attempt/{_attempt()}", store)  # pyright: ignore[reportPrivateImportUsage]
+        store = dist.PrefixStore(f"attempt/{attempt_number()}", store)  # pyright: ignore[reportPrivateImportUsage]
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
-
-
-def _within(seconds: float, make: Callable[[], T]) -> T:
-    """What ``make`` returns; torch itself waits for ever for a server that takes a connection and says nothing.
-
-    Raises:
-        RuntimeError: it took longer, or failed.
-    """
-    found: queue.Queue[T | BaseException] = queue.Queue()
-
-    def run() -> None:
-        try:
-            found.put(make())
-        except BaseException as error:
-            found.put(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        value = found.get(timeout=seconds + 1)  # torch's own limit, and the reason that it knows, come first
-    except queue.Empty:
-        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise RuntimeError(f"no answer from {place}, where the processes meet") from None
-    if isinstance(value, BaseException):
-        raise value
-    return value
-
-
-def _attempt() -> str:
-    """How often torchrun (or our own launcher) has started this run's processes again."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
 def names_of(nodes: Sequence[tuple[str, int]], rank: int) -> str:
@@ -285,50 +251,3 @@ def names_of(nodes: Sequence[tuple[str, int]], rank: int) -> str:
     groups = sorted({group for _, group in nodes})
     span = f"group {groups[0]}" if len(groups) == 1 else f"groups {groups[0]}-{groups[-1]}"
     return f"module{'s' if len(modules) > 1 else ''} {', '.join(modules)}, {span} (rank {rank})"
-
-
-def first_to_fail(for_good: bool) -> bool:
-    """Whether no other process of this run has reported a failure; one that loses a peer is rarely the cause.
-
-    Args:
-        for_good: the failure would come again, so that nobody need start the processes anew.
-    """
-    store = _launchers_store()
-    if store is None:
-        return True
-    try:
-        if for_good:
-            store.set(f"{_FOR_GOOD}/{_attempt()}", "1")
-        return store.add(f"locallearn/failures/{_attempt()}", 1) == 1
-    except RuntimeError:  # the process that has the store is gone
-        return True
-
-
-def check_not_in_vain() -> None:
-    """Refuse to start again what failed for a reason that is still there; torchrun starts processes whatever it was.
-
-    Raises:
-        LocalLearnError: the attempt before this one failed for good.
-    """
-    store, before = _launchers_store(), int(_attempt()) - 1
-    if before >= 0 and store is not None and failed_for_good(store, before):
-        raise LocalLearnError("not started again: what failed would fail again")
-
-
-def failed_for_good(store: TCPStore, attempt: int) -> bool:
-    """Whether a process of this attempt told that its failure would come again."""
-    return store.check([f"{_FOR_GOOD}/{attempt}"])
-
-
-def _launchers_store() -> TCPStore | None:
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_PORT" not in os.environ:
-        return None
-    try:
-        address, port, limit = (
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            datetime.timedelta(seconds=2),
-        )
-        return _within(2, lambda: TCPStore(address, port, timeout=limit))
-    except (RuntimeError, ValueError):  # the process that has the store is gone
-        return None

@@ -24,7 +24,7 @@ from locallearn.errors import CheckpointError, DivergedError
 from locallearn.runtime.boundary import BoundaryError, BoundaryReceiver, BoundarySender, Message
 from locallearn.runtime.replay import ReplayBuffer, Sample
 from locallearn.training import checkpoint as checkpoints
-from locallearn.training import record
+from locallearn.training import provenance
 from locallearn.training.guard import FiniteGuard
 from locallearn.training.initial import start_from
 from locallearn.training.optim import build_optimizer, rates
@@ -199,7 +199,7 @@ class ModuleTraining:
             self._step(*found)
             self.progress["pace"]["seconds"] += time.perf_counter() - begin
             self._after_step(range(done + 1, self.clock // self.steps_per_epoch + 1))
-        self.report({"kind": "finished", "peak_rss_bytes": record.peak_rss_bytes()})
+        self.report({"kind": "finished", "peak_rss_bytes": provenance.peak_rss_bytes()})
         self._serve()
 
     def _batches(self, fresh: bool = False) -> Iterator[tuple[Tensor, Batch, int, Sample[Message] | None] | None]:

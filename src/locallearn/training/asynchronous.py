@@ -21,7 +21,7 @@ from locallearn.data.streaming import open_store
 from locallearn.errors import CheckpointError, InterruptedRunError, LocalLearnError
 from locallearn.files import short_temporary_folder
 from locallearn.training import checkpoint as checkpoints
-from locallearn.training import record
+from locallearn.training import provenance, record
 from locallearn.training.async_module import AsyncJob, module_folder
 from locallearn.training.async_process import ModuleProcess
 from locallearn.training.evaluate import Evaluation, evaluate, module_label
@@ -108,8 +108,8 @@ class AsynchronousTraining:
         self.observer.on_start(self.config, self.steps_per_epoch, total, self.epoch * self.steps_per_epoch)
         nodes = [{"module": module_label(name), "group": group} for name, group in self.network.nodes]
         kind = {"event": "resume"} if self._started() else {"event": "start", "nodes": nodes}
-        self._record({**kind, "time": record.now(), "commit": record.commit()})
-        self._note_commit(record.commit())
+        self._record({**kind, "time": record.now(), "commit": provenance.commit()})
+        self._note_commit(provenance.commit())
         self._sockets = Path(
             tempfile.mkdtemp(prefix="locallearn-", dir=short_temporary_folder())
         )  # for this user's eyes only

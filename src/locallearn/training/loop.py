@@ -12,14 +12,15 @@ from typing import Any
 import torch
 
 from locallearn.config import RunConfig, digest
-from locallearn.core.local_step import LocalStep, WeightAverage
+from locallearn.core.local_step import LocalStep
+from locallearn.core.weight_average import WeightAverage
 from locallearn.data.store import Batch
 from locallearn.errors import CheckpointError, ConfigError, DivergedError, InterruptedRunError, UsageError
 from locallearn.runtime.distributed import DistributedRuntime
 from locallearn.runtime.inline import Runtime, Trained
 from locallearn.runtime.world import Alone, ProcessWorld
 from locallearn.training import checkpoint as checkpoints
-from locallearn.training import record
+from locallearn.training import provenance, record
 from locallearn.training.evaluate import Evaluation, module_label
 from locallearn.training.guard import FiniteGuard
 from locallearn.training.observer import Observer
@@ -243,8 +244,8 @@ class Loop:
     def _note_commit(self) -> None:
         """Remember every commit that took part: of the start and of a resume by other code."""
         commits = self.progress.setdefault("commits", [])
-        if record.commit() not in commits:
-            commits.append(record.commit())
+        if provenance.commit() not in commits:
+            commits.append(provenance.commit())
 
     def _epoch(self, epoch: int, start: int) -> None:
         """Train on what is left of an epoch (counted from 0), evaluate, and write a checkpoint."""

@@ -12,7 +12,7 @@ from typing import Any
 from locallearn.config import ProbeConfig
 from locallearn.errors import UsageError
 from locallearn.files import write_atomically
-from locallearn.training import record
+from locallearn.training import provenance, record
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ def make_record(probed: Probed, config: ProbeConfig, points: list[dict[str, Any]
         "protocol_text": protocol_text(probed, config),
         "points": points,
         "time": record.now(),
-        "hardware": record.hardware(probed.device),
-        "versions": record.versions(),
-        "commit": record.commit(),
+        "hardware": provenance.hardware(probed.device),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
     }
 
 

@@ -9,7 +9,7 @@ import torch
 from locallearn.config import RunConfig, digest
 from locallearn.core.network import LocalNetwork
 from locallearn.core.split_network import SplitNetwork
-from locallearn.training import record
+from locallearn.training import provenance
 from locallearn.training.evaluate import CLASSIFIER
 
 _NOT_EVALUATED = {"epoch": None, "last_layer": None, "ensemble": None, "nodes": []}
@@ -48,8 +48,8 @@ def summarise(
         "memory": memory(config, progress),
         "parameters": sum(p.numel() for p in network.parameters()),
         "deployed_parameters": _deployed(network),
-        "hardware": record.hardware(str(config.train.device)),
-        "versions": record.versions(),
+        "hardware": provenance.hardware(str(config.train.device)),
+        "versions": provenance.versions(),
         "commit": ", then ".join(commits) if all(commits) else None,
         **({"scorer": progress["scorer"]} if "scorer" in progress else {}),
     }
@@ -67,7 +67,7 @@ def _deployed(network: LocalNetwork) -> int:
 
 def memory(config: RunConfig, progress: dict[str, Any]) -> dict[str, int]:
     """Activation bytes of the first step; peaks of this process, since its start."""
-    memory = {"activation_bytes": progress["activation_bytes"], "peak_rss_bytes": record.peak_rss_bytes()}
+    memory = {"activation_bytes": progress["activation_bytes"], "peak_rss_bytes": provenance.peak_rss_bytes()}
     device = str(config.train.device)
     if device.startswith("cuda"):
         memory["peak_device_bytes"] = torch.cuda.max_memory_allocated(device)

@@ -3,7 +3,7 @@ import subprocess
 
 import pytest
 
-from locallearn.training import record
+from locallearn.training import provenance
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -28,17 +28,17 @@ class Installed:
     ],
 )
 def test_what_pip_noted(noted, found, monkeypatch):
-    monkeypatch.setattr(record.importlib.metadata, "distribution", lambda name: Installed(noted))
-    assert record.installed_commit() == found
+    monkeypatch.setattr(provenance.importlib.metadata, "distribution", lambda name: Installed(noted))
+    assert provenance.installed_commit() == found
 
 
 def test_a_checkout_tells_its_own_commit(monkeypatch):
     head = subprocess.run(
-        ["git", "-C", str(record.Path(record.__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True
+        ["git", "-C", str(provenance.Path(provenance.__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True
     )
     if head.returncode:
         pytest.skip("no git, or no checkout")
-    assert (record.commit() or "").removesuffix("-dirty") == head.stdout.strip()
+    assert (provenance.commit() or "").removesuffix("-dirty") == head.stdout.strip()
 
 
 def test_outside_a_checkout_it_is_what_pip_noted(monkeypatch):
@@ -46,5 +46,5 @@ def test_outside_a_checkout_it_is_what_pip_noted(monkeypatch):
         raise FileNotFoundError("git")
 
     monkeypatch.setattr(subprocess, "run", none)
-    monkeypatch.setattr(record, "installed_commit", lambda: COMMIT)
-    assert record.commit.__wrapped__() == COMMIT  # without the cache
+    monkeypatch.setattr(provenance, "installed_commit", lambda: COMMIT)
+    assert provenance.commit.__wrapped__() == COMMIT  # without the cache

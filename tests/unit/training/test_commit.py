@@ -33,9 +33,8 @@ def test_what_pip_noted(noted, found, monkeypatch):
 
 
 def test_a_checkout_tells_its_own_commit(monkeypatch):
-    head = subprocess.run(
-        ["git", "-C", str(provenance.Path(provenance.__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True
-    )
+    folder = str(provenance.Path(provenance.__file__).parent)
+    head = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True)
     if head.returncode:
         pytest.skip("no git, or no checkout")
     assert (provenance.commit() or "").removesuffix("-dirty") == head.stdout.strip()

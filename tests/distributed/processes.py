@@ -28,7 +28,7 @@ def start(command: list[str], count: int) -> list[Program]:
     return [Program(command, of_rank(rank, count, port)) for rank in range(count)]
 
 
-def finish(processes: Sequence[Program | subprocess.Popen[str]], seconds: float = 120) -> list[tuple[int, str, str]]:
+def finish(processes: Sequence[Program | subprocess.Popen[str]], seconds: float = 250) -> list[tuple[int, str, str]]:
     """Exit code, output and errors of every process."""
     try:
         found = [process.communicate(timeout=seconds) for process in processes]

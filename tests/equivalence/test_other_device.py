@@ -46,6 +46,7 @@ CASES = {
     "dgssl barlow-twins": ("dgssl", 2, (2,), {"objective": ObjectiveConfig(loss="barlow-twins")}),
     "dgssl vicreg": ("dgssl", 2, (2,), {"objective": ObjectiveConfig(loss="vicreg")}),
     "blockwise-ssl": ("blockwise-ssl", 2, (1,), {"augment": COLOURS}),
+    "greedy-infomax": ("greedy-infomax", 2, (1,), {}),
     "dgssl-llm": (
         "dgssl-llm",
         2,

@@ -195,7 +195,7 @@ def main():
     tf.logging.set_verbosity_error()
     torch.set_num_threads(options.threads)
     rows = [measured(name, options) for name in options.models]
-    facts = {"hardware": provenance.hardware("cpu"), "versions": provenance.versions(), "commit": provenance.commit()}
+    facts = provenance.facts_of("cpu")
     if options.json:
         print(json.dumps({**facts, "small": options.small, "cpu_time": options.cpu_time, "rows": rows}, indent=2))
         return

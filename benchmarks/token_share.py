@@ -108,7 +108,7 @@ def main():
                 f"K={depth} {head:8} positions {share:5}: {statistics.mean(losses):.3f} bits a byte ({each})",
                 flush=True,
             )
-    facts = {"hardware": provenance.hardware("cpu"), "versions": provenance.versions(), "commit": provenance.commit()}
+    facts = provenance.facts_of("cpu")
     tokens = options.steps * BATCH * LENGTH
     if options.json:
         print(

@@ -84,13 +84,7 @@ def facts(device: torch.device, precision: str, repeats: int) -> dict[str, Any]:
     """What a quoted figure must say besides itself."""
     from locallearn.training import provenance
 
-    return {
-        "precision": precision,
-        "repeats": repeats,
-        "hardware": provenance.hardware(str(device)),
-        "versions": provenance.versions(),
-        "commit": provenance.commit(),
-    }
+    return {"precision": precision, "repeats": repeats, **provenance.facts_of(str(device))}
 
 
 def show(options: MeasuringOptions, found: dict[str, Any], tables: Sequence[Table]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from locallearn.bench.trainers import TimedJob, Way
-from locallearn.bench.user_model import Inputs, load
+from locallearn.bench.user_model import Inputs, examples_of, load
 from locallearn.bench.ways import Heads
 from locallearn.config import MeshConfig, RunConfig, TrainConfig
 from locallearn.core.split import split
@@ -126,15 +126,3 @@ def _config(plan: CrewPlan, depth: int, data: int) -> RunConfig:
         mesh=plan.mesh(depth, 1, data) if depth * data > 1 else MeshConfig(),
         train=TrainConfig(precision=setting.precision, device=str(setting.device), channels_last=False),  # type: ignore[arg-type]
     )
-
-
-def examples_of(batch: Any) -> int:
-    """Examples of a batch: the size of its tensors' first dimension."""
-    sizes: list[int] = []
-    tree_map_only(torch.Tensor, lambda x: sizes.append(len(x)) if x.dim() else None, batch)
-    return max(sizes)
-
-
-def rows_of(batch: Any, part: int, parts: int) -> Any:
-    """One of so many equal parts of a batch."""
-    return tree_map_only(torch.Tensor, lambda x: x.tensor_split(parts)[part] if x.dim() else x, batch)

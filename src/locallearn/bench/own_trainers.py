@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.nn.parallel import DistributedDataParallel
 
-from locallearn.bench.own_jobs import OwnModel, rows_of
+from locallearn.bench.own_jobs import OwnModel
 from locallearn.bench.trainers import TimedJob, TimedTrainer
-from locallearn.bench.user_model import load
+from locallearn.bench.user_model import load, rows_of
 from locallearn.bench.ways import Way, loss_of_output, model_loss
 from locallearn.core.batches import CalledBatch
 from locallearn.core.local_step import autocast
 from locallearn.core.model_stage import ModelStage
-from locallearn.core.module import Features
+from locallearn.core.module import Features, each_of
 from locallearn.core.split import adamw
 from locallearn.core.split_network import SplitNetwork
 from locallearn.runtime.distributed import DistributedRuntime
@@ -116,8 +116,8 @@ class _Pipeline(TimedTrainer):
         self._tied = _Tied(stages, rank)
         self._part = _PipelinePart(stages[rank], self._tied.copies, parts, precision, self._last)
         given = _inputs(network, parts[0], precision)
-        self._given = _tensors(given[rank])
-        sent = _tensors(given[rank + 1]) if not self._last else (torch.zeros(()),)
+        self._given = each_of(given[rank])
+        sent = each_of(given[rank + 1]) if not self._last else (torch.zeros(()),)
         self._first = rank == 0
         for x in (*(() if self._first else self._given), *sent):
             x.requires_grad_()
@@ -146,7 +146,7 @@ class _Pipeline(TimedTrainer):
         self._part.begin()
         for _ in range(self._count):
             given = () if self._first else tuple(x.detach().requires_grad_() for x in self._given)
-            out = _tensors(self._part(*given))
+            out = each_of(self._part(*given))
             torch.autograd.backward(out, [torch.full_like(x, 1.0 if self._last else 1e-3) / self._count for x in out])
         self._optimizer.step()
 
@@ -193,7 +193,7 @@ class _PipelinePart(nn.Module):
             if self._last:
                 assert part.call is not None
                 return loss_of_output(output, part.call)
-        return tuple(x.contiguous() for x in _tensors(stage.outputs(output)))
+        return tuple(x.contiguous() for x in each_of(stage.outputs(output)))
 
 
 class _Tied:
@@ -262,10 +262,6 @@ def _inputs(network: SplitNetwork, batch: CalledBatch, precision: str) -> list[F
             found.append(features)
             features = stage.handed_on(stage(features, batch))
     return [*found, features]
-
-
-def _tensors(x: Features) -> tuple[Tensor, ...]:
-    return x if isinstance(x, tuple) else (x,)
 
 
 def _itself(loss: Tensor, _target: Any) -> Tensor:

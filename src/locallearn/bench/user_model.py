@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from locallearn.bench.cells import MODELS, SHORT
 from locallearn.cli.own_model import own_object
@@ -165,3 +166,15 @@ def _package(name: str, given: str) -> Any:
         raise UsageError(
             f"bench model: {given} needs the package {name}, which cannot be imported: {said}"
         ) from error
+
+
+def examples_of(batch: Any) -> int:
+    """Examples of a batch: the size of its tensors' first dimension."""
+    sizes: list[int] = []
+    tree_map_only(Tensor, lambda x: sizes.append(len(x)) if x.dim() else None, batch)
+    return max(sizes, default=0)
+
+
+def rows_of(batch: Any, part: int, parts: int) -> Any:
+    """One of so many equal parts of a batch."""
+    return tree_map_only(Tensor, lambda x: x.tensor_split(parts)[part] if x.dim() else x, batch)

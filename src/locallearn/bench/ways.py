@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from locallearn.bench.step import Contender, OnThreads
+from locallearn.bench.user_model import examples_of, rows_of
 from locallearn.config import ObjectiveConfig
 from locallearn.core.batches import ModelCall, model_call
 from locallearn.core.local_step import autocast
@@ -175,15 +175,10 @@ def loss_of_output(output: Any, call: ModelCall) -> Tensor:
 
 def _chunks(batch: Any, parts: int) -> list[Any]:
     """A batch as micro-batches."""
-    sizes: set[int] = set()
-    tree_map_only(Tensor, lambda x: sizes.add(len(x)) if x.dim() else None, batch)
-    if max(sizes, default=0) < parts:
-        raise UsageError(
-            f"--micro-batches: {parts} is not valid; expected at most {max(sizes, default=0)} of the batch"
-        )
-    return [
-        tree_map_only(Tensor, lambda x, i=i: x.tensor_split(parts)[i] if x.dim() else x, batch) for i in range(parts)
-    ]
+    examples = examples_of(batch)
+    if examples < parts:
+        raise UsageError(f"--micro-batches: {parts} is not valid; expected at most {examples} of the batch")
+    return [rows_of(batch, i, parts) for i in range(parts)]
 
 
 def checkpoint_blocks(model: nn.Module, reentrant: bool = True) -> None:

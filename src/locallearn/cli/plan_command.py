@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from locallearn.cli import houses
@@ -52,7 +53,7 @@ def _of_backbone(options: PlanOptions, tell: Callable[[str], None]) -> dict[str,
     config = _config(options)
     check_names(config)
     from locallearn.core.network import ImageShape
-    from locallearn.costs.alternatives import alternatives
+    from locallearn.costs.alternatives import stages, usual_ways
     from locallearn.costs.planner import enumerate_candidates
 
     planned = houses.part("bench", "planned") if options.measure else None
@@ -72,9 +73,9 @@ def _of_backbone(options: PlanOptions, tell: Callable[[str], None]) -> dict[str,
         cuts_of=_balancing(options, image),
     )
     tell("counting the usual ways")
-    others = alternatives(
-        config,
-        image,
+    others = usual_ways(
+        partial(stages, config, image),
+        config.optimizer,
         machine=machine,
         devices=options.devices,
         depths=options.depths,

@@ -83,8 +83,9 @@ def _runtimes(options: OwnVerifyOptions, network: SplitNetwork) -> tuple[tuple[s
         ConfigError: the model cannot have the runtime that the user named, or has too few stages.
     """
     from locallearn.training.trainer import Trainer
+    from locallearn.training.verify_own import RUNTIMES
 
-    asked = ("threads", "distributed") if options.runtime is None else (options.runtime,)
+    asked = RUNTIMES if options.runtime is None else (options.runtime,)
     few = network.depth < options.processes
     if few and (options.runtime == "distributed" or options.processes > 2):
         raise ConfigError("--processes", options.processes, f"at most {network.depth}, the number of stages")

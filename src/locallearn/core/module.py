@@ -18,6 +18,11 @@ Features = Any
 """What one stage hands to the next: a tensor, or a tuple where several of a user's model cross the cut."""
 
 
+def each_of(features: Features) -> tuple[Tensor, ...]:
+    """The tensors that one stage hands to the next."""
+    return features if isinstance(features, tuple) else (features,)
+
+
 class Stage(nn.Module):
     """What happens between two cuts (the thesis's module), and its objective, for all G groups at once.
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.core.batches import ModelCall
+from locallearn.core.module import each_of
 from locallearn.core.recorder import Ran, Recorder
 from locallearn.core.stage_ends import ResidualSums
 from locallearn.errors import UsageError
@@ -103,7 +104,7 @@ class StagePass:
             call: the batch.
             begin: is called where the stage's own computation begins.
         """
-        self._given = features if isinstance(features, tuple) else (features,)
+        self._given = each_of(features)
         self._begin = begin
         self._plan = self._answers(self.recorder(call)) if self.start else {}
         for path, name in self._kept.items():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from locallearn.config import ObjectiveConfig, OptimizerConfig, RunConfig
 from locallearn.core.network import ImageShape
 from locallearn.costs.footprint import state_bytes, with_spare, working_bytes
-from locallearn.costs.nodes import CIFAR10, Cost, cost
+from locallearn.costs.nodes import Cost, cost
 from locallearn.costs.timeline import Machine, run_copies, run_pipeline
 from locallearn.errors import ConfigError
 from locallearn.plan import schedule as plans
@@ -43,42 +43,6 @@ class Alternative:
     batch_size: int = 0
 
 
-def alternatives(
-    config: RunConfig,
-    image: ImageShape = CIFAR10,
-    *,
-    machine: Machine,
-    devices: int,
-    depths: Sequence[int],
-    batches: int = 8,
-    microbatches: int | None = None,
-) -> list[Alternative]:
-    """Predict backpropagation on one device, by parts of a batch, checkpointed, in a pipeline and data-parallel.
-
-    Args:
-        config: model, cuts, optimizer, batch size and precision.
-        image: what the network is built for.
-        machine: the devices.
-        devices: how many there are.
-        depths: numbers of segments and stages to try.
-        batches: of the predicted run.
-        microbatches: parts of a batch in pipelines; by default 4 a stage, at most the batch size.
-    """
-
-    def cut_into(depth: int) -> Cost:
-        return stages(config, image, depth)
-
-    return usual_ways(
-        cut_into,
-        config.optimizer,
-        machine=machine,
-        devices=devices,
-        depths=depths,
-        batches=batches,
-        microbatches=microbatches,
-    )
-
-
 def usual_ways(
     cut_into: Callable[[int], Cost],
     optimizer: OptimizerConfig,
@@ -89,11 +53,11 @@ def usual_ways(
     batches: int = 8,
     microbatches: int | None = None,
 ) -> list[Alternative]:
-    """The same for any network.
+    """Predict backpropagation on one device, by parts of a batch, checkpointed, in a pipeline and data-parallel.
 
     Args:
-        cut_into: costs of the network in so many parts, each with as small a head as there is; it refuses what
-            cannot be cut so with a ``ConfigError``.
+        cut_into: costs of the network in so many parts, each with as small a head as there is (``stages``); it
+            refuses what cannot be cut so with a ``ConfigError``.
         optimizer: of the whole network.
         machine: the devices.
         devices: how many there are.

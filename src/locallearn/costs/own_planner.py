@@ -25,7 +25,6 @@ from locallearn.costs.nodes import Cost, cost
 from locallearn.costs.planner import Candidate, Refusal, placements
 from locallearn.costs.timeline import Machine
 from locallearn.errors import ConfigError
-from locallearn.nn.token_heads import ReadsScorer
 from locallearn.plan import cuts as cutting
 
 DEFAULT_HEAD = "default"
@@ -150,15 +149,15 @@ class ModelToPlan:
             train=TrainConfig(batch_size=counted.batch_size, precision="fp32"),
         )
         found = placements(config, ends, counted, batch_bytes, machine, batches, in_flight)
-        return [_with_copies(one, network, batch_bytes) for one in found]
+        return [_with_copies(one, network, counted, batch_bytes) for one in found]
 
 
-def _with_copies(one: Candidate, network: SplitNetwork, batch_bytes: int) -> Candidate:
+def _with_copies(one: Candidate, network: SplitNetwork, counted: Cost, batch_bytes: int) -> Candidate:
     """With what every device has beside its stages: frozen weights and buffers, others' weights that it reads."""
     rest, spread = _untrained_bytes(network), one.devices > 1
     footprints = []
     for k, footprint in enumerate(one.footprints):
-        copies = _bytes(_read(network, k)) if spread else 0
+        copies = sum(read.n_bytes for read in counted.reads if read.reader == k + 1) if spread else 0
         waiting = footprint.waiting + (batch_bytes if spread and k else 0)  # every process makes the batch
         footprints.append(dataclasses.replace(footprint, state=footprint.state + rest + copies, waiting=waiting))
     return dataclasses.replace(one, footprints=tuple(footprints))
@@ -168,16 +167,6 @@ def _untrained_bytes(network: SplitNetwork) -> int:
     """Frozen weights, and buffers."""
     trained = {id(p) for stage in network.model_stages for p in stage.own_parameters().values() if p.requires_grad}
     return _bytes(p for p in network.parameters() if id(p) not in trained) + _bytes(network.buffers())
-
-
-def _read(network: SplitNetwork, k: int) -> list[nn.Parameter]:
-    """What stage k (from 0) reads of weights that others train."""
-    stage, piece = network.model_stages[k], network.pieces[k]
-    own = {id(p) for p in stage.own_parameters().values()}
-    read = [network.model.get_parameter(name) for name in piece.reads]
-    heads = [part for part in stage.objective.modules() if isinstance(part, ReadsScorer)]
-    read += [p for head in heads for p in head.scorer.parameters()]
-    return [p for p in {id(p): p for p in read}.values() if id(p) not in own]
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from locallearn.config import DataConfig
-from locallearn.data.datasets import data_root
+from locallearn.data.datasets import data_root, n_held_out
 from locallearn.data.folder import listed
 from locallearn.data.packed import read_index
 
@@ -21,4 +21,5 @@ def training_images(config: DataConfig) -> int | None:
         found = sum(shard.images for shard in read_index(data_root(config)).train)
     else:
         return None
-    return round((1 - config.validation) * min(found, config.train_limit or found))
+    total = min(found, config.train_limit or found)
+    return total - n_held_out(total, config.validation)

@@ -156,16 +156,18 @@ def load(config: DataConfig) -> Dataset:
     return dataclasses.replace(_normalised_by(config, dataset), train=train, test=test)
 
 
+def n_held_out(total: int, share: float) -> int:
+    """How many of the training images are held out: at least one where a share is asked for, and two are left."""
+    return max(0, min(max(1, round(share * total)), total - 2)) if share else 0
+
+
 def _held_out(
     train: ImageSet | ImagesOnDisk, share: float
 ) -> tuple[ImageSet | ImagesOnDisk, ImageSet | ImagesOnDisk | None]:
-    """The images to train on and those held out: drawn at random, in every run the same, evenly of every class.
-
-    At least one is held out where a share is asked for, and at least two are left.
-    """
+    """The images to train on and those held out: drawn at random, in every run the same, evenly of every class."""
     total = len(train.labels)
-    count = min(max(1, round(share * total)), total - 2) if share else 0
-    if count <= 0:
+    count = n_held_out(total, share)
+    if not count:
         return train, None
     import torch
 

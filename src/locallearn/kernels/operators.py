@@ -94,16 +94,8 @@ def norm_relu(
 
 
 @norm_relu.register_fake
-def _(
-    x: Tensor,
-    more: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    eps: float,
-    pooled: bool,
-) -> Tensor:
+def _(x: Tensor, *rest: Any) -> Tensor:
+    *_, pooled = rest
     return x.new_empty(x.shape[:2]) if pooled else _maps(x, x.shape)
 
 
@@ -126,17 +118,7 @@ def norm_relu_gradients(
 
 
 @norm_relu_gradients.register_fake
-def _(
-    grad: Tensor,
-    x: Tensor,
-    out: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    eps: float,
-    pooled: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(grad: Tensor, x: Tensor, out: Tensor | None, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     of_more = x.new_empty(0) if out is None else _maps(x, x.shape)
     return _maps(x, x.shape), of_more, _by_channel(x), _by_channel(x)
 

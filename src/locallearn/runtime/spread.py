@@ -8,7 +8,7 @@ from torch import Tensor
 
 from locallearn.core.batches import CalledBatch
 from locallearn.core.model_stage import ModelStage
-from locallearn.core.module import Features
+from locallearn.core.module import Features, each_of
 from locallearn.core.network import LocalNetwork
 from locallearn.data.store import Batch
 from locallearn.plan.mesh import Placement
@@ -87,8 +87,7 @@ class SpreadNetwork(LocalNetwork):
 
 
 def _apart(features: Features) -> dict[str, Tensor]:
-    many = features if isinstance(features, tuple) else (features,)
-    return {str(i): each for i, each in enumerate(many)}
+    return {str(i): each for i, each in enumerate(each_of(features))}
 
 
 def _together(found: Mapping[str, Tensor], like: Tensor) -> Features:

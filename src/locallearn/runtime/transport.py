@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from locallearn.core.module import Features
+from locallearn.core.module import Features, each_of
 from locallearn.runtime.messages import FIELDS, Header, Link, TransportError, dense, elements, flat
 from locallearn.runtime.world import naming
 
@@ -124,7 +124,7 @@ class Sender:
         Raises:
             PeerLostError: a receiver is gone.
         """
-        parts = [dense(x) for x in (features if isinstance(features, tuple) else (features,))]
+        parts = [dense(x) for x in each_of(features)]
         items = [
             (Header(step, self.module, last, x.dtype, self.wire or x.dtype, tuple(x.shape), x.stride()), x)
             for x in parts

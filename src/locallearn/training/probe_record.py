@@ -54,9 +54,7 @@ def make_record(probed: Probed, config: ProbeConfig, points: list[dict[str, Any]
         "protocol_text": protocol_text(probed, config),
         "points": points,
         "time": record.now(),
-        "hardware": provenance.hardware(probed.device),
-        "versions": provenance.versions(),
-        "commit": provenance.commit(),
+        **provenance.facts_of(probed.device),
     }
 
 

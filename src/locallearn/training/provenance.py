@@ -15,6 +15,11 @@ from pathlib import Path
 from typing import Any
 
 
+def facts_of(device: str) -> dict[str, Any]:
+    """What every figure says besides itself: ``hardware``, ``versions`` and ``commit``."""
+    return {"hardware": hardware(device), "versions": versions(), "commit": commit()}
+
+
 def hardware(device: str) -> dict[str, Any]:
     """What the machine is, for records: no host name, no paths."""
     import torch

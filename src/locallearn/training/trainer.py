@@ -25,6 +25,7 @@ from locallearn.config import (
 from locallearn.config.checks import check, choice, is_real, non_negative, positive_int
 from locallearn.core.network import LocalNetwork, OptimizerFactory
 from locallearn.core.placed import devices_of
+from locallearn.core.split import adamw
 from locallearn.core.split_network import SplitNetwork
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError, UsageError
@@ -153,7 +154,7 @@ class Trainer:
             raise ConfigError("loggers", loggers, "a sequence of names, with a run")
         self.loggers = tuple(loggers)
         self.network = network
-        self.optimizer: OptimizerFactory = optimizer or _adamw
+        self.optimizer: OptimizerFactory = optimizer or adamw
         self.schedule, self.schedule_unit = schedule, schedule_unit
         self.accumulate, self.average = accumulate, average
         self.folder = None if run is None else RunFolder(Path(run))
@@ -412,7 +413,3 @@ class Trainer:
 
     def _evaluate(self, network: LocalNetwork, source: LoaderSource) -> Evaluation:
         return evaluate(network, source.epoch(0, 0), self.precision)
-
-
-def _adamw(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=1e-3)

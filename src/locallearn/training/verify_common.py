@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
+from locallearn.errors import LocalLearnError
+from locallearn.runtime.launch import open_store, rank_environment
+from locallearn.runtime.parent import end_with
 from locallearn.training.checkpoint import CheckpointFolder
 from locallearn.training.observer import Quiet
 from locallearn.training.record import RunFolder
@@ -44,6 +51,27 @@ class KillAt(Quiet):
         """Raise at that step."""
         if step == self.step:
             raise KilledError
+
+
+def in_processes(count: int, threads: int, work: Callable[[], Any]) -> None:
+    """Do the same work in so many processes that find each other, with so many CPU threads each.
+
+    Raises:
+        LocalLearnError: one of them failed.
+    """
+    store = open_store()
+    try:
+        spawn(_rank, (store.port, count, threads, work), count)  # ends the others once one has failed
+    except (ProcessRaisedException, ProcessExitedException) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise LocalLearnError(f"process {error.error_index} of {count}: {reason}") from None
+
+
+def _rank(rank: int, port: int, count: int, threads: int, work: Callable[[], Any]) -> None:
+    end_with(os.getppid())
+    os.environ |= rank_environment(rank, count, port)
+    torch.set_num_threads(threads)
+    work()
 
 
 def newest(path: Path) -> dict[str, Tensor]:

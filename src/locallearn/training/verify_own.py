@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import copy
-import os
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
 from locallearn.core.network import OptimizerFactory
 from locallearn.core.split_network import SplitNetwork
-from locallearn.errors import LocalLearnError
-from locallearn.runtime.launch import open_store, rank_environment
-from locallearn.runtime.parent import end_with
 from locallearn.training.trainer import Trainer
-from locallearn.training.verify_common import Check, KillAt, KilledError, equal, newest
+from locallearn.training.verify_common import Check, KillAt, KilledError, equal, in_processes, newest
 from locallearn.training.verify_gradients import gradients_in_a_step
 
 STEPS = 4
@@ -108,12 +103,7 @@ class _Trainings:
 
     def on_processes(self, count: int) -> dict[str, Tensor]:
         """The same in processes."""
-        store = open_store()
-        try:
-            spawn(_rank, (self, store.port, count), count)  # ends the others once one has failed
-        except (ProcessRaisedException, ProcessExitedException) as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise LocalLearnError(f"process {error.error_index} of {count}: {reason}") from None
+        in_processes(count, 1, partial(self.run, "distributed", runtime="distributed"))
         return newest(self.folder / "distributed")
 
     def _trainer(self, name: str, **settings: Any) -> Trainer:
@@ -128,10 +118,3 @@ class _Trainings:
             threads=threads,
             **settings,
         )
-
-
-def _rank(rank: int, trainings: _Trainings, port: int, count: int) -> None:
-    end_with(os.getppid())
-    os.environ |= rank_environment(rank, count, port)
-    torch.set_num_threads(1)
-    trainings.run("distributed", runtime="distributed")

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+from functools import partial
 from pathlib import Path
-
-import torch
-from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
 from locallearn import plugins
 from locallearn.config import MeshConfig, RunConfig
 from locallearn.core.methods import methods
 from locallearn.data.datasets import Dataset
-from locallearn.errors import ConfigError, LocalLearnError
-from locallearn.runtime.launch import open_store, rank_environment
-from locallearn.runtime.parent import end_with
+from locallearn.errors import ConfigError
 from locallearn.runtime.world import local_device, process_world
 from locallearn.training.record import RunFolder
 from locallearn.training.runs import build
+from locallearn.training.verify_common import in_processes
 
 ROUNDING = 5e-5
 """Largest difference that width and data axes may make, as a share of a tensor's largest value: a smaller convolution
@@ -45,18 +41,10 @@ def train_on_processes(config: RunConfig, dataset: Dataset, path: Path) -> None:
     Raises:
         LocalLearnError: one of them failed.
     """
-    store = open_store()
-    try:
-        spawn(_rank, (store.port, config, dataset, path), config.mesh.size)  # ends the others once one has failed
-    except (ProcessRaisedException, ProcessExitedException) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise LocalLearnError(f"process {error.error_index} of {config.mesh.size}: {reason}") from None
+    in_processes(config.mesh.size, config.train.threads or 1, partial(_train, config, dataset, path))
 
 
-def _rank(rank: int, port: int, config: RunConfig, dataset: Dataset, path: Path) -> None:
-    end_with(os.getppid())
-    os.environ |= rank_environment(rank, config.mesh.size, port)
-    torch.set_num_threads(config.train.threads or 1)
+def _train(config: RunConfig, dataset: Dataset, path: Path) -> None:
     plugins.load_of(config.plugins, "the configuration")
     folder = RunFolder(path)
     with process_world(config, local_device(config)) as world:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from locallearn.config import ObjectiveConfig, OptimizerConfig, RunConfig, TrainConfig
 from locallearn.core.network import ImageShape
-from locallearn.costs.alternatives import Alternative, advice, alternatives
+from locallearn.costs.alternatives import Alternative, advice, stages, usual_ways
 from locallearn.costs.footprint import Footprint, of_node, of_one_device, state_bytes, working_bytes
 from locallearn.costs.nodes import cost
 from locallearn.costs.planner import choose, enumerate_candidates
@@ -123,7 +123,9 @@ def test_one_device_holds_all_states_and_the_largest_module():
 
 
 def test_the_usual_ways():
-    found = alternatives(BASE, IMAGE, machine=MACHINE, devices=2, depths=(1, 2, 4, 8))
+    found = usual_ways(
+        functools.partial(stages, BASE, IMAGE), BASE.optimizer, machine=MACHINE, devices=2, depths=(1, 2, 4, 8)
+    )
     halvings = int(math.log2(BASE.train.batch_size)) - 1
     parts = [one for i in range(1, halvings + 1) for one in (("accumulation", 2**i, 1), ("smaller-batch", 1, 1))]
     assert [(a.name, a.parts, a.devices) for a in found] == [

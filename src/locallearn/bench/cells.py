@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from locallearn.config import ObjectiveConfig
+from locallearn.plan.cuts import GN_DEPTHS
 
 Cell = tuple[str, int, int]
 """Method, K and G."""
@@ -16,15 +17,14 @@ HEADLINE: tuple[Cell, ...] = (
 )
 """The cells that are timed by default."""
 
-_GN = {2: (1, 2, 4, 8, 16), 4: (1, 2, 4, 8), 8: (1, 2, 4)}
 TABLE_3_4: tuple[Cell, ...] = (
     ("e2e", 1, 1),
     *((method, k, 1) for method in ("infopro", "dgl") for k in (2, 4, 8, 16)),
-    *(("gn-dgl", k, g) for g, ks in _GN.items() for k in ks),
+    *(("gn-dgl", k, g) for g, ks in GN_DEPTHS.items() for k in ks),
 )
 """The 21 cells of Table 3.4."""
 
-TABLE_3_5 = tuple((k, g) for g, ks in _GN.items() for k in ks)
+TABLE_3_5 = tuple((k, g) for g, ks in GN_DEPTHS.items() for k in ks)
 """(K, G) of the cells of Table 3.5 with G > 1."""
 
 HEAD = ObjectiveConfig().head

@@ -13,6 +13,9 @@ DEPTHS = (1, 2, 4, 8, 16)
 WIDTHS = (1, 2, 4, 8)
 """G that the planner tries."""
 
+GN_DEPTHS = {2: (1, 2, 4, 8, 16), 4: (1, 2, 4, 8), 8: (1, 2, 4)}
+"""K of the thesis's GN-DGL networks by G. A row KxG of Table 3.4 is their product: G = 2 starts at K = 1."""
+
 # recipes of Sec. 3.3.2 (ResNet-32) and Fig. A.1 (ResNet-50, ResNet-110), as stage.block
 TABLES: dict[str, dict[int, tuple[str, ...]]] = {
     "resnet32": {

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from locallearn.plan.cuts import GN_DEPTHS
 from locallearn.thesis import chapter4_claims
 from locallearn.thesis.judge import Claim, Comparison, Term
-from locallearn.thesis.matrix import DEPTHS, GN_DEPTHS, resnet_name, vgg_name
+from locallearn.thesis.matrix import DEPTHS, resnet_name, vgg_name
 from locallearn.thesis.published import accuracy_field
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from locallearn.config import AugmentConfig, ObjectiveConfig, RunConfig
 from locallearn.core.network import ImageShape
+from locallearn.plan.cuts import GN_DEPTHS
 from locallearn.recipes.named import recipe
 from locallearn.thesis import ablations, chapter4, methods2026, methods2026_published, sweep
 
@@ -33,9 +34,6 @@ AUGMENT = {
 
 DEPTHS = (2, 4, 8, 16)
 """K of DGL and InfoPro."""
-
-GN_DEPTHS = {2: (1, 2, 4, 8, 16), 4: (1, 2, 4, 8), 8: (1, 2, 4)}
-"""K of GN-DGL for each G. A row KxG of Table 3.4 is their product: G = 2 starts at K = 1."""
 
 VGG_GROUPS = (2, 4, 6, 8, 10)
 """G of Table 3.1; the first three convolutions have (G, 2G, G) groups."""
@@ -87,7 +85,7 @@ def cells() -> dict[str, Cell]:
     """Every cell by name."""
     found = [*_resnet_cells(), *_vgg_cells(), *_digits_cells()]
     found += [Cell(name, _on_data(config, "cifar10"), own_optimizer=True) for name, config in sweep.configs().items()]
-    more = ablations.configs() | methods2026_published.grouped_configs() | methods2026.configs()
+    more = ablations.configs() | methods2026.grouped_configs() | methods2026.configs()
     found += [Cell(name, _on_data(config, "cifar10")) for name, config in more.items()]
     own = methods2026_published.published_configs()
     found += [Cell(name, _on_data(config, "cifar10"), own_training=True) for name, config in own.items()]

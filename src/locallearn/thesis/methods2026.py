@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from locallearn.config import RunConfig
+from locallearn.plan.cuts import GN_DEPTHS
 from locallearn.recipes.named import recipe
 from locallearn.thesis.layout import CurvePanel, Curves, Line, Row, Table, Value
 
@@ -62,13 +63,15 @@ def name_of(method: str, depth: int, model: str = "resnet32") -> str:
 AS_PUBLISHED = "cifar10-resnet32-auglocal-k14-published"
 """AugLocal with its authors' K = 16: the last d + 1 layers are one module."""
 
+HEADS = {"AugLocal's": ("auglocal", "auglocal"), "MAN's": ("man", "momentum")}
+"""Heads that GN-DGL is given, by label: in a cell's name, and as an option."""
+
 GROUPED = {
-    "GN-DGL with AugLocal's heads, K = 4, G = 2": ("cifar10-resnet32-gn-auglocal-k4-g2", "auglocal", 4),
-    "GN-DGL with AugLocal's heads, K = 16, G = 2": ("cifar10-resnet32-gn-auglocal-k16-g2", "auglocal", 16),
-    "GN-DGL with MAN's heads, K = 4, G = 2": ("cifar10-resnet32-gn-man-k4-g2", "momentum", 4),
-    "GN-DGL with MAN's heads, K = 16, G = 2": ("cifar10-resnet32-gn-man-k16-g2", "momentum", 16),
+    f"GN-DGL with {owner} heads, K = {depth}, G = 2": (short, depth)
+    for owner, (short, _) in HEADS.items()
+    for depth in DEPTHS
 }
-"""Modules of two groups with the newer heads, by label: cell, head and K."""
+"""Modules of two groups with the newer heads, by label: the head in a cell's name, and K."""
 
 LAYERWISE = "cifar10-resnet32-mono-forward-k16"
 """Mono-Forward, which is layerwise."""
@@ -87,11 +90,27 @@ def configs() -> dict[str, RunConfig]:
     blocks = ("stem", *(f"{stage}.{block}" for stage in (1, 2, 3) for block in range(5)))
     found[AS_PUBLISHED] = dataclasses.replace(recipe("resnet32-auglocal"), depth=14, cuts=blocks[:13])
     found[LAYERWISE] = recipe("resnet32-mono-forward")
-    for cell, head, depth in GROUPED.values():
-        base = recipe("resnet32-gn-auglocal")
-        objective = dataclasses.replace(base.objective, head=head)
-        found[cell] = dataclasses.replace(base, depth=depth, objective=objective)
+    grouped = grouped_configs()
+    found |= {name: grouped[name] for name in (grouped_name(short, depth, 2) for short, depth in GROUPED.values())}
     return found
+
+
+def grouped_name(head: str, depth: int, width: int) -> str:
+    """Name of a cell: ``cifar10-resnet32-gn-auglocal-k4-g2``."""
+    return f"cifar10-resnet32-gn-{head}-k{depth}-g{width}"
+
+
+def grouped_configs() -> dict[str, RunConfig]:
+    """GN-DGL with the newer heads at every K and G of Table 3.4."""
+    base = recipe("resnet32-gn-auglocal")
+    return {
+        grouped_name(short, depth, width): dataclasses.replace(
+            base, depth=depth, width=(width,), objective=dataclasses.replace(base.objective, head=head)
+        )
+        for short, head in HEADS.values()
+        for width, depths in GN_DEPTHS.items()
+        for depth in depths
+    }
 
 
 def vit_configs() -> dict[str, RunConfig]:
@@ -103,19 +122,20 @@ def vit_configs() -> dict[str, RunConfig]:
     return {VIT_E2E: recipe("vit-tiny-e2e"), **found}
 
 
-def _row(label: str, cell: str) -> Row:
+def cost_row(label: str, cell: str) -> Row:
+    """A cell's accuracy, and what it costs."""
     return Row(label, tuple(Value(cell, field) for field in COLUMNS.values()))
 
 
 def _resnet_rows() -> Iterator[Row]:
-    yield _row("End to end", E2E)
+    yield cost_row("End to end", E2E)
     for depth in DEPTHS:
         for label, method in {**SHARED, **OURS}.items():
-            yield _row(f"{label}, K = {depth}", name_of(method, depth))
-    yield _row("Mono-Forward (2025), K = 16", LAYERWISE)
-    yield _row("AugLocal, the last three layers one module, K = 14", AS_PUBLISHED)
-    for label, (cell, *_) in GROUPED.items():
-        yield _row(label, cell)
+            yield cost_row(f"{label}, K = {depth}", name_of(method, depth))
+    yield cost_row("Mono-Forward (2025), K = 16", LAYERWISE)
+    yield cost_row("AugLocal, the last three layers one module, K = 14", AS_PUBLISHED)
+    for label, (short, depth) in GROUPED.items():
+        yield cost_row(label, grouped_name(short, depth, 2))
 
 
 def _line(label: str, method: str) -> Line:
@@ -138,8 +158,8 @@ VIT_TABLE = Table(
     "Method",
     tuple(COLUMNS),
     (
-        _row("End to end", VIT_E2E),
-        *(_row(label, name_of(method, 4, "vit-tiny")) for label, method in ON_VIT.items()),
+        cost_row("End to end", VIT_E2E),
+        *(cost_row(label, name_of(method, 4, "vit-tiny")) for label, method in ON_VIT.items()),
     ),
 )
 """The same of a vision transformer."""

@@ -15,9 +15,10 @@ import dataclasses
 from typing import Any
 
 from locallearn.config import RunConfig
+from locallearn.plan.cuts import GN_DEPTHS
 from locallearn.recipes.named import recipe
 from locallearn.thesis.layout import Row, Table, Value
-from locallearn.thesis.methods2026 import AS_PUBLISHED, COLUMNS, configs
+from locallearn.thesis.methods2026 import AS_PUBLISHED, COLUMNS, HEADS, configs, cost_row
 from locallearn.thesis.methods2026 import name_of as methods2026_name
 
 EPOCHS = 400
@@ -75,45 +76,17 @@ def published_configs() -> dict[str, RunConfig]:
     return {name_of(end): config for end, (_, config) in _settings().items()}
 
 
-def _row(label: str, cell: str) -> Row:
-    return Row(label, tuple(Value(cell, field) for field in COLUMNS.values()))
-
-
 TABLE = Table(
     "methods-2026-published",
     "Methods since 2019 with their authors' own settings, ResNet-32, CIFAR-10",
     "Method",
     tuple(COLUMNS),
     (
-        *(_row(label, name_of(end)) for end, (label, _) in _settings().items()),
-        _row("ContSup (2023), mode E", methods2026_name("contsup", 16)),
+        *(cost_row(label, name_of(end)) for end, (label, _) in _settings().items()),
+        cost_row("ContSup (2023), mode E", methods2026_name("contsup", 16)),
     ),
 )
 """The second table: what each method reaches as its authors train it."""
-
-HEADS = {"AugLocal's": ("auglocal", "auglocal"), "MAN's": ("man", "momentum")}
-"""Heads that GN-DGL is given, by label: in a cell's name, and as an option."""
-
-NODES = {2: (1, 2, 4, 8, 16), 4: (1, 2, 4, 8), 8: (1, 2, 4)}
-"""K for each G, as in Table 3.4."""
-
-
-def grouped_name(head: str, depth: int, width: int) -> str:
-    """Name of a cell: ``cifar10-resnet32-gn-auglocal-k4-g2``."""
-    return f"cifar10-resnet32-gn-{head}-k{depth}-g{width}"
-
-
-def grouped_configs() -> dict[str, RunConfig]:
-    """GN-DGL with the newer heads at every K and G of Table 3.4."""
-    base = recipe("resnet32-gn-auglocal")
-    return {
-        grouped_name(short, depth, width): dataclasses.replace(
-            base, depth=depth, width=(width,), objective=dataclasses.replace(base.objective, head=head)
-        )
-        for short, head in HEADS.values()
-        for width, depths in NODES.items()
-        for depth in depths
-    }
 
 
 def _grouped_row(width: int, depth: int) -> Row:
@@ -128,6 +101,6 @@ GROUPS_TABLE = Table(
     "GN-DGL with the heads of Table 3.4, and with newer ones, ResNet-32, CIFAR-10",
     "Nodes",
     tuple(f"{heads} {what}" for heads in ("1c2f", *HEADS) for what in ("accuracy [%]", "speed-up")),
-    tuple(_grouped_row(width, depth) for width, depths in NODES.items() for depth in depths),
+    tuple(_grouped_row(width, depth) for width, depths in GN_DEPTHS.items() for depth in depths),
 )
 """K x G nodes: the accuracy of the ensemble, as Table 3.4 has it, and the training speed-up."""

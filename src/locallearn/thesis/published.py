@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from locallearn.config import ObjectiveConfig, RunConfig
+from locallearn.plan.cuts import GN_DEPTHS
 from locallearn.thesis.layout import Figure, Panel, Point, Row, Table, Value
-from locallearn.thesis.matrix import GN_DEPTHS, VGG_GROUPS, resnet_name, resnet_points, vgg_name
+from locallearn.thesis.matrix import VGG_GROUPS, resnet_name, resnet_points, vgg_name
 
 # Accuracy [%], training speed-up, inference speed-up of Tables 3.4 and 3.5; None: held out.
 _RESNET32: dict[tuple[str, int, int], tuple[str, str | None, str | None]] = {

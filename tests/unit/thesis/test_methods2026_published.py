@@ -8,10 +8,12 @@ import torch
 from locallearn.core.assembly import build_network
 from locallearn.costs.nodes import cost
 from locallearn.nn.auglocal import AugLocalOptions
+from locallearn.plan.cuts import GN_DEPTHS
 from locallearn.thesis.catalogue import cells_of, layout
 from locallearn.thesis.layout import Table, Value
 from locallearn.thesis.matrix import cells
-from locallearn.thesis.methods2026_published import NODES, grouped_configs, grouped_name, name_of, published_configs
+from locallearn.thesis.methods2026 import grouped_configs, grouped_name
+from locallearn.thesis.methods2026_published import name_of, published_configs
 from locallearn.thesis.protocols import Study
 
 LARGEST = ["cifar10-resnet32-gn-auglocal-k16-g2", "cifar10-resnet32-gn-man-k4-g8", "cifar10-resnet32-gn-man-k1-g2"]
@@ -55,7 +57,7 @@ def test_settings_are_those_of_the_public_code():
 def test_groups_are_those_of_table_34_and_keep_the_cells_that_there_were():
     assert {
         len([cell for cell in cells_of("methods-2026-groups") if head in cell]) for head in ("auglocal", "man")
-    } == {sum(map(len, NODES.values()))}
+    } == {sum(map(len, GN_DEPTHS.values()))}
     assert grouped_configs()[grouped_name("auglocal", 4, 2)].objective.head == "auglocal"
     shared = set(cells_of("methods-2026-groups")) & set(cells_of("methods-2026"))
     assert shared == {f"cifar10-resnet32-gn-{head}-k{k}-g2" for head in ("auglocal", "man") for k in (4, 16)}

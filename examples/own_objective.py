@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import locallearn as ll
-from locallearn.data.store import Batch
 
 
 class Hinge(ll.Objective):
@@ -21,7 +20,7 @@ class Hinge(ll.Objective):
         super().__init__()
         self.head = head
 
-    def forward(self, features: Tensor, batch: Batch) -> ll.LocalLoss:
+    def forward(self, features: Tensor, batch: ll.Batch) -> ll.LocalLoss:
         """One loss a group: ``logits`` is [G, B, classes], ``total`` is [G]."""
         logits = self.head(features)
         total = torch.stack([F.multi_margin_loss(of_group, batch.labels) for of_group in logits])

@@ -8,8 +8,6 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
 import locallearn as ll
-from locallearn.core.local_step import LocalStep
-from locallearn.data.store import Batch
 
 torch.manual_seed(0)
 found = load_digits()
@@ -19,11 +17,11 @@ loader = DataLoader(TensorDataset(images[:1400], labels[:1400]), batch_size=64, 
 
 config = ll.RunConfig(method="gn-dgl", model="resnet8", depth=3, width=(2,))
 network = ll.build_network(config, ll.ImageShape(channels=1, size=8, classes=10))
-steps = [LocalStep(module, torch.optim.AdamW(module.parameters(), lr=2e-3)) for module in network]
+steps = [ll.LocalStep(module, torch.optim.AdamW(module.parameters(), lr=2e-3)) for module in network]
 
 for epoch in range(3):
     for number, (x, y) in enumerate(loader):
-        batch, features = Batch(x, y, x, number), x
+        batch, features = ll.Batch(x, y, x, number), x
         for step in steps:  # forward, loss, backward and update of one module; nothing flows back to the one before
             features, losses = step(features, batch)
     print(f"epoch {epoch + 1}: loss of the classifier {losses.total.item():.2f}")

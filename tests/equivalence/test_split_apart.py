@@ -57,6 +57,8 @@ CASES = {
     "llama": (llama, TEXT, {"objective": "next-token"}),
     "llama-shared": (llama, TEXT, {"objective": "next-token", "head": "shared"}),
     "gpt2-terminal": (gpt2, TEXT, {"objective": "next-token", "head": "terminal", "settings": STALE}),
+    "gpt2-auglocal": (gpt2, TEXT, {"objective": "next-token", "head": "auglocal"}),
+    "llama-momentum": (llama, TEXT, {"objective": "next-token", "head": "momentum", "context": "image"}),
     "bert": (bert, TEXT | {"labels": CLASSES}, {}),
     "vit": (vit, {"pixel_values": PIXELS, "labels": CLASSES}, {}),
     "swin": (swin, {"pixel_values": PIXELS, "labels": CLASSES}, {}),

@@ -19,7 +19,7 @@ from locallearn.core.widths import divisible
 from locallearn.errors import ConfigError
 from locallearn.losses.objectives import ObjectiveInput, objectives
 from locallearn.nn.backbones import Backbone, Place, build_backbone
-from locallearn.nn.context import Fusion, build_fusion
+from locallearn.nn.context import Fusion, build_adapter
 from locallearn.nn.init import initialise
 from locallearn.nn.macs import dry_run
 from locallearn.nn.momentum import MomentumHead
@@ -88,7 +88,7 @@ def _with_context(module: LocalModule, config: RunConfig, image: ImageShape, pla
         context = image.sizes
         if config.context == "before" and place.before:
             context = place.shapes[place.before - 1]
-        fusion = build_fusion(config.context, context, place.shapes[place.first - 1])
+        fusion = Fusion(config.context, build_adapter(config.context, context, place.shapes[place.first - 1]))
     initialise(fusion, 1, config.seed, module.name, "context")
     last = place.module == place.modules
     return ContextModule(module.name, module.blocks, module.objective, fusion, last)

@@ -4,36 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from locallearn.core.batches import ModelCall
+from locallearn.core.block_arguments import CopiedBlock
+from locallearn.core.recorded_blocks import RecordedBlocks
+from locallearn.core.split_context import AfterCut
+from locallearn.core.tasks import Task
 from locallearn.errors import ConfigError
 from locallearn.nn.auglocal import depth_of, sampled
-from locallearn.nn.copies import copied, without_data
-from locallearn.nn.features import Axes, features_of, seen_by_objective
+from locallearn.nn.copies import copied
+from locallearn.nn.features import Axes, seen_by_objective
 from locallearn.nn.heads import HeadInput, build_head, heads
 from locallearn.nn.init import initialise
 from locallearn.nn.momentum import MomentumHead, MomentumOptions
 from locallearn.nn.pieces import Piece, chain, end_of
+from locallearn.nn.score_heads import MapHead
+from locallearn.nn.token_heads import Readout, SharedHead, TokenHead
 from locallearn.nn.trace import Call, Trace
 
 COPYING = ("auglocal", "momentum")
 """Heads that copy blocks."""
-
-
-class FeaturesOf(nn.Module):
-    """A block of a user's model, of whose output the features are taken."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.block = block
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features [B, C, H, W], [B, T, C] or [B, C]."""
-        features = features_of(self.block(x))
-        assert features is not None
-        return features
 
 
 @dataclass(frozen=True)
@@ -51,23 +44,25 @@ class Later:
     made: tuple[int, ...]
 
 
-def blocks_after(found: Trace, part: Piece) -> tuple[list[Later], int]:
+def blocks_after(found: Trace, part: Piece, adapters: Sequence[str] = ()) -> tuple[list[Later], int]:
     """The blocks after a stage's end, each between two places where the model could be cut; and how many are before.
 
-    Of submodules between two such places the one that multiplies most is the block, and of those the outermost.
+    Of submodules between two such places the one that multiplies most is the block, and of those the outermost. Where
+    nothing multiplies, as between a block and the layer norm after it, or only an adapter of context, there is none.
     """
     cut = end_of(found, part)
-    places = chain(found, sums=part.summed)
-    later, at, given = [], cut.end, tuple(cut.shape or ())
-    for place in places:
-        if place.end <= cut.end:
-            continue
-        inside = [call for call in found.calls if call.path and call.start >= at and call.end <= place.end]
-        if inside:
-            block = max(inside, key=lambda call: (_multiplies(found, call), call.end - call.start))
-            later.append(Later(block.path, given, tuple(block.shape or ())))
+    calls = [call for call in found.calls if call.path and not f"{call.path}.".startswith(tuple(adapters))]
+    later, before, at, given = list[Later](), 0, 0.0, ()
+    for place in chain(found, sums=part.summed):
+        inside = [call for call in calls if call.start >= at and call.end <= place.end]
+        block = max(inside, key=lambda call: (_multiplies(found, call), call.end - call.start), default=None)
+        if block is not None and _multiplies(found, block):
+            if place.end > cut.end:
+                later.append(Later(block.path, given, tuple(block.shape or ())))
+            else:
+                before += 1
         at, given = place.end, tuple(place.shape or ())
-    return later, sum(place.end <= cut.end for place in places)
+    return later, before
 
 
 def _multiplies(found: Trace, call: Call) -> int:
@@ -75,73 +70,94 @@ def _multiplies(found: Trace, call: Call) -> int:
     return call.macs - max(before, default=0)
 
 
-def maker(
-    name: str, options: object, model: nn.Module, found: Trace, parts: Sequence[Piece], k: int, seed: int
-) -> Callable[[HeadInput], nn.Module]:
-    """Makes the head of stage k = 1 .. K - 1 from copies of the model's blocks.
+class BlockCopies:
+    """Makes heads of copies of a model's blocks.
+
+    A copy is called as its block is: with the features, and with what that is given beside them in the same pass.
 
     Args:
-        name: of the head, one of ``COPYING``.
-        options: settings of the head's own.
+        name: of the heads, one of ``COPYING``.
+        options: settings of their own.
         model: the network's copy of the user's model.
         found: a forward pass of it.
         parts: all stages.
-        k: the stage.
+        call: the example.
+        task: what is learnt.
         seed: of initial weights.
-
-    Raises:
-        ConfigError: features or blocks of another form than such heads take.
     """
-    part = parts[k - 1]
-    if part.layout != Axes(0, {2: 2, 3: 1}.get(len(part.shape), part.layout.channels)):
-        raise ConfigError("head", name, "another head for features that are not [B, C, H, W], [B, T, C] or [B, C]")
-    settings = heads.options(name, options, "settings.head_options")
-    later, before = blocks_after(found, part)
-    copies = _Copies(name, model, seed, k)
-    if isinstance(settings, MomentumOptions):
-        return lambda given: copies.momentum(settings, later[0] if later else None, given)
-    chosen = sampled(before - 1, before + len(later), depth_of(k, len(parts), settings.layers, settings.slope))
-    return lambda given: copies.auglocal([later[i - before] for i in chosen], part.shape, given)
 
+    def __init__(
+        self,
+        name: str,
+        options: object,
+        model: nn.Module,
+        found: Trace,
+        parts: Sequence[Piece],
+        call: ModelCall,
+        task: Task,
+        seed: int,
+    ) -> None:
+        self.name, self.model, self.found, self.parts, self.task, self.seed = name, model, found, parts, task, seed
+        self.settings: Any = heads.options(name, options, "settings.head_options")
+        self.chosen = [self._chosen(k) for k in range(1, len(parts))]
+        wanted = {block.path for blocks in self.chosen for block in blocks}
+        self.recorded = RecordedBlocks(model, call, wanted) if wanted else None
 
-@dataclass(frozen=True)
-class _Copies:
-    """Builds heads of copies of a model's blocks."""
+    def _chosen(self, k: int) -> list[Later]:
+        """The blocks that the head of stage k = 1 .. K - 1 has copies of."""
+        part = self.parts[k - 1]
+        if part.layout != Axes(0, {2: 2, 3: 1}.get(len(part.shape), part.layout.channels)):
+            expected = "another head for features that are not [B, C, H, W], [B, T, C] or [B, C]"
+            raise ConfigError("head", self.name, expected)
+        adapters = [f"{path}.adapter." for path, each in self.model.named_modules() if isinstance(each, AfterCut)]
+        later, before = blocks_after(self.found, part, adapters)
+        if isinstance(self.settings, MomentumOptions):
+            return [block for block in later if block.given[1:] == part.shape][:1]
+        depth = depth_of(k, len(self.parts), self.settings.layers, self.settings.slope)
+        return [later[i - before] for i in sampled(before - 1, before + len(later), depth)]
 
-    name: str
-    model: nn.Module
-    seed: int
-    k: int
+    def maker(self, k: int) -> Callable[[HeadInput], nn.Module]:
+        """Makes the head of stage k = 1 .. K - 1.
 
-    def momentum(self, options: MomentumOptions, block: Later | None, given: HeadInput) -> nn.Module:
-        if block is None:
-            return self._scored(options.of, given.shape, given)
-        head = self._scored(options.of, block.made[1:], given)
-        made = MomentumHead(fresh(self._copy(block)), self._copy(block), head, options.momentum)
-        made.follow(FeaturesOf(self.model.get_submodule(block.path)))
-        return made
+        Raises:
+            ConfigError: blocks of another form than such heads take.
+        """
+        return self._momentum(k) if isinstance(self.settings, MomentumOptions) else self._auglocal(k)
 
-    def auglocal(self, blocks: Sequence[Later], shape: tuple[int, ...], given: HeadInput) -> nn.Module:
-        layers = nn.Sequential()
-        for block in blocks:
-            if shape != block.given[1:]:
-                layers.append(self._fitted(shape, block.given[1:]))
-            layers.append(fresh(self._copy(block)))
-            shape = block.made[1:]
-        layers.append(self._scored("0c1f", shape, given))
-        return layers
+    def _momentum(self, k: int) -> Callable[[HeadInput], nn.Module]:
+        options, blocks = self.settings, self.chosen[k - 1]
 
-    def _copy(self, block: Later) -> FeaturesOf:
-        """The block alone, if it takes features alone."""
-        made = FeaturesOf(copied(self.model.get_submodule(block.path)))
-        try:
-            out = without_data(made)(torch.empty(block.given, device="meta")).shape
-        except Exception as error:
-            expected = f"another head: {block.path} takes more than features ({type(error).__name__})"
-            raise ConfigError("head", self.name, expected) from error
-        if tuple(out)[1:] != block.made[1:]:
-            raise ConfigError("head", self.name, f"another head: {block.path} alone gives features of another shape")
-        return made
+        def make(given: HeadInput) -> nn.Module:
+            if not blocks:
+                return self._scored(options.of, given.shape, k, given)
+            head = self._scored(options.of, blocks[0].made[1:], k, given)
+            made = MomentumHead(fresh(self._copy(blocks[0], k)), self._copy(blocks[0], k), head, options.momentum)
+            made.follow(CopiedBlock(self.model.get_submodule(blocks[0].path)))
+            return made
+
+        return make
+
+    def _auglocal(self, k: int) -> Callable[[HeadInput], nn.Module]:
+        def make(given: HeadInput) -> nn.Module:
+            layers, shape = BehindCopies(), self.parts[k - 1].shape
+            for block in self.chosen[k - 1]:
+                if shape != block.given[1:]:
+                    layers.append(self._fitted(shape, block.given[1:]))
+                layers.append(fresh(self._copy(block, k)))
+                shape = block.made[1:]
+            layers.append(self._scored("0c1f", shape, k, given))
+            return layers
+
+        return make
+
+    def _copy(self, block: Later, k: int) -> CopiedBlock:
+        assert self.recorded is not None
+        before = self.parts[k - 2].path if k > 1 else ""
+        arguments = self.recorded.arguments(block.path, block.given, before, self.parts[k - 1].path)
+        if arguments is None:
+            expected = f"another head: {block.path} takes more than features and what stage {k} has at hand"
+            raise ConfigError("head", self.name, expected)
+        return CopiedBlock(copied(self.model.get_submodule(block.path)), arguments)
 
     def _fitted(self, shape: tuple[int, ...], wanted: tuple[int, ...]) -> nn.Module:
         """Brings features to the channels and the size that a copied block takes."""
@@ -154,13 +170,37 @@ class _Copies:
         layers = [nn.Conv2d(shape[0], wanted[0], 1, stride, bias=False), nn.BatchNorm2d(wanted[0]), nn.ReLU()]
         return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(wanted[1:]))
 
-    def _scored(self, name: str, shape: tuple[int, ...], given: HeadInput) -> nn.Module:
-        """The head on what the copies give; of tokens on their mean."""
+    def _scored(self, name: str, shape: tuple[int, ...], k: int, given: HeadInput) -> nn.Module:
+        """The head on what the copies give, whose scores have the form of the model's own; initialised."""
+        head = self._head(name, shape, self.task.form(self.parts[k - 1].shape), given)
+        initialise(head, 1, self.seed, str(k), "head")
+        return head
+
+    def _head(self, name: str, shape: tuple[int, ...], form: str, given: HeadInput) -> nn.Module:
         tokens = len(shape) == 2
-        seen = shape[-1:] if tokens else shape
-        head = build_head(name, seen, given.outputs, hidden=given.hidden)
-        initialise(head, 1, self.seed, str(self.k), "head")
+        if self.task.name in ("token", "next-token") or (not self.task.name and form in ("tokens", "flat")):
+            if not tokens:
+                expected = f"another head: the last block that it copies gives {shape}, and no tokens"
+                raise ConfigError("head", self.name, expected)
+            scorer = self.model.get_submodule(self.found.scorer) if self.found.scorer else None
+            if name == "shared" and isinstance(scorer, nn.Linear) and scorer.in_features == shape[1]:
+                return SharedHead(shape[1], scorer)
+            return TokenHead(name, shape[1], given.outputs, given.hidden)
+        if not self.task.name and form == "maps":
+            return MapHead(name, shape, given.outputs, self.task.size, given.hidden)
+        head = build_head(name, shape[-1:] if tokens else shape, given.outputs, hidden=given.hidden)
         return nn.Sequential(TokenMean(), head) if tokens else head
+
+
+class BehindCopies(nn.Sequential):
+    """Copied blocks, and a head on what they give."""
+
+    def readout(self, x: Tensor) -> Readout:
+        """What the head's last linear layer is given of tokens, and the layer."""
+        *copies, head = self
+        for layer in copies:
+            x = layer(x)
+        return head.readout(x)  # type: ignore[operator]
 
 
 class TokenMean(nn.Module):

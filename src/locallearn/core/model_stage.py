@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.core.batches import CalledBatch, ModelCall
+from locallearn.core.block_arguments import forget, listen_to_arguments
 from locallearn.core.generators import nothing, restoring
 from locallearn.core.last_layer import LastLayerLoss
 from locallearn.core.module import Features, Stage
 from locallearn.core.placed import brought, move, view_on
 from locallearn.core.recorder import Recorder, share
 from locallearn.core.shares import listen, share_of
-from locallearn.core.stage_pass import StagePass
+from locallearn.core.stage_pass import StagePass, places_of
 from locallearn.core.weighing import Weighing, weighed
 from locallearn.data.store import Batch
-from locallearn.errors import ConfigError
 from locallearn.losses.objectives import LocalLoss, Objective, Passage
 from locallearn.nn.copies import copied
 from locallearn.nn.features import features_of, prediction
@@ -97,15 +97,15 @@ class ModelStage(Stage):
             pieces: all stages; what those before it train of the model's own loss is 0 in this one's.
         """
         before = self.before
-        received = () if before is None else _places(before)
+        received = () if before is None else places_of(before)
         view = self._view(owners, pieces)
         if self.replicas > 1:
             replicate(view)
             replicate(self.objective)
         self._computes = [view]
         listen(view, self.piece.shares, self.noted)  # before the hook that leaves the pass
-        self.listen_to_source(view)
-        self._alone = StagePass(view, recorder, before, self.piece, received, _places(self.piece))
+        self.listen_to(view)
+        self._alone = StagePass(view, recorder, before, self.piece, received, places_of(self.piece))
         for each in itertools.chain(*(piece.shares for piece in pieces[: int(self.name) - 1])):
             if isinstance(each.place, str):
                 setattr(view.get_submodule(each.path), each.place, next(self.model.parameters()).new_zeros(()))
@@ -231,16 +231,16 @@ class ModelStage(Stage):
         if self.objective.watches:
             self.given = features[0] if isinstance(features, tuple) else features
 
-    def listen_to_source(self, model: nn.Module) -> list[Any]:
-        """Take what the objective's ``source`` gives for what the stage is given, until the hooks are removed."""
-        if not self.objective.source:
-            return []
+    def listen_to(self, model: nn.Module) -> list[Any]:
+        """Take from passes of a model what the objective sees beside features, until the hooks are removed."""
 
         def note(_module: nn.Module, _args: Any, output: Any) -> None:
             if self.given is not None:  # in a training step, before the stage's loss
                 self.give(features_of(output))
 
-        return [model.get_submodule(self.objective.source).register_forward_hook(note)]
+        source = self.objective.source
+        hooks = [model.get_submodule(source).register_forward_hook(note)] if source else []
+        return hooks + listen_to_arguments(self.objective, model)
 
     def calling(self, model: nn.Module, call: ModelCall) -> contextlib.AbstractContextManager[ModelCall]:
         """While it lasts the model does what the stage needs of it: it may leave out its last layer."""
@@ -260,7 +260,7 @@ class ModelStage(Stage):
         if not self.piece.crossing:
             return features
         assert self._alone is not None
-        return (features, *(self._alone.crossed[key] for key in _places(self.piece)))
+        return (features, *(self._alone.crossed[key] for key in places_of(self.piece)))
 
     def loss(self, output: Any, batch: Batch) -> LocalLoss:
         """Losses [G] of the nodes, from what the submodule at the stage's end gave."""
@@ -270,6 +270,7 @@ class ModelStage(Stage):
             for part, layer in self._copies.items() if alone else ():
                 reading.enter_context(part.reading(layer))
             loss = self._loss(output, batch)
+        forget(self.objective)
         return loss if batch.whole is None or self.weighing is None else weighed(loss, batch, self.weighing)
 
     def _loss(self, output: Any, batch: CalledBatch) -> LocalLoss:
@@ -321,13 +322,3 @@ class ModelStage(Stage):
         with torch.no_grad():
             for name, value in values.items():
                 own[name].copy_(value)
-
-
-def _places(piece: Piece) -> list[tuple[str, int]]:
-    """Where the tensors come from that cross a stage's end beside the features."""
-    for crossing in piece.crossing:
-        if crossing.path is None:
-            shape = " x ".join(map(str, crossing.shape))
-            expected = f"another one for stages in different processes: a tensor of {shape} that no submodule gives"
-            raise ConfigError("cuts", piece.path, f"{expected} crosses it")
-    return [(crossing.path or "", crossing.index) for crossing in piece.crossing]

@@ -14,7 +14,7 @@ from locallearn.arguments import checked
 from locallearn.config import ObjectiveConfig
 from locallearn.config.checks import non_negative, positive_int
 from locallearn.core.batches import model_call
-from locallearn.core.block_copies import COPYING, maker
+from locallearn.core.block_copies import COPYING, BlockCopies
 from locallearn.core.compiled_blocks import CompiledBlocks
 from locallearn.core.last_layer import last_layer_loss
 from locallearn.core.network import OptimizerFactory
@@ -108,8 +108,8 @@ def split(
         overlap: with 1 a module's loss also trains the module before it: a gradient of the features crosses one cut,
             and no other. It keeps activations of two modules, and trains with runtime ``inline`` alone.
         context: what every module after the first is given beside features, through an adapter that becomes a part
-            of the model and stays in what ``merge`` gives (ContSup): ``image``, or ``before``, what the module before
-            was given. The submodule at a cut is then ``PATH.block``, and the adapter ``PATH.adapter``.
+            of the model and stays in what ``merge`` gives (ContSup): ``image``, the model's input, or ``before``,
+            what the module before was given. The submodule at a cut is then ``PATH.block``, beside ``PATH.adapter``.
         settings: everything else that an objective can be told; its ``head`` and ``loss`` are not looked at.
         seed: of the heads' initial weights.
         compile: whether the model's repeated blocks are compiled by ``torch.compile`` when they first train, in one
@@ -147,7 +147,7 @@ def split(
         if width > 1:
             raise ConfigError("width", width, f"1 with context {context}, whose adapter is a whole module's")
         places = pieces(found, cuts, depth)
-        model, cuts = with_context(model, context, places, call.first, seed)
+        model, cuts = with_context(model, context, places, call, seed)
         found, depth = trace(model, call.args, call.kwargs), None
     model_copy = copied(model)
     stages = depth or len(cuts or ()) + 1
@@ -168,15 +168,17 @@ def split(
     given = _given(model_copy, call.first, found, config, width, classes or task.classes)
     if head is not None and not isinstance(head, str):
         given = dataclasses.replace(given, make_head=_maker(head))
+    copies = None
+    if copying:
+        tokens = check_copying(config.head, task, tokens)
+        copies = BlockCopies(config.head, config.head_options, model_copy, found, parts, call, task, seed)
     made: list[Objective] = []
     sees: list[str] = []
     for k, part in enumerate(parts[:-1], 1):
         inputs, source = given_to(parts, k, call.first, found)
         placed = dataclasses.replace(given, position=(k, stages), inputs=inputs)
-        if copying:
-            tokens = check_copying(config.head, task, part, tokens)
-            make = maker(config.head, config.head_options, model_copy, found, parts, k, seed)
-            placed = dataclasses.replace(placed, make_head=make)
+        if copies is not None:
+            placed = dataclasses.replace(placed, make_head=copies.maker(k))
         objective_k, seen = head_objective(task, placed, part, tokens, k, seed)
         objective_k.source = source if objective_k.watches else ""
         made.append(objective_k)

@@ -190,7 +190,7 @@ class SplitNetwork(LocalNetwork):
         with contextlib.ExitStack() as stack:
             for stage in self.model_stages:
                 stack.enter_context(listening(self.model, stage.piece.shares, stage.noted))
-                stack.enter_context(removed_after(stage.listen_to_source(self.model)))
+                stack.enter_context(removed_after(stage.listen_to(self.model)))
             yield
 
     def look(self, batch: Batch) -> Iterator[tuple[str, Tensor | None, Tensor]]:

@@ -21,7 +21,7 @@ from locallearn.core.batches import ModelCall
 from locallearn.core.module import each_of
 from locallearn.core.recorder import Ran, Recorder
 from locallearn.core.stage_ends import ResidualSums
-from locallearn.errors import UsageError
+from locallearn.errors import ConfigError, UsageError
 from locallearn.nn.features import map_tensors, tensors_of, with_features
 from locallearn.nn.pieces import Piece
 
@@ -206,3 +206,13 @@ def _did_not_run(path: str) -> str:
 
 def _leave_stage(output: Any) -> None:
     raise _EndOfStageError(output)
+
+
+def places_of(piece: Piece) -> list[tuple[str, int]]:
+    """Where the tensors come from that cross a stage's end beside the features."""
+    for crossing in piece.crossing:
+        if crossing.path is None:
+            shape = " x ".join(map(str, crossing.shape))
+            expected = f"another one for stages in different processes: a tensor of {shape} that no submodule gives"
+            raise ConfigError("cuts", piece.path, f"{expected} crosses it")
+    return [(crossing.path or "", crossing.index) for crossing in piece.crossing]

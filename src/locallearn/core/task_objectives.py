@@ -24,15 +24,14 @@ from locallearn.nn.score_heads import MapHead, Shaped
 from locallearn.seeding import seeded
 
 
-def check_copying(head: str, task: Task, piece: Piece, tokens: str | None) -> str:
-    """What a head that copies the model's blocks sees of tokens: all, of examples that have one score vector each.
+def check_copying(head: str, task: Task, tokens: str | None) -> str:
+    """What a head that copies the model's blocks sees of tokens: all, as the blocks do.
 
     Raises:
-        ConfigError: the model scores tokens or positions, which a block without its masks would see ahead of.
+        ConfigError: it is to see less, or the loss has no head.
     """
-    if task.form(piece.shape) != "vector" or task.name in BY_TOKEN:
-        expected = "1c2f, 0c1f or terminal for a model that scores every token or position"
-        raise ConfigError("head", head, expected)
+    if task.name == "rebuilt-input":
+        raise ConfigError("head", head, "another one with rebuilt-input, which has no scores for the head to give")
     if tokens not in (None, "all"):
         raise ConfigError("tokens", tokens, f"all with head {head}, whose blocks see every token")
     return "all"

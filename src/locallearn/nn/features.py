@@ -149,6 +149,12 @@ class Axes:
             return moved[:, :, None]
         return moved.flatten(2, -2) if moved.dim() > 4 else moved
 
+    def restored(self, ordered: Tensor, like: Tensor) -> Tensor:
+        """Undo ``ordered``: the same features with the axes of ``like``."""
+        order = self._order(like.dim())
+        back = sorted(range(like.dim()), key=order.__getitem__)
+        return ordered.reshape([like.shape[axis] for axis in order]).permute(back)
+
     def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of one example of ``ordered`` features."""
         return tuple(self.ordered(torch.empty(tuple(shape), device="meta")).shape[1:])

@@ -32,6 +32,8 @@ def initialise(module: nn.Module, groups: int, seed: int, *keys: int | str, all_
             elif isinstance(layer, (GroupLinear, nn.Linear)):
                 bound = 1 / math.sqrt(layer.weight.shape[1])
                 for parameter in (layer.weight, layer.bias):
+                    if parameter is None:
+                        continue
                     rows = parameter.chunk(groups)[group]
                     rows.copy_(torch.empty(rows.shape).uniform_(-bound, bound, generator=draw))
 

@@ -13,6 +13,7 @@ from locallearn.errors import ConfigError
 from locallearn.nn.auglocal import see_others
 from locallearn.nn.backbones import Block
 from locallearn.nn.heads import HeadInput, build_inner, heads
+from locallearn.nn.token_heads import Readout
 
 
 class MomentumHead(nn.Module):
@@ -81,6 +82,10 @@ class MomentumHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of all heads, [G, B, outputs]."""
         return self.head(self.bias(x) + self.follower(x))
+
+    def readout(self, x: Tensor) -> Readout:
+        """What the head's last linear layer is given of tokens, and the layer."""
+        return self.head.readout(self.bias(x) + self.follower(x))  # type: ignore[operator]
 
 
 def untrained(module: nn.Module) -> nn.Module:

@@ -133,7 +133,7 @@ class Two(nn.Module):
 
 
 class Scaled(nn.Module):
-    """A model whose blocks do."""
+    """A model whose blocks do, each something of its own."""
 
     def __init__(self):
         super().__init__()
@@ -141,7 +141,7 @@ class Scaled(nn.Module):
 
     def forward(self, x):
         for block in self.blocks:
-            x = block(x, 2.0)
+            x = block(x, torch.full((6,), 2.0))
         return self.last(x)
 
 
@@ -150,11 +150,7 @@ def test_what_cannot_be_copied_is_one_line(head):
     with pytest.raises(ConfigError, match=rf"width: 2 is not valid; expected 1 with head {head}"):
         network(head, width=2)
     vectors = torch.randn(8, 6), torch.arange(8) % 5
-    with pytest.raises(
-        ConfigError, match=rf"head: '{head}' is not valid; expected another head: blocks.1 takes more"
-    ):
+    with pytest.raises(ConfigError, match=rf"head: '{head}' is not valid; expected another head: blocks.1 takes"):
         ll.split(Scaled(), example=vectors, cuts=["blocks.0"], head=head)
-    words = nn.Sequential(nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 9))
-    tokens = torch.randint(9, (4, 3)), torch.randint(9, (4, 3))
-    with pytest.raises(ConfigError, match=rf"head: '{head}' is not valid; expected 1c2f, 0c1f or terminal"):
-        ll.split(words, example=tokens, cuts=["0"], head=head)
+    with pytest.raises(ConfigError, match=rf"tokens: 'mean' is not valid; expected all with head {head}"):
+        ll.split(user_models.Transformer(), example=user_models.sequences(), depth=2, head=head, tokens="mean")

@@ -119,6 +119,11 @@ def test_what_has_no_context_is_one_line():
         network("image", cuts=None, depth=1)
     with pytest.raises(ConfigError, match="width: 2 is not valid; expected 1 with context image"):
         network("image", width=2)
-    batch = user_models.sequences()
-    with pytest.raises(ConfigError, match="context: 'image' is not valid; expected none for a model whose inputs"):
-        ll.split(user_models.Transformer(), example=batch, depth=2, context="image")
+    vectors = torch.randn(4, 6), torch.arange(4)
+    upwards = nn.Sequential(
+        nn.Linear(6, 32), nn.Unflatten(1, (2, 4, 4)), nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 4)
+    )
+    with pytest.raises(
+        ConfigError, match=r"expected none where a module is given \(3, 2, 2\) and its context \(6,\)"
+    ):
+        ll.split(upwards, example=vectors, cuts=["2"], context="image")

@@ -77,6 +77,16 @@ def check_replaceable(path: Path) -> None:
         raise FileExistsError(errno.EEXIST, "it is there, and no file", str(path))
 
 
+def check_readable(path: Path) -> None:
+    """Refuse to open a pipe or a device: the other end may never come, or what it gives never end.
+
+    Raises:
+        OSError: one is there.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is no file", str(path))
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and those that it lies in, for good.
 

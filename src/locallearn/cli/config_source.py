@@ -92,7 +92,7 @@ def _changed_by(config: RunConfig, file: Path) -> RunConfig:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--config: {file} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise UsageError(f"--config: {file} is not TOML: {error}") from None
     try:
         return from_dict(_merged(to_dict(config), values))

@@ -58,7 +58,7 @@ def from_toml(text: str) -> RunConfig:
     """
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError("config", "text", f"TOML ({error})") from None
     return from_dict(values)
 

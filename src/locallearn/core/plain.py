@@ -29,11 +29,18 @@ def check_plain(model: nn.Module) -> None:
                 raise UsageError(f"model: {where} is in {kind.__name__}, and {reason}; {instead}")
         if _is_sharded(part):
             raise UsageError(f"model: {where} is sharded (FSDP), and its shards would not train; {instead}")
+        if isinstance(part, torch.jit.ScriptModule):
+            raise UsageError(f"model: {where} is in TorchScript, where stages cannot be cut; split the plain model")
         if hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None:
             raise UsageError(f"model: {where} is compiled, where stages cannot be cut; split the plain model")
     for name, parameter in model.named_parameters():
         if hasattr(parameter, "full_tensor"):
             raise UsageError(f"model: {name} is a DTensor, of which this process has a part; {instead}")
+        if getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise UsageError(
+                f"model: {name} has a hook that runs after its gradient, where optimizers inside the backward pass "
+                "update the model's own weights; split the model without, every stage has an optimizer of its own"
+            )
 
 
 def _is_sharded(part: nn.Module) -> bool:
@@ -43,12 +50,16 @@ def _is_sharded(part: nn.Module) -> bool:
 
 
 def check_example(model: nn.Module, inputs: object) -> None:
-    """Refuse an example with numbers that are not finite.
+    """Refuse an example without examples, or with numbers that are not finite.
 
     Raises:
         UsageError: it has.
     """
     for x in tree_leaves(inputs):
+        if isinstance(x, torch.Tensor) and x.is_nested:
+            raise UsageError("example: nested tensors are not taken; pad the examples to one length")
+        if isinstance(x, torch.Tensor) and x.dim() and not len(x):
+            raise UsageError(f"example: inputs {tuple(x.shape)} have no examples")
         if isinstance(x, torch.Tensor) and x.is_floating_point() and not x.is_meta and not x.isfinite().all():
             raise UsageError(
                 f"example: inputs {tuple(x.shape)} of {type(model).__name__} have NaN or infinity in them"

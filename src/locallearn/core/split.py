@@ -34,7 +34,7 @@ from locallearn.losses.user import Loss
 from locallearn.nn.copies import copied
 from locallearn.nn.features import Axes, check_tokens, named_layout
 from locallearn.nn.heads import HeadInput
-from locallearn.nn.pieces import Piece, pieces
+from locallearn.nn.pieces import Piece, features_dtype, pieces
 from locallearn.nn.recording import trace
 from locallearn.nn.trace import Call, Trace
 from locallearn.nn.width import split_channels
@@ -189,8 +189,8 @@ def split(
         given = dataclasses.replace(given, config=dataclasses.replace(config, head="0c1f", head_options=Defaults()))
     made.append(last or last_objective(task, given, seed, stages))
     like = next(model_copy.parameters())
-    for each in made:
-        each.to(device=like.device, dtype=like.dtype)
+    for each, part in zip(made, parts, strict=True):
+        each.to(device=like.device, dtype=features_dtype(found, part) or like.dtype)
 
     def build(modules: Iterable[nn.Module], factory: OptimizerFactory = _still) -> SplitNetwork:
         whole, *local = modules

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from locallearn.core.batches import LABELS, SPANS, ModelCall
 from locallearn.errors import ConfigError
-from locallearn.losses.scores import KINDS, ScoresLoss, class_axis, picked, span_loss, without_axis
+from locallearn.losses.scores import KINDS, ScoresLoss, class_axis, marked, picked, span_loss, without_axis
 from locallearn.losses.user import Loss
 from locallearn.nn.features import own_loss
 from locallearn.nn.score_heads import grid
@@ -68,7 +68,10 @@ class Task:
         if not isinstance(loss, ScoresLoss) or (self.name and self.name not in BUILT_IN) or labels is None:
             return labels
         loss.check_type(labels)
+        labels = marked(labels, self.scores, self.axis)
         if loss.kind != "cross-entropy" or labels.is_floating_point():
+            if labels.device.type == "cpu":
+                loss.check_numbers(labels)
             return labels
         if labels.device.type == "cpu":
             loss.check_classes(labels, self.classes, len(self.scores))
@@ -114,9 +117,12 @@ def choose(objective: str | Loss | None, found: Trace, call: ModelCall, model: n
     rows = end.batch if end.batch is not None or len(scores) != 2 else None
     if len(scores) != 2 and rows is None:
         rows = 0
-    numbers = isinstance(call.labels, Tensor) and call.labels.is_floating_point()
+    labels = call.labels if callable(objective) or not scores else marked(call.labels, scores, axis)
+    numbers = isinstance(labels, Tensor) and labels.is_floating_point()
     classless = len(scores) < 2 or (len(scores) == 3 and numbers and end.channels is None)
     base = Task("", None, scores, 0 if classless else axis, rows)
+    if isinstance(objective, type):
+        raise ConfigError("objective", objective.__name__, f"a loss, as {objective.__name__}() makes one")
     if callable(objective):
         return dataclasses.replace(base, loss=objective, named=True)
     if objective is None and (not scores or (depth == 1 and found.has_loss)):
@@ -127,7 +133,7 @@ def choose(objective: str | Loss | None, found: Trace, call: ModelCall, model: n
         raise ConfigError("objective", objective, "depth=1: the model gives its loss alone, and no scores")
     if spans and objective is None:
         return dataclasses.replace(base, loss=span_loss)
-    kind = picked(scores, axis, call.labels) if objective is None else objective
+    kind = picked(scores, axis, labels) if objective is None else objective
     by_token = len(scores) == 3 or rows is None
     if kind == "cross-entropy" and by_token and axis == len(scores) - 1 and not numbers:
         asked = objective is None and len(scores) == 3
@@ -135,7 +141,7 @@ def choose(objective: str | Loss | None, found: Trace, call: ModelCall, model: n
     if kind not in BUILT_IN:
         return dataclasses.replace(base, name=kind)
     loss = _scores_loss(kind, axis)
-    loss.check(scores, call.labels)
+    loss.check(scores, labels)
     if kind in ("token", "next-token"):
         named = rows == 0
     else:

@@ -92,9 +92,10 @@ def _is_image(kind: Any) -> bool:
 def _names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...] | None:
     try:
         names = json.loads(metadata[b"huggingface"])["info"]["features"][label]["names"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
-    return tuple(str(name) for name in names)
+    known = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return tuple(names) if known else None
 
 
 def shards(folder: Path, split: str) -> list[Path]:

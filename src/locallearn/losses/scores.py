@@ -53,7 +53,8 @@ class ScoresLoss:
             scores = F.interpolate(scores, labels.shape[1:], mode="bilinear", align_corners=False)
         if scores.shape[1] <= VOID and scores.dim() > 2:
             labels = labels.masked_fill(labels == VOID, IGNORED)
-        return F.cross_entropy(scores, labels, ignore_index=IGNORED)
+        loss = F.cross_entropy(scores, labels, ignore_index=IGNORED)
+        return torch.where((labels != IGNORED).any(), loss, 0 * scores.sum())  # nothing counts: no loss, not NaN
 
     def check(self, scores: Sequence[int], labels: Any) -> None:
         """Refuse labels that do not fit scores of that shape, in a line.
@@ -73,13 +74,35 @@ class ScoresLoss:
             raise UsageError(f"batch: {self.kind} needs a class for every place of the scores ({said})")
         self.check_classes(labels, scores[self.axis], len(scores))
 
+    def check_numbers(self, labels: Tensor) -> None:
+        """Refuse numbers that are no targets of this loss; looks at their values.
+
+        Raises:
+            UsageError: NaN or infinity, probabilities of classes that do not sum to 1, or a yes or no outside [0, 1].
+        """
+        if not labels.isfinite().all():
+            raise UsageError(f"batch: labels of {self.kind} have NaN or infinity in them")
+        if self.kind == "binary-cross-entropy" and not ((labels >= 0) & (labels <= 1)).all():
+            raise UsageError("batch: labels of binary-cross-entropy are from 0 to 1, and some are not")
+        if self.kind != "cross-entropy" or labels.dim() <= self.axis:
+            return
+        sums = labels.float().sum(self.axis)
+        if (labels < 0).any() or not ((sums - 1).abs() < 0.02).all():
+            raise UsageError(
+                "batch: labels of cross-entropy are probabilities that sum to 1 over the classes, and some do not "
+                "(several labels of one example are objective='binary-cross-entropy')"
+            )
+
     def check_type(self, labels: Any) -> None:
         """Refuse labels that are no tensor."""
         if not isinstance(labels, Tensor):
             raise UsageError(f"batch: labels of {self.kind} are a tensor, not {type(labels).__name__}")
+        if labels.is_complex():
+            raise UsageError(f"batch: labels of {self.kind} are real numbers, not {str(labels.dtype)[6:]}")
 
     def check_classes(self, labels: Tensor, classes: int, dims: int) -> None:
         """Refuse integer labels that are no classes of scores with so many dimensions; looks at their values."""
+        labels = labels.long()  # some integer types have no minimum
         counted = labels[(labels != IGNORED) & ((labels != VOID) | (dims < 3))]
         if counted.numel() and not 0 <= int(counted.min()) <= int(counted.max()) < classes:
             outside = int(counted.min()) if counted.min() < 0 else int(counted.max())
@@ -146,6 +169,20 @@ def picked(scores: Sequence[int], axis: int, labels: Any) -> str:
         if labels.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
             return "cross-entropy"
     return "binary-cross-entropy" if ((labels == 0) | (labels == 1)).all() else "mean-squared-error"
+
+
+def marked(labels: Any, scores: Sequence[int], axis: int) -> Any:
+    """Labels of an integer type with a number for every class (one-hot, several) as floating-point ones.
+
+    Args:
+        labels: of a batch; others are given back as they are.
+        scores: shape of the model's scores, of some batch.
+        axis: of the classes in them.
+    """
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
+        return labels
+    every = labels.dim() == len(scores) > 1 and labels.shape[axis] == scores[axis] > 1
+    return labels.float() if every else labels
 
 
 def without_axis(labels: Tensor, dims: int, axis: int) -> Tensor:

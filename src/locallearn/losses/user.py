@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -66,6 +67,8 @@ def called(loss: Loss, scores: Tensor, batch: Batch) -> Tensor:
     if not isinstance(value, Tensor) or value.dim():
         given = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise UsageError(f"objective: a loss gives one number, a tensor without dimensions; this one gives {given}")
+    if _CHECKING.get() and scores.requires_grad and not value.requires_grad:
+        raise UsageError("objective: the loss has no gradient, so that it would train nothing")
     return value
 
 
@@ -90,22 +93,26 @@ class _NoAccidents(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if self.rows > 1 and len(args) > 1 and isinstance(args[0], Tensor) and isinstance(args[1], Tensor):
-            a, b = args[0].shape, args[1].shape
-            by_example = len(a) != len(b) and min(len(a), len(b)) > 0 and a[0] == b[0] == self.rows
-            name = getattr(func, "__name__", "")
-            if by_example and 1 in (a[-1], b[-1]) and name in _ELEMENTWISE:
-                shapes = f"{tuple(a)} and {tuple(b)}"
-                raise UsageError(f"objective: the loss puts {shapes} together, which repeats every example's numbers")
+        name = getattr(func, "__name__", "")
+        if self.rows > 1 and name in _ELEMENTWISE:
+            shapes = [x.shape for x in (*args, *(kwargs or {}).values()) if isinstance(x, Tensor)]
+            for a, b in itertools.combinations(shapes, 2):
+                by_example = len(a) != len(b) and min(len(a), len(b)) > 0 and a[0] == b[0] == self.rows
+                if by_example and 1 in (a[-1], b[-1]):
+                    found = f"{tuple(a)} and {tuple(b)}"
+                    raise UsageError(
+                        f"objective: the loss puts {found} together, which repeats every example's numbers"
+                    )
         return result
 
 
-_ARITHMETIC = ("sub", "add", "mul", "div", "truediv")
+_ARITHMETIC = ("sub", "add", "mul", "div", "truediv", "pow")
 _ELEMENTWISE = frozenset(
     (
         *_ARITHMETIC,
         *(f"__{name}__" for name in _ARITHMETIC),
         *(f"__r{name}__" for name in _ARITHMETIC),
+        *("where", "maximum", "minimum", "max", "min", "logaddexp", "xlogy", "lerp", "kl_div"),
         "mse_loss",
         "l1_loss",
         "huber_loss",

@@ -54,7 +54,10 @@ def converted(model: nn.Module, convert: Callable[[Tensor], Tensor], shared: Ite
         if type(parameter) is nn.Parameter or getattr(
             parameter, "_is_param", False
         ):  # which marks other tensors' as such
-            memo[id(parameter)] = nn.Parameter(convert(parameter), requires_grad=parameter.requires_grad)
+            made = nn.Parameter(convert(parameter), requires_grad=parameter.requires_grad)
+            for hook in (parameter._backward_hooks or {}).values():  # such as one that masks a gradient
+                made.register_hook(hook)
+            memo[id(parameter)] = made
     try:
         with _Converting(convert):
             return copy.deepcopy(model, memo)

@@ -6,6 +6,7 @@ import difflib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from locallearn.errors import ConfigError
 from locallearn.nn.features import Axes
@@ -119,6 +120,12 @@ def end_of(trace: Trace, part: Piece) -> Call:
     """Where a piece ends."""
     call = next(call for call in reversed(trace.calls) if call.path == part.path)
     return (trace.sum_after(call) if part.summed else None) or call
+
+
+def features_dtype(trace: Trace, part: Piece) -> Any:
+    """The type of numbers of a piece's features; None for the last one, which ends in the model's own scores."""
+    node = end_of(trace, part).node if part.path else None
+    return node[0]._input_metadata[node[1]].dtype if node is not None else None
 
 
 def crossing(trace: Trace, part: Piece, loss: bool = True) -> tuple[Crossing, ...]:
@@ -260,7 +267,8 @@ def _balanced(trace: Trace, depth: int, usable: Usable) -> list[Call]:
         if not uneven(_costs(trace, best)):
             return best
     if best is None:
-        raise ConfigError("depth", depth, f"at most {len(places) + 1}: this model can be cut after {ends_of(places)}")
+        where = f"can be cut after {ends_of(places)}" if places else "has no legal cut"
+        raise ConfigError("depth", depth, f"at most {len(places) + 1}: this model {where}")
     return best
 
 

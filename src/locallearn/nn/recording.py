@@ -44,6 +44,11 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     except UsageError:
         raise
     except Exception as error:
+        if "running autograd.grad()" in str(error):
+            raise UsageError(
+                f"model: the forward pass of {type(model).__name__} takes gradients itself (autograd.grad), and "
+                "they would have to cross the cuts"
+            ) from error
         raise UsageError(f"example: {type(model).__name__} does not run on it: {error}") from error
 
 
@@ -69,7 +74,7 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
         else:
             for part, training in modes.items():
                 part.training = training
-    if not found.edges:
+    if not found.leaves:
         raise UsageError(f"model: the output of {type(model).__name__} has no tensor that gradients come from")
     find_batch_axes(found, model, args, kwargs)
     if len(found.scores) == 3:

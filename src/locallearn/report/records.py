@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from locallearn.config import RunConfig, from_toml
 from locallearn.errors import ConfigError, UsageError
+from locallearn.files import check_readable
 from locallearn.report import schema
 
 Node = tuple[int | str, int]
@@ -118,6 +119,7 @@ def node_of(entries: Iterable[dict[str, Any]], node: Node) -> dict[str, Any]:
 
 def _read_text(path: Path) -> str:
     try:
+        check_readable(path)
         return path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         raise UsageError(f"{path.parent}: no {path.name} there; expected the folder of a run") from None
@@ -143,7 +145,7 @@ def _read_events(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             event = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if _cut_short(lines, number):
                 continue
             raise UsageError(f"{path} line {number}: not JSON ({error})") from None
@@ -164,7 +166,7 @@ def _cut_short(lines: list[str], number: int) -> bool:
         return True
     try:
         return json.loads(lines[number])["event"] == "resume"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -195,7 +197,7 @@ def _read_summary(path: Path, last_step: int) -> dict[str, Any] | None:
 def _read_json(path: Path, model: type[BaseModel]) -> dict[str, Any]:
     try:
         value = json.loads(_read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not JSON ({error})") from None
     _check(str(path), model, value)
     return value

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from locallearn.errors import UsageError
+from locallearn.files import check_readable
 
 _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "train": {"epoch": int, "seconds": (int, float), "nodes": list},
@@ -48,6 +49,7 @@ def read_events(path: Path) -> list[EventLine]:
     if not path.exists():
         return []
     try:
+        check_readable(path)
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
@@ -83,6 +85,7 @@ def read_summary(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
+        check_readable(path)
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DamagedRecordError(f"{path}: cannot be read ({error})") from None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from locallearn.errors import CheckpointError, UsageError
-from locallearn.files import write_atomically
+from locallearn.files import check_readable, write_atomically
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class History:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            check_readable(path)
             values = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
             self.entries = [Earlier(int(v["step"]), str(v["digest"]), dict(v["config"])) for v in values]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -7,7 +7,7 @@ import datetime
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,7 +15,7 @@ from locallearn import lock, plugins
 from locallearn.config import RunConfig, from_toml, to_toml
 from locallearn.errors import ConfigError, UsageError
 from locallearn.files import cannot_write, make_folder, remove, sweep, write_atomically
-from locallearn.training.events import read_events, read_summary
+from locallearn.training.events import DamagedRecordError, read_events, read_summary
 from locallearn.training.history import History
 from locallearn.training.loggers import Loggers
 
@@ -227,3 +227,11 @@ class RunFolder:
             DamagedRecordError: it is no summary.
         """
         return read_summary(self.path / "summary.json")
+
+    def usable_summary(self, warn: Callable[[str], None]) -> dict[str, Any] | None:
+        """The same for who goes on with the run: a damaged one is warned of, and is none."""
+        try:
+            return self.summary()
+        except DamagedRecordError as error:
+            warn(f"{error}; it is written anew")
+            return None

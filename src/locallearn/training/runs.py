@@ -27,7 +27,6 @@ from locallearn.files import sweep
 from locallearn.runtime.world import Alone, ProcessWorld, local_device, process_world
 from locallearn.training.asynchronous import AsynchronousTraining
 from locallearn.training.configured import Training
-from locallearn.training.events import DamagedRecordError
 from locallearn.training.initial import trained_weights
 from locallearn.training.lines import lines_if_watched
 from locallearn.training.loggers import Loggers
@@ -156,11 +155,7 @@ def _summary(folder: RunFolder, config: RunConfig, observer: Observer | None) ->
     Raises:
         UsageError: its config.toml was edited since, and is not what the run has trained.
     """
-    try:
-        summary = folder.summary()
-    except DamagedRecordError as error:
-        (observer or lines_if_watched()).on_warning(f"{error}; it is written anew")
-        return None
+    summary = folder.usable_summary((observer or lines_if_watched()).on_warning)
     if summary is None or summary.get("digest") in (None, digest(config)):
         return summary
     if folder.history().led_to(summary["steps"], summary["digest"]):

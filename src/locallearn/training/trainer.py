@@ -292,7 +292,7 @@ class Trainer:
         with self._written(world, config, begun):
             if begun:
                 self._loop.restore()
-                summary = self.folder.summary()
+                summary = self.folder.usable_summary(observer.on_warning)
                 if summary is not None and self._loop.epochs_done >= self._loop.epochs:
                     return summary if world.leader else {}
                 if world.leader:

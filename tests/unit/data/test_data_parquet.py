@@ -1,4 +1,5 @@
 import io
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,15 @@ def test_layout_with_names(tmp_path):
 def test_layout_without_names_counts_labels(tmp_path):
     write_parquet(tmp_path / "x.parquet", _images(3), [0, 41, None], image="image", label="fine_label")
     assert layout_of(tmp_path / "x.parquet") == Columns("image", "fine_label", None, 42)
+
+
+@pytest.mark.parametrize("names", [None, 7, "airplane", {"cat": 0}, [["cat"]]])
+def test_names_of_another_shape_are_no_names(tmp_path, names):
+    path = tmp_path / "x.parquet"
+    write_parquet(path, _images(3), [0, 2, 1])
+    told = json.dumps({"info": {"features": {"label": {"names": names}}}})
+    pq.write_table(pq.read_table(path).replace_schema_metadata({"huggingface": told}), path)
+    assert layout_of(path) == Columns("img", "label", None, 3)
 
 
 def test_layout_of_something_else(tmp_path):

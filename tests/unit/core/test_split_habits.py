@@ -1,0 +1,92 @@
+"""What users do to their own models before a split, and examples that are none."""
+
+import pytest
+import torch
+from torch import nn
+
+import locallearn as ll
+
+X = torch.rand(4, 8, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(4)
+
+
+def _mlp():
+    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 5))
+
+
+def test_a_hook_that_masks_a_gradient_masks_the_copy_s():
+    model, seen = _mlp(), []
+    mask = torch.zeros(8, 8)
+    mask[::2] = 1
+    model[0].weight.register_hook(lambda gradient: seen.append(1) or gradient * mask)
+    network = ll.split(model, depth=2, example=(X, Y), optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    seen.clear()
+    network.step((X, Y))
+    trained = network.merge()[0].weight
+    assert seen == [1]
+    assert torch.equal(trained[1::2], model[0].weight[1::2])
+    assert not torch.equal(trained[::2], model[0].weight[::2])
+    assert len(network.merge()[0].weight._backward_hooks) == 1
+
+
+def test_an_optimizer_inside_the_backward_pass_is_refused():
+    model = _mlp()
+    model[2].weight.register_post_accumulate_grad_hook(lambda parameter: None)
+    with pytest.raises(ll.LocalLearnError, match=r"2\.weight has a hook that runs after its gradient"):
+        ll.split(model, depth=2, example=(X, Y))
+
+
+class _Mixed(nn.Module):
+    """Weights of two types, as models have that keep some in fp32."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8).double(), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.c(self.b(torch.relu(self.a(x)).double()).float())
+
+
+@pytest.mark.parametrize(("cut", "kind"), [("a", torch.float32), ("b", torch.float64)])
+def test_heads_have_the_type_of_numbers_of_their_features(cut, kind):
+    network = ll.split(_Mixed(), cuts=[cut], example=(X, Y))
+    assert {p.dtype for p in network.objectives[0].parameters()} == {kind}
+    assert all(value.isfinite() for value in network.step((X, Y)).values())
+
+
+class _Forces(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = _mlp()
+
+    def forward(self, x):
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(self.body(x).sum(), x, create_graph=True)[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "message"),
+    [
+        (lambda: torch.jit.script(_mlp()), lambda: X, "the model is in TorchScript"),
+        (lambda: nn.Sequential(torch.jit.script(_mlp())), lambda: X, "0 is in TorchScript"),
+        (_Forces, lambda: X, "takes gradients itself"),
+        (_mlp, lambda: X[:0], "have no examples"),
+        (_mlp, lambda: torch.nested.nested_tensor([*X[:, None]]), "pad the examples to one length"),
+        (lambda: nn.Linear(8, 5), lambda: X, "at most 1: this model has no legal cut"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_cannot_be_split_is_said_in_a_line(model, example, message):
+    with pytest.raises(ll.LocalLearnError, match=message) as refused:
+        ll.split(model(), depth=2, example=(example(), Y))
+    assert "\n" not in str(refused.value)
+
+
+def test_one_linear_layer_is_a_model():
+    model = nn.Linear(8, 5)
+    network = ll.split(model, depth=1, example=(X, Y), optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    loss = nn.functional.cross_entropy(model(X), Y)
+    torch.testing.assert_close(network.step((X, Y))["loss"], loss)
+    torch.testing.assert_close(
+        network.merge().weight, model.weight - 0.1 * torch.autograd.grad(loss, model.weight)[0]
+    )

@@ -1,0 +1,84 @@
+"""Labels of batches that are other than the example's, and integers that mark classes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import locallearn as ll
+
+X = torch.rand(4, 8, generator=torch.Generator().manual_seed(0))
+
+
+def _mlp(outputs=5):
+    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, outputs))
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.bool, torch.uint8])
+def test_classes_that_integers_mark_are_probabilities(kind):
+    labels, model = F.one_hot(torch.arange(4), 5).to(kind), _mlp()
+    network = ll.split(model, depth=2, example=(X, labels))
+    assert network.task.loss.kind == "cross-entropy"
+    torch.testing.assert_close(network.step((X, labels))["loss"], F.cross_entropy(model(X), torch.arange(4)))
+    several = labels | labels.roll(1, 1)
+    assert ll.split(model, depth=2, example=(X, several)).task.loss.kind == "binary-cross-entropy"
+
+
+@pytest.mark.parametrize(
+    ("labels", "later", "message"),
+    [
+        (F.one_hot(torch.arange(4), 5).float(), torch.ones(4, 5), "sum to 1 over the classes"),
+        (F.one_hot(torch.arange(4), 5), F.one_hot(torch.arange(4), 5) * 3, "sum to 1 over the classes"),
+        (torch.tensor([[0.0, 1, 1, 0, 1]]).expand(4, 5), torch.full((4, 5), 37.5), "are from 0 to 1"),
+    ],
+)
+def test_a_later_batch_that_asks_for_another_loss_is_refused_before_it_trains(labels, later, message):
+    network = ll.split(_mlp(), depth=2, example=(X, labels))
+    before = network.model[0].weight.clone()
+    with pytest.raises(ll.LocalLearnError, match=message):
+        network.step((X, later))
+    assert torch.equal(network.model[0].weight, before)
+
+
+def test_labels_of_any_integer_type_and_none_that_count():
+    model = _mlp()
+    network = ll.split(model, depth=2, example=(X, torch.arange(4).to(torch.uint16)))
+    expected = F.cross_entropy(model(X), torch.arange(4))
+    torch.testing.assert_close(network.step((X, torch.arange(4).to(torch.uint32)))["loss"], expected)
+    metrics = network.step((X, torch.full((4,), -100)))
+    assert metrics["loss"] == metrics["loss/1"] == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([1.0, float("nan"), 0, 2]), "have NaN or infinity in them"),
+        (torch.tensor([1.0, float("inf"), 0, 2]), "have NaN or infinity in them"),
+        (torch.rand(4, dtype=torch.complex64), "are real numbers, not complex64"),
+    ],
+)
+def test_labels_that_are_no_numbers_are_refused(labels, message):
+    with pytest.raises(ll.LocalLearnError, match=message):
+        ll.split(_mlp(1), depth=2, example=(X, labels))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda s, y: torch.where(y > 0.5, s, -s).mean(),
+        lambda s, y: torch.maximum(s, y).mean(),
+        lambda s, y: (s.exp() ** y).mean(),
+        lambda s, y: torch.lerp(s, y, 0.5).mean(),
+    ],
+)
+def test_losses_that_repeat_numbers_in_other_functions_are_refused(loss):
+    with pytest.raises(ll.LocalLearnError, match="which repeats every example's numbers"):
+        ll.split(_mlp(1), depth=2, example=(X, torch.rand(4)), objective=loss)
+    ll.split(_mlp(1), depth=2, example=(X, torch.rand(4, 1)), objective=loss)
+
+
+def test_losses_that_train_nothing_or_are_none_are_refused():
+    with pytest.raises(ll.LocalLearnError, match="the loss has no gradient, so that it would train nothing"):
+        ll.split(_mlp(), depth=2, example=(X, torch.arange(4)), objective=lambda s, y: F.cross_entropy(s.detach(), y))
+    with pytest.raises(ll.LocalLearnError, match=r"expected a loss, as CrossEntropyLoss\(\) makes one"):
+        ll.split(_mlp(), depth=2, example=(X, torch.arange(4)), objective=nn.CrossEntropyLoss)

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
         to_toml,
     )
     from locallearn.core.assembly import build_network
+    from locallearn.core.image_shape import ImageShape
     from locallearn.core.local_step import LocalStep
     from locallearn.core.methods import Layout, ModuleLayout, methods
-    from locallearn.core.network import ImageShape, LocalNetwork
+    from locallearn.core.network import LocalNetwork
     from locallearn.core.split import split
     from locallearn.core.split_network import SplitNetwork
     from locallearn.costs.nodes import cost
@@ -62,7 +63,7 @@ _PLACES = {
     "Dataset": "locallearn.data.datasets",
     "HeadInput": "locallearn.nn.heads",
     "ImageSet": "locallearn.data.datasets",
-    "ImageShape": "locallearn.core.network",
+    "ImageShape": "locallearn.core.image_shape",
     "Layout": "locallearn.core.methods",
     "LocalLearnError": "locallearn.errors",
     "LocalLoss": "locallearn.losses.objectives",

@@ -1,5 +1,9 @@
 """Named errors. Every one of them is a message for the user: one line, no traceback on the command line."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 
 class LocalLearnError(Exception):
     """Base of every error that the package raises on purpose.
@@ -25,10 +29,12 @@ class ConfigError(UsageError):
         field: dotted name of the setting, as in TOML and on the command line (``train.batch_size``).
         value: what was given.
         expected: what would be right, as a phrase (``"a positive integer"``).
+        near: known names that may have been meant, where the value is an unknown one.
     """
 
-    def __init__(self, field: str, value: object, expected: str) -> None:
-        super().__init__(f"{field}: {value!r} is not valid; expected {expected}")
+    def __init__(self, field: str, value: object, expected: str, near: Sequence[str] = ()) -> None:
+        meant = f"is not known. Did you mean {' or '.join(near)}?"
+        super().__init__(f"{field}: {value!r} {meant if near else f'is not valid; expected {expected}'}")
         self.field = field
         self.value = value
         self.expected = expected

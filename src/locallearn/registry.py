@@ -10,7 +10,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 from locallearn import arguments, plugins
@@ -49,6 +49,45 @@ def named(kind: str) -> Registry[Any]:
     """
     importlib.import_module(_HOMES[kind])
     return _registries[kind]
+
+
+def is_filled(kind: str) -> bool:
+    """Whether the package that fills a registry has been imported, or is being imported."""
+    return kind in _registries
+
+
+def settled(kind: str, name: str, options: type | None, given: object, where: str) -> Any:
+    """The settings of its own that a component gets; None where it has none.
+
+    Args:
+        kind: the option that names the component (``"objective.loss"``).
+        name: of the component.
+        options: the dataclass of its settings; None where it has none.
+        given: an instance, or a mapping of what is not at its default; nothing is all defaults.
+        where: dotted name of the settings, for messages (``"objective.options"``).
+
+    Raises:
+        ConfigError: an unknown setting, a wrong value, or settings of another component.
+    """
+    given = {} if given is None or given == Defaults() else given
+    if options is not None:
+        return validated(options, given, where)
+    if given:
+        raise ConfigError(where, given, f"nothing: {kind} {name} has no options")
+    return None
+
+
+def unknown(kind: str, name: str, names: Sequence[str], also: str = "") -> ConfigError:
+    """That nothing is registered under a name: near matches, or else every name.
+
+    Args:
+        kind: the option that names it.
+        name: what was asked for.
+        names: what there is, in order.
+        also: what else may be named.
+    """
+    near = difflib.get_close_matches(name, names, n=3)
+    return ConfigError(kind, name, f"one of {', '.join([*names, *([also] if also else [])])}", near)
 
 
 class Registry(Generic[T]):
@@ -134,13 +173,8 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: an unknown setting, a wrong value, or settings of another component.
         """
-        kind = self._options.get(name) if name in self else None
-        given = {} if given is None or given == Defaults() else given
-        if kind is not None:
-            return validated(kind, given, where)
-        if given:
-            raise ConfigError(where, given, f"nothing: {self.kind} {name} has no options")
-        return None
+        own = self._options.get(name) if name in self else None
+        return settled(self.kind, name, own, given, where)
 
     @checked
     def get(self, name: str) -> T:
@@ -151,9 +185,7 @@ class Registry(Generic[T]):
         """
         if name in self:
             return self._entries[name]
-        near = difflib.get_close_matches(name, self._entries, n=3)
-        names = ", ".join(near or [*sorted(self._entries), *([self.also] if self.also else [])])
-        raise ConfigError(self.kind, name, f"{'did you mean ' if near else 'one of '}{names}")
+        raise unknown(self.kind, name, list(self), self.also)
 
     @checked
     def build(self, name: str, given: Any) -> Any:

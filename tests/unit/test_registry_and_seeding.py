@@ -30,7 +30,7 @@ def test_unknown_names_are_explained():
     things: Registry[int] = Registry("model")
     for name in ("resnet32", "vgg6a"):
         things.add(name, 0)
-    with pytest.raises(ConfigError, match="model: 'resnet33' is not valid; expected did you mean resnet32"):
+    with pytest.raises(ConfigError, match="model: 'resnet33' is not known. Did you mean resnet32"):
         things.get("resnet33")
     with pytest.raises(ConfigError, match="expected one of resnet32, vgg6a"):
         things.get("zzz")

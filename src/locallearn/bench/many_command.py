@@ -18,6 +18,7 @@ from locallearn.cli.options import check_at_least, check_ending, parse
 from locallearn.config import RunConfig
 from locallearn.errors import ConfigError
 from locallearn.files import make_folder, write_atomically
+from locallearn.nn.backbones import check_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,6 +62,7 @@ class ManyOptions:
     """Print JSON."""
 
     def __post_init__(self) -> None:
+        check_model(self.model)
         if len(self.depth) != len(self.width) or not self.depth:
             raise ConfigError("--width", self.width, f"as many numbers as --depth has ({len(self.depth)})")
         check_at_least(self, batch_size=2, in_flight=1)

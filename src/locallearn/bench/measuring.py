@@ -12,6 +12,7 @@ from rich.table import Table
 from locallearn.cli.console import Terminal
 from locallearn.cli.options import check_at_least
 from locallearn.errors import ConfigError
+from locallearn.nn.backbones import check_model
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +68,7 @@ class CellOptions(MeasuringOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_model(self.model)
         if len(self.depth) != len(self.width):
             raise ConfigError("--width", self.width, f"as many numbers as --depth has ({len(self.depth)})")
         check_positive(self, "depth", "width")

@@ -13,7 +13,9 @@ from locallearn.bench.cells import DEPTHS, HEAD, PARTS
 from locallearn.bench.measuring import MeasuringOptions, check_positive, facts, show
 from locallearn.cli.early import working
 from locallearn.cli.options import check_at_least, parse
+from locallearn.config.own_parts import check_part
 from locallearn.errors import ConfigError
+from locallearn.nn.backbones import check_model
 from locallearn.report.units import mebibytes
 
 
@@ -40,6 +42,9 @@ class MemoryOptions(MeasuringOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_part("objective.head", self.head)
+        for model in self.models:
+            check_model(model)
         check_positive(self, "depth")
         check_at_least(self, width=1)
         if self.batch_size < 2 * max(PARTS):

@@ -13,6 +13,7 @@ from locallearn.bench.cells import HEAD, HEADLINE, TABLE_3_4, Cell
 from locallearn.bench.measuring import CellOptions, check_positive, facts, show
 from locallearn.cli.early import working
 from locallearn.cli.options import parse
+from locallearn.config.own_parts import check_part
 from locallearn.errors import ConfigError
 from locallearn.report.units import mebibytes
 
@@ -30,6 +31,7 @@ class TrainedCellOptions(CellOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_part("objective.head", self.head)
         if self.table and self.depth:
             raise ConfigError("--table", True, "either --table, or --depth and --width")
         if self.batch_size < 2:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from locallearn import plugins, registry
 from locallearn.config.components import Defaults, is_options
+from locallearn.config.own_parts import own_options
 from locallearn.errors import UsageError
 
 T = TypeVar("T")
@@ -60,7 +61,7 @@ def _component(
         given, left = _arguments(flag, arguments)
         kept = getattr(part, field.name) if name == getattr(part, by) else Defaults()
         return {by: name, field.name: {**(kept if isinstance(kept, dict) else {}), **given}}, left
-    options = None if name is None else registry.named(kind).options(name, None, prefix + field.name)
+    options = None if name is None else own_options(kind, name, None, prefix + field.name)
     if options is not None:
         kept = getattr(part, field.name)
         return {by: name, field.name: kept if isinstance(kept, type(options)) else options}, arguments

@@ -123,9 +123,7 @@ def _built(options: CostOptions) -> Cost:
     check_names(config)
     from locallearn.core.network import ImageShape
     from locallearn.costs.nodes import cost
-    from locallearn.nn.heads import check_head
 
-    check_head(options.objective.head)  # a wrong head is wrong even where the method has none
     image = ImageShape(options.channels, options.image_size, options.classes)
     return cost(config, image, batch_size=options.batch_size, precision=options.precision)
 

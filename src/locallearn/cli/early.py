@@ -14,17 +14,23 @@ from locallearn.errors import UsageError, printable
 
 
 def check_names(config: RunConfig) -> None:
-    """Refuse a model, method or data set that nobody registered, and a depth or width that the method does not have.
+    """Refuse a model, method, head, loss or data set that nobody registered.
+
+    A depth or width that the method does not have is refused as well.
 
     Raises:
         UsageError: one line names the setting, its value and what would be right.
     """
+    from locallearn.config.own_parts import check_part
     from locallearn.core.methods import methods
     from locallearn.data.datasets import datasets
     from locallearn.nn.backbones import check_model
 
     check_model(config.model)
     methods.build(config.method, config)
+    check_part("objective.head", config.objective.head)
+    if config.objective.loss is not None:
+        check_part("objective.loss", config.objective.loss)
     name = config.data.name
     if name not in datasets and Path(name).is_dir():
         raise UsageError(f"--data: {name} is a folder; images in it are read with --data folder --data-root {name}")

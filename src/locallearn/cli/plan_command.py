@@ -13,6 +13,7 @@ from locallearn.cli.options import parse
 from locallearn.cli.own_model import names_own
 from locallearn.cli.plan_options import MEASURED, PlanOptions, parse_bytes
 from locallearn.config import OptimizerConfig, RunConfig, TrainConfig
+from locallearn.config.own_parts import check_part
 from locallearn.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def run(arguments: Sequence[str]) -> int:
     description = "Propose K, G, cuts and head that fit some devices, by predicted time (docs/guides/plan.md)."
     arguments = [argument.replace("--objective.", "--", 1) for argument in arguments]
     options = parse(PlanOptions, arguments, "plan", description)
+    for head in options.heads:
+        check_part("objective.head", head)
     with working("importing torch", options.json) as tell:
         values = _of_own(options, tell) if names_own(options.model) else _of_backbone(options, tell)
     if options.json:

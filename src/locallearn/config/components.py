@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from locallearn import registry
+from locallearn.config.own_parts import own_options
 from locallearn.errors import ConfigError
 from locallearn.validation import Defaults
 
@@ -50,7 +51,7 @@ def settle_options(part: Any, where: str) -> None:
         if not given:
             given = Defaults()
         elif name is not None:
-            given = registry.named(field.metadata["kind"]).options(name, given, f"{where}.{field.name}")
+            given = own_options(field.metadata["kind"], name, given, f"{where}.{field.name}")
         object.__setattr__(part, field.name, given)
 
 

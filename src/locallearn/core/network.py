@@ -3,51 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from locallearn.arguments import checked, checked_fields, checked_on_failure
-from locallearn.config import ImageSize, sides, size_of
-from locallearn.config.checks import positive_int
-from locallearn.config.data import is_size
+from locallearn.arguments import checked, checked_on_failure
 from locallearn.core.batches import are_classes, as_batch
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.local_step import LocalStep, walk
 from locallearn.core.module import Features, Stage
 from locallearn.core.overlap import overlapping_walk
 from locallearn.data.patches import Masking
 from locallearn.data.store import Batch
-from locallearn.errors import ConfigError, UsageError
+from locallearn.errors import UsageError
 from locallearn.losses.functional import cross_entropy
 from locallearn.losses.objectives import LocalLoss
-
-
-@checked_fields
-@dataclass(frozen=True)
-class ImageShape:
-    """What the network is built for: channels and size of the images, and the number of classes.
-
-    The size is the side of square images, or (height, width) [pixels].
-    """
-
-    channels: int
-    size: ImageSize
-    classes: int
-
-    def __post_init__(self) -> None:
-        if not is_size(self.size if isinstance(self.size, int) else tuple(self.size)):
-            raise ConfigError("ImageShape: size", self.size, "a whole number, or two (height and width)")
-        object.__setattr__(self, "size", size_of(*sides(self.size)))  # as files have it: a list, or two equal sides
-        for name, value in (("channels", self.channels), ("size", min(sides(self.size))), ("classes", self.classes)):
-            positive_int(f"ImageShape: {name}", value)
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """Channels, height and width of one image."""
-        return self.channels, *sides(self.size)
-
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 """Makes the optimizer of one stage from its parameters."""

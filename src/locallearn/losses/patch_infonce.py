@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
-
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
+from locallearn.config.own_parts import PatchInfoNCEOptions
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError
 from locallearn.losses.functional import _exact
@@ -63,18 +60,6 @@ class PatchInfoNCE(Objective):
         negative = (others[drawn] @ context[..., None])[..., 0]
         scores = torch.cat([positive, negative], -1).flatten(0, 2)
         return F.cross_entropy(scores, torch.zeros(len(scores), dtype=torch.long, device=scores.device))
-
-
-@dataclass(frozen=True)
-class PatchInfoNCEOptions:
-    """Contrastive prediction of patches."""
-
-    patch: Annotated[int, Field(ge=2)] | None = None
-    """Side of the patches, each half over the one before [pixels]; by default a quarter of the image's."""
-    steps: Annotated[int, Field(ge=1)] = 5
-    """Rows that are predicted, or as many as there are, beginning two below."""
-    negatives: Annotated[int, Field(ge=1)] = 16
-    """Other patches that every predicted one is told from."""
 
 
 def patch_of(options: PatchInfoNCEOptions, image: tuple[int, int, int]) -> int:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
-
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
+from locallearn.config.own_parts import RebuiltInputOptions
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError
 from locallearn.losses.objectives import LocalLoss, Objective, ObjectiveInput, Passage, objectives
@@ -50,14 +47,6 @@ class RebuiltInput(Objective):
             rebuilt = F.interpolate(rebuilt, size=inputs.shape[2:])
         error = peers.current().batch_mean(F.mse_loss(precise(rebuilt), precise(inputs)))[None]
         return LocalLoss(error, {"reconstruction": error.detach()}, None)
-
-
-@dataclass(frozen=True)
-class RebuiltInputOptions:
-    """Reconstruction of a module's input."""
-
-    bottleneck: Annotated[int, Field(gt=0)] = 4
-    """The bottleneck has the features' channels divided by this."""
 
 
 @objectives.register("rebuilt-input", options=RebuiltInputOptions)

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
-
-from pydantic import Field
 from torch import Tensor, nn
 
+from locallearn.config.own_parts import SupervisedContrastiveOptions
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError
 from locallearn.losses.functional import supervised_contrastive
 from locallearn.losses.objectives import LocalLoss, Objective, ObjectiveInput, objectives
 from locallearn.nn import peers
-
-
-@dataclass(frozen=True)
-class SupervisedContrastiveOptions:
-    """Supervised contrastive learning."""
-
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
-    """Temperature of the similarities."""
-    projection: Annotated[int, Field(gt=0)] = 128
-    """Outputs of the head whose projections are compared [features]."""
 
 
 class SupervisedContrastive(Objective):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
+from locallearn.config.own_parts import TokenOptions
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError
 from locallearn.losses.chunked import linear_cross_entropy
@@ -33,18 +32,6 @@ def token_cross_entropy(logits_BTV: Tensor, labels_BT: Tensor, shift: bool) -> T
     if shift:
         logits_BTV, labels_BT = logits_BTV[:, :-1], labels_BT[:, 1:]
     return F.cross_entropy(logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORED)
-
-
-@dataclass(frozen=True)
-class TokenOptions:
-    """Which tokens are scored, and how many scores there are at a time."""
-
-    positions: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of a batch's tokens that a module before the last one scores at a training step, drawn anew at each;
-    tokens whose label does not count come last. The last module and evaluation score all."""
-    chunk: Annotated[int, Field(ge=0)] = 0
-    """Compute so many scores at a time and keep none for the backward pass, as well as the last module's where its
-    loss is the cross entropy of its last linear layer [scores]. 0 keeps all scores."""
 
 
 class TokenCrossEntropy(Objective):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from locallearn.config.own_parts import TransportOptions
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError
 from locallearn.losses.objectives import LocalLoss, Objective, ObjectiveInput, Passage, objectives
@@ -74,16 +72,6 @@ class TransportPenalty(Objective):
     def start(self) -> None:
         """Set what the other loss sets."""
         self.inner.start()
-
-
-@dataclass(frozen=True)
-class TransportOptions:
-    """Another loss, and a penalty on how far a module's blocks move its features."""
-
-    of: str = "cross-entropy"
-    """The other loss; one without options, or with its defaults."""
-    tau: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """Step size: the penalty is divided by twice this."""
 
 
 @objectives.register("transport", options=TransportOptions)

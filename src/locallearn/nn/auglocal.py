@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated
 
-from pydantic import Field
 from torch import Tensor, nn
 
+from locallearn.config.own_parts import AugLocalOptions
 from locallearn.errors import ConfigError
 from locallearn.nn.backbones import Block, Place
 from locallearn.nn.blocks import Residual
@@ -145,16 +143,6 @@ def see_others(block: nn.Module, groups: int, pool_others: int = 1) -> nn.Module
     if isinstance(block, Residual):
         block.dense = False  # a rank that has some groups only is given their channels and no others
     return block
-
-
-@dataclass(frozen=True)
-class AugLocalOptions:
-    """Copies of the backbone's own later layers."""
-
-    layers: Annotated[int, Field(ge=1)] = 2
-    """Layers of the first module's head, d."""
-    slope: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """How steeply their number falls with depth, c: 0 not at all, 1 to one layer."""
 
 
 @heads.register("auglocal", options=AugLocalOptions)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from locallearn.arguments import checked_fields
+from locallearn.config.own_parts import LAYERED, check_part, is_layered
 from locallearn.errors import ConfigError
 from locallearn.nn.backbones import Place
 from locallearn.nn.group_conv import conv
@@ -56,21 +56,10 @@ def parse_head(name: str) -> tuple[int, int]:
     Raises:
         ConfigError: the name is not of that form, or has no linear layer.
     """
-    match = re.fullmatch(r"(\d)c([1-9])f", name)
-    if match is None:
-        expected = f"{', '.join(heads)}, or <n>c<m>f with n convolutions and m >= 1 linear layers, like 1c2f"
-        raise ConfigError("objective.head", name, expected)
-    return int(match[1]), int(match[2])
-
-
-def check_head(name: str) -> None:
-    """Refuse a name that no head has.
-
-    Raises:
-        ConfigError: it is neither registered nor of the form ``<n>c<m>f``.
-    """
-    if name not in heads:
-        parse_head(name)
+    if not is_layered(name):
+        check_part("objective.head", name)
+        raise ConfigError("objective.head", name, LAYERED)
+    return int(name[0]), int(name[2])
 
 
 def build_head(

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
+from locallearn.config.own_parts import MomentumOptions
 from locallearn.errors import ConfigError
 from locallearn.nn.auglocal import see_others
 from locallearn.nn.backbones import Block
@@ -95,16 +92,6 @@ def untrained(module: nn.Module) -> nn.Module:
             delattr(layer, name)
             layer.register_buffer(name, parameter.detach().clone())
     return module
-
-
-@dataclass(frozen=True)
-class MomentumOptions:
-    """A head behind a moving average of the next module's first block, and a trained copy of it."""
-
-    of: str = "1c2f"
-    """The head that sees their sum; one without options, or with its defaults."""
-    momentum: Annotated[float, Field(ge=0, le=1)] = 0.995
-    """How much of the moving average a step keeps."""
 
 
 @heads.register("momentum", options=MomentumOptions)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
+from locallearn.config.own_parts import PatchOptions
 from locallearn.nn.heads import HeadInput, build_inner, heads
 
 
@@ -65,16 +63,6 @@ class PatchHead(nn.Module):
         ]
         out_GNO = self.head(torch.cat(cut))
         return out_GNO.unflatten(1, (len(cut), len(x))).mean(1)
-
-
-@dataclass(frozen=True)
-class PatchOptions:
-    """A head on patches, whose outputs are averaged."""
-
-    of: str = "1c2f"
-    """The head that sees the patches; one without options, or with its defaults."""
-    patches: Annotated[int, Field(ge=1)] = 2
-    """Patches a side."""
 
 
 @heads.register("patches", options=PatchOptions)

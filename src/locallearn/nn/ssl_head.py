@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
+from locallearn.config.own_parts import WideProjectorOptions
 from locallearn.nn.group_conv import conv
 from locallearn.nn.groups import GroupLinear, StopGradientConv2d, split_vectors
 from locallearn.nn.heads import GroupBatchNorm, HeadInput, heads, seen_by_groups
@@ -95,16 +92,6 @@ class FeatureNoise(nn.Module):
         x_BGP = x.detach().flatten(1).view(len(x), self.groups, -1)
         deviation_G = x_BGP.std((0, 2)).repeat_interleave(x.shape[1] // self.groups)
         return x + self.strength * deviation_G.view(1, -1, *[1] * (x.dim() - 2)) * torch.randn_like(x)
-
-
-@dataclass(frozen=True)
-class WideProjectorOptions:
-    """A 1x1 convolution, pooling and a projector of three layers."""
-
-    channels: Annotated[int, Field(gt=0)] = 2048
-    """Channels that the 1x1 convolution makes."""
-    hidden: Annotated[int, Field(gt=0)] = 8192
-    """Hidden units of the projector."""
 
 
 @heads.register("wide-projector", options=WideProjectorOptions)

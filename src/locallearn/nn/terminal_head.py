@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
-
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
+from locallearn.config.own_parts import TerminalOptions
 from locallearn.errors import ConfigError
 from locallearn.nn.heads import HeadInput, heads
 from locallearn.nn.token_heads import Readout, ReadsScorer
@@ -96,16 +93,6 @@ class TerminalHead(ReadsScorer):
                 self.read.copy_(scorer.weight.detach())
             self.steps += 1
         return self.read.clone()  # the graph keeps it, and a later step writes over the buffer
-
-
-@dataclass(frozen=True)
-class TerminalOptions:
-    """The model's own unembedding behind blocks of the module's own, for models split with ``ll.split``."""
-
-    blocks: Annotated[int, Field(ge=0)] = 1
-    """Transformer blocks of the head's own."""
-    stale: Annotated[int, Field(ge=0)] = 0
-    """Read the unembedding every so many training steps [steps]; 0 reads it at each."""
 
 
 @heads.register("terminal", options=TerminalOptions)

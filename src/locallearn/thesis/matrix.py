@@ -11,7 +11,7 @@ import functools
 from dataclasses import dataclass
 
 from locallearn.config import AugmentConfig, ObjectiveConfig, RunConfig
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.plan.cuts import GN_DEPTHS
 from locallearn.recipes.named import recipe
 from locallearn.thesis import ablations, chapter4, methods2026, methods2026_published, sweep

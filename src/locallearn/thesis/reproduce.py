@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from locallearn.cli.console import Terminal
-from locallearn.errors import ConfigError, UsageError
-from locallearn.thesis import cell_records, chapter4, claims, sweep
+from locallearn.thesis import cell_records, chapter4, claims
 from locallearn.thesis import results_grids as drawing
-from locallearn.thesis.catalogue import cells_of
 from locallearn.thesis.estimate import Estimates
 from locallearn.thesis.protocols import Study
 from locallearn.thesis.queue import CellJob, Outcome, Queue, cores, default_jobs
@@ -22,11 +20,8 @@ from locallearn.thesis.studies import print_study, read_studies, study_data, wri
 from locallearn.thesis.worker import Request
 
 
-def reproduce(options: ReproduceOptions) -> int:
-    """Train and draw what the options ask for, and return the exit code."""
-    study = Study(options.protocol, options.epochs, options.train_limit)
-    names = [cell for table in dict.fromkeys(options.tables) for cell in _with_scorers(cells_of(table))]
-    _check_sweep(options, names)
+def reproduce(options: ReproduceOptions, study: Study, names: Sequence[str]) -> int:
+    """Train these cells of a study, draw what the options ask for, and return the exit code."""
     parallel = options.jobs or default_jobs(options.device)
     jobs = plan(options, study, names, options.threads or max(1, cores() // parallel))
     estimates = Estimates(Path(options.runs))
@@ -36,22 +31,6 @@ def reproduce(options: ReproduceOptions) -> int:
     with QueueDisplay(len(jobs), len(queue.outcome.finished), estimates, quiet=options.json) as queue.observer:
         outcome = queue.run(options.budget)
     return _finish(options, study, outcome)
-
-
-def _check_sweep(options: ReproduceOptions, names: Sequence[str]) -> None:
-    """The sweep is scored on images that its own protocol alone holds out."""
-    for name in names:
-        if (name in sweep.configs()) != (options.protocol == "sweep"):
-            fitting = "sweep" if name in sweep.configs() else "one other than sweep"
-            raise UsageError(f"--protocol: {options.protocol!r} does not fit {name}; expected {fitting}")
-    if options.protocol == "sweep" and (options.train_limit or 0) > sweep.IMAGES:
-        raise ConfigError("--train-limit", options.train_limit, f"at most {sweep.IMAGES} with protocol sweep")
-
-
-def _with_scorers(names: Sequence[str]) -> list[str]:
-    """The cells, and before them the cells whose networks score pairs for them."""
-    scorers = [scorer for scorer in map(chapter4.scorer_of, names) if scorer]
-    return list(dict.fromkeys([*scorers, *names]))
 
 
 def plan(options: ReproduceOptions, study: Study, names: Sequence[str], threads: int) -> list[CellJob]:

@@ -84,7 +84,10 @@ def run(arguments: Sequence[str]) -> int:
             "reproduce: TABLE is missing; for example: locallearn reproduce table-3.4 --list; "
             "all names: locallearn reproduce --help"
         )
+    from locallearn.thesis.asked import asked
+
+    study, names = asked(options)
     with working("importing torch and matplotlib", options.json):
         from locallearn.thesis.reproduce import reproduce
 
-    return reproduce(options)
+    return reproduce(options, study, names)

@@ -77,4 +77,4 @@ def _class(name: str) -> type[LRScheduler]:
     if name in kinds:
         return kinds[name]
     near = difflib.get_close_matches(name, kinds, n=3)
-    raise ConfigError("schedule.name", name, f"{'did you mean' if near else 'one of'} {', '.join(near or kinds)}")
+    raise ConfigError("schedule.name", name, f"one of {', '.join(kinds)}", near)

@@ -4,7 +4,17 @@ from locallearn.bench.command import WHAT
 from locallearn.cli.main import main
 from starting import outcomes
 
-WRONG = ["bench step --batch-size 1", "bench many --devices 0", "bench model timm:x --tokens 1"]
+WRONG = [
+    "bench step --batch-size 1",
+    "bench step --model misspelt",
+    "bench step --head misspelt",
+    "bench memory --models misspelt",
+    "bench memory --head misspelt",
+    "bench inference --model misspelt",
+    "bench many --model misspelt",
+    "bench many --devices 0",
+    "bench model timm:x --tokens 1",
+]
 
 
 def test_help_and_wrong_calls_do_not_import_torch(tmp_path):

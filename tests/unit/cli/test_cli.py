@@ -40,7 +40,7 @@ def one_line(capsys):
         (["tarin"], "'tarin' is not a command; expected one of demo, train"),
         (["train"], "RECIPE is missing"),
         (["train", "gn_dgl"], "RECIPE: 'gn_dgl' is not known. Did you mean gn-dgl"),
-        (["train", "resnet33-dgl"], "model: 'resnet33' is not valid; expected did you mean resnet"),
+        (["train", "resnet33-dgl"], "model: 'resnet33' is not known. Did you mean resnet"),
         (["train", "gn-dgl", "--depht", "3"], "unrecognized option --depht. Did you mean --depth"),
         (["train", "gn-dgl", "--depth", "x"], "parsing --depth: invalid literal for int() with base 10: 'x'"),
         (["train", "gn-dgl", "--depth", "0"], "depth: 0 is not valid; expected a whole number of at least 1"),

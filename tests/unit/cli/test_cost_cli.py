@@ -123,8 +123,8 @@ def test_a_report_that_cannot_be_written_is_told_in_one_line(capsys, tmp_path, n
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "resnet33"], "model: 'resnet33' is not valid"),
-        (["--method", "dlg"], "method: 'dlg' is not valid; expected did you mean dgl"),
+        (["--model", "resnet33"], "model: 'resnet33' is not known. Did you mean resnet32"),
+        (["--method", "dlg"], "method: 'dlg' is not known. Did you mean dgl"),
         (["--depth", "99"], "depth: 99 is not valid; expected at most 4"),
         (["--width", "3"], "width: 3 is not valid; expected a divisor"),
         (["--width", "2", "2"], "width: (2, 2) is not valid"),

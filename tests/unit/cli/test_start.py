@@ -19,6 +19,9 @@ CALLS = [
     "train gn-dgl --model resnet33",
     "train gn-dgl --method gndgl",
     "train gn-dgl --data.name mnist",
+    "train gn-dgl --head misspelt",
+    "train gn-dgl --loss misspelt",
+    "train gn-dgl --head auglocal --objective.head-options.slop 1",
     "train e2e --depth 2",
     "train --resume nowhere",
     "train resnet8-gn-dgl --data folder --data-root nowhere",
@@ -32,8 +35,10 @@ CALLS = [
     "report nowhere",
     "demo --sead 1",
     "cost --model misspelt",
+    "cost --head misspelt",
     "plan --memory much",
     "plan --memory 2GiB --model misspelt",
+    "plan --memory 2GiB --heads misspelt",
 ]
 
 

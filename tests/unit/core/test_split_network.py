@@ -235,7 +235,7 @@ def test_wrong_calls_are_one_line():
         ({"depth": 0}, "depth: 0 is not valid"),
         ({"depth": 2, "width": 0}, "width: 0 is not valid"),
         ({"depth": 2, "head": "1x"}, "objective.head: '1x'"),
-        ({"depth": 2, "objective": "crossentropy"}, "did you mean cross-entropy"),
+        ({"depth": 2, "objective": "crossentropy"}, "Did you mean cross-entropy"),
         ({"depth": 2, "objective": "next-token"}, "that are not B x T x C tokens"),
         ({"depth": 2, "objective": "nt-xent"}, "a loss on one view of every whole example"),
         ({"depth": 2, "objective": "infopro"}, r"images with pixels outside \[0, 1\]"),

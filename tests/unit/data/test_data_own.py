@@ -56,7 +56,7 @@ def test_a_run_keeps_it_and_what_is_not_known_is_refused_before_it(fade, tmp_pat
     ll.train(run, tmp_path / "run")
     assert 'own = "fade"' in (tmp_path / "run/config.toml").read_text()
     assert fade[-1].options == Strength(0.75)
-    with pytest.raises(ConfigError, match=r"augment\.own: 'fad' is not valid; expected did you mean fade"):
+    with pytest.raises(ConfigError, match=r"augment\.own: 'fad' is not known. Did you mean fade"):
         ll.train(dataclasses.replace(run, augment=AugmentConfig(own="fad")), tmp_path / "other")
     assert not (tmp_path / "other").exists()
     with pytest.raises(ConfigError, match=r"augment\.own_options\.to: 1 is not valid"):

@@ -33,7 +33,7 @@ def test_the_losses_that_ship():
 
 
 def test_an_unknown_loss_is_one_line():
-    with pytest.raises(ConfigError, match=r"objective.loss: 'predism' is not valid; expected did you mean predsim"):
+    with pytest.raises(ConfigError, match=r"objective.loss: 'predism' is not known. Did you mean predsim"):
         build_network(RunConfig(model="tiny-resnet", depth=2, objective=ObjectiveConfig(loss="predism")), IMAGE)
 
 

@@ -86,7 +86,7 @@ def test_forward_is_the_last_layers_scores():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet33", "model: 'resnet33' is not valid; expected did you mean"),
+        ("resnet33", "model: 'resnet33' is not known. Did you mean"),
         ("resnet32x0", "model: 'resnet32x0'"),
         ("x2", "model: 'x2'"),
         ("resnet18x0.3", "model: 'resnet18x0.3' is not valid; expected a width factor that makes whole numbers"),

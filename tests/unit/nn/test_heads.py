@@ -13,10 +13,16 @@ def test_names():
     assert isinstance(build_head("mlp-sr", (4, 8, 8), 5), MlpHead)
 
 
-@pytest.mark.parametrize("name", ["1c0f", "c2f", "mlp", "mlp_sr", "", "1c2f "])
+@pytest.mark.parametrize("name", ["1c0f", "c2f", "", "1c2f "])
 def test_an_unknown_head_is_one_line(name):
     known = "auglocal, flat, mlp-sr, momentum, patches, terminal, wide-projector, or <n>c<m>f"
     with pytest.raises(ConfigError, match=rf"objective.head: .* expected {known} .*, like 1c2f"):
+        build_head(name, (4, 8, 8), 5)
+
+
+@pytest.mark.parametrize("name", ["mlp", "mlp_sr"])
+def test_a_near_miss_of_a_head_is_asked_about(name):
+    with pytest.raises(ConfigError, match=f"objective.head: '{name}' is not known. Did you mean mlp-sr"):
         build_head(name, (4, 8, 8), 5)
 
 

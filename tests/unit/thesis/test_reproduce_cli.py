@@ -150,7 +150,7 @@ def test_single_cells_by_name(tmp_path, monkeypatch, capsys):
 
 def test_a_failing_cell_is_one_line_and_exit_code_1(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("locallearn.thesis.reproduce.cells_of", lambda table: ["cifar10-resnet32-e2e"])
+    monkeypatch.setattr("locallearn.thesis.asked.cells_of", lambda table: ["cifar10-resnet32-e2e"])
     assert main(["reproduce", "table-3.6", "--data.root", str(tmp_path / "nothing"), "--threads", "1"]) == 1
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if "failed" in line]

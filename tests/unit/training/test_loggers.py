@@ -102,7 +102,7 @@ def test_where_figures_are_shown_is_no_part_of_a_digest_and_survives_toml():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: LoggersConfig(("wandbb",)), "loggers.names: 'wandbb' is not valid; expected did you mean wandb"),
+        (lambda: LoggersConfig(("wandbb",)), "loggers.names: 'wandbb' is not known. Did you mean wandb"),
         (lambda: LoggersConfig(("tell",), {"tell": {"lod": 1}}), r"loggers.options.tell.lod: 1 .*did you mean loud"),
         (lambda: LoggersConfig((), {"tell": {}}), "loggers.options.tell: .* a logger that loggers.names has"),
         (lambda: LoggersConfig(("wandb",), {"wandb": {"mode": "of"}}), "loggers.options.wandb.mode: 'of'"),

@@ -59,7 +59,7 @@ def test_named_optimizers_are_those_of_torch(config, plain):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: OptimizerConfig("adma"), "optimizer.name: 'adma' is not valid; expected did you mean adam"),
+        (lambda: OptimizerConfig("adma"), "optimizer.name: 'adma' is not known. Did you mean adam"),
         (lambda: OptimizerConfig("zzz"), "one of adam, adamw, lars, sgd, package.module.Class"),
         (
             lambda: OptimizerConfig("adamw", options={"betas": (0.9, 1.0)}),
@@ -69,8 +69,8 @@ def test_named_optimizers_are_those_of_torch(config, plain):
         (lambda: built("torch.optim.RAdam", {"x": 1}), "optimizer.options: .* what torch.optim.RAdam takes"),
         (lambda: built("torch.optim.Nothing"), "optimizer.name: torch.optim.Nothing cannot be imported"),
         (lambda: built("os.system"), "optimizer.name: 'os.system' is not valid; expected a class of optimizers"),
-        (lambda: ScheduleConfig("cosin"), "schedule.name: 'cosin' is not valid; expected did you mean cosine"),
-        (lambda: rate_of("ExponentialLr"), "schedule.name: 'ExponentialLr' is not valid; expected did you mean Exp"),
+        (lambda: ScheduleConfig("cosin"), "schedule.name: 'cosin' is not known. Did you mean cosine"),
+        (lambda: rate_of("ExponentialLr"), "schedule.name: 'ExponentialLr' is not known. Did you mean Exp"),
         (lambda: rate_of("ReduceLROnPlateau"), "schedule.name: 'ReduceLROnPlateau' is not valid"),
         (lambda: rate_of("StepLR"), "schedule.options: .* what StepLR takes .*step_size"),
         (

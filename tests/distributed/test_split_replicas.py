@@ -8,7 +8,7 @@ from locallearn.training.verify_processes import ROUNDING
 from programs import Program
 
 SCRIPT = str(HERE / "train_replicas.py")
-CASES = ["transformer", "resnet", "unet", "tagger", "huber"]
+CASES = ["transformer", "resnet", "unet", "tagger", "huber", "norms"]
 
 
 def alone(names, output, epochs, *run):
@@ -53,9 +53,11 @@ def test_stages_and_replicas_share_four_processes(tmp_path, inline):
     assert differing(inline["unet"], several["unet"]) == []
 
 
-def test_losses_that_are_weighed_wrongly_are_noticed(tmp_path, inline, monkeypatch):
+def test_losses_and_norms_of_parts_of_a_batch_are_noticed(tmp_path, inline, monkeypatch):
     monkeypatch.setenv("FAULT", "1")
-    assert differing(inline["tagger"], together(2, ["tagger"], tmp_path / "several.pt", 2)["tagger"]) != []
+    several = together(2, ["tagger", "norms"], tmp_path / "several.pt", 2)
+    assert differing(inline["tagger"], several["tagger"]) != []
+    assert differing(inline["norms"], several["norms"]) != []
 
 
 def test_a_run_continues_with_replicas_and_without(tmp_path):

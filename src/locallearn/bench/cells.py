@@ -38,8 +38,3 @@ PARTS = (2, 4, 8)
 
 MODELS = "package.module:function, timm:NAME, or hf:CONFIG like hf:gpt2?n_layer=4 or hf:vit-s16"
 """How ``bench model`` names a model of the user's own."""
-
-SHORT = {
-    "hf:vit-s16": "hf:vit?hidden_size=384&num_hidden_layers=12&num_attention_heads=6&intermediate_size=1536",
-}
-"""Names for configurations that are asked for often."""

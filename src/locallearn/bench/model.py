@@ -18,8 +18,9 @@ from torch.utils._pytree import tree_map_only
 
 from locallearn.bench.step import Contender
 from locallearn.bench.timing import Timing, ratio
-from locallearn.bench.user_model import Inputs, load
+from locallearn.bench.user_model import load
 from locallearn.bench.ways import Way
+from locallearn.cli.named_models import Inputs
 from locallearn.core.compiled_blocks import compiled_graphs
 from locallearn.errors import LocalLearnError, UsageError, one_line
 

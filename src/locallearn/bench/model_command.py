@@ -76,8 +76,8 @@ def run(arguments: Sequence[str]) -> int:
         import torch
 
         from locallearn.bench.model import ModelJob, bench_model
-        from locallearn.bench.user_model import Inputs
         from locallearn.bench.ways import Way, ways
+        from locallearn.cli.named_models import Inputs
 
         device, _ = options.prepare()
         inputs = Inputs(options.batch_size, options.image_size, options.tokens)

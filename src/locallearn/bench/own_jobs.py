@@ -11,8 +11,9 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from locallearn.bench.trainers import TimedJob, Way
-from locallearn.bench.user_model import Inputs, examples_of, load
+from locallearn.bench.user_model import examples_of, load
 from locallearn.bench.ways import Heads
+from locallearn.cli.named_models import Inputs
 from locallearn.config import MeshConfig, RunConfig, TrainConfig
 from locallearn.core.split import split
 from locallearn.core.split_network import SplitNetwork

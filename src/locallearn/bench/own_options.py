@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from locallearn.bench.cells import SHORT
 from locallearn.bench.measuring import MeasuringOptions
 from locallearn.cli.options import check_at_least
+from locallearn.cli.own_model import names_own
 from locallearn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class OwnProcessesOptions(OwnOptions):
     @property
     def is_own(self) -> bool:
         """Whether ``--model`` is a model of the user's own."""
-        return ":" in SHORT.get(self.model, self.model)
+        return names_own(self.model)
 
     @property
     def examples(self) -> int:
@@ -77,7 +77,7 @@ class OwnProcessesOptions(OwnOptions):
         if not self.is_own:
             return None
         from locallearn.bench.own_jobs import OwnModel
-        from locallearn.bench.user_model import Inputs
+        from locallearn.cli.named_models import Inputs
 
         inputs = Inputs(self.examples, self.image_size, self.tokens)
         return OwnModel(self.model, inputs, depth, cuts, self.heads())

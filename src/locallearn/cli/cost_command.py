@@ -31,7 +31,7 @@ class CostOptions:
 
     model: str = "resnet32"
     """Backbone, for example resnet32, resnet32x2, vgg6a, vit-tiny; or package.module:function, a function of your own
-    that gives a pair: your model, or a network of ll.split, and a batch."""
+    that gives a pair: your model, or a network of ll.split, and a batch; or timm:NAME or hf:CONFIG."""
     method: str = "gn-dgl"
     """How the network is cut and trained, for example e2e, dgl, gn-dgl or single-thread."""
     depth: int = 1

@@ -16,8 +16,17 @@ if TYPE_CHECKING:
     from locallearn.core.split_network import SplitNetwork
 
 
+PACKAGES = ("hf", "timm")
+"""Before the colon they name a model that others wrote; no module of the user's own can have these names."""
+
+SHORT_NAMES = {
+    "hf:vit-s16": "hf:vit?hidden_size=384&num_hidden_layers=12&num_attention_heads=6&intermediate_size=1536",
+}
+"""Names for configurations that are asked for often."""
+
+
 def names_own(model: str) -> bool:
-    """Whether ``--model`` names a function of the user's own, and no backbone."""
+    """Whether ``--model`` names a function of the user's own, or a model that others wrote, and no backbone."""
     return ":" in model
 
 
@@ -60,13 +69,17 @@ def own_model(spec: str) -> tuple[Any, Any]:
     """What the function gives that the user names: a model, or a network of ``ll.split``, and a batch.
 
     Args:
-        spec: as in ``own_object``.
+        spec: as in ``own_object``, or ``timm:NAME`` or ``hf:CONFIG``, which have random weights and a random batch.
 
     Raises:
-        UsageError: there is no such function, it fails, or gives something else.
+        UsageError: there is no such function or model, it fails, or gives something else.
     """
     from torch import nn
 
+    if spec.partition(":")[0] in PACKAGES:
+        from locallearn.cli.named_models import Inputs, named_model
+
+        return named_model(spec, Inputs(), "--model")
     made = own_object(spec)
     if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[0], nn.Module):
         raise UsageError(f"--model: {spec} gives {type(made).__name__}; expected a pair (model, batch)")

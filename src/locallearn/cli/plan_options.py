@@ -29,7 +29,7 @@ class PlanOptions:
     """How many devices there are."""
     model: str = "resnet32"
     """Backbone, for example resnet32, resnet32x2, vgg6a; or package.module:function, a function of your own that
-    gives a pair: your model, and a batch of the size that you mean to train on."""
+    gives a pair: your model, and a batch of the size that you mean to train on; or timm:NAME or hf:CONFIG."""
     method: str = "gn-dgl"
     """How the network is trained, for example dgl or gn-dgl."""
     depths: tuple[int, ...] = DEPTHS

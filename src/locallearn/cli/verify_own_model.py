@@ -28,7 +28,7 @@ class OwnVerifyOptions:
 
     model: str
     """package.module:function, a function of your own that gives a pair: your model, or a network of ll.split, and a
-    batch. Every process calls it."""
+    batch; every process calls it. Or timm:NAME or hf:CONFIG."""
     depth: int | None = None
     """K: stages that your model is cut into; 2 by default."""
     cuts: tuple[str, ...] = ("auto",)
@@ -40,20 +40,22 @@ class OwnVerifyOptions:
     """Compare this one with inline; by default both that the model can have."""
     processes: int = 2
     """Processes of runtime distributed, at most as many as stages."""
+    replicas: int = 1
+    """Also compare so many processes, each with every stage and a part of the batch, with one."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """fp32, or bf16 autocast."""
     json: bool = False
     """Print what was checked as JSON."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, processes=2)
+        check_at_least(self, processes=2, replicas=1)
 
 
 USAGE = """Check a model of your own on this machine: locallearn verify --model package.module:function.
 
 In a few steps on one batch: no gradient crosses a boundary between stages, training is repeatable, a saved run
-resumes exactly, and stages on threads and in several processes train what they train in turn. Exit code 1 when a
-check fails."""
+resumes exactly, and stages on threads and in several processes train what they train in turn; with --replicas R so do
+R processes with a part of the batch each. Exit code 1 when a check fails."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -65,7 +67,9 @@ def run(arguments: Sequence[str]) -> int:
         from locallearn.training.verify_own import verify_own
 
         runtimes, refused = _runtimes(options, make()[0])
-        checks = verify_own(make, runtimes, processes=options.processes, precision=options.precision)
+        checks = verify_own(
+            make, runtimes, processes=options.processes, replicas=options.replicas, precision=options.precision
+        )
     if options.json:
         values = {"data": options.model, "synthetic": False, "checks": [dataclasses.asdict(c) for c in checks]}
         print(json.dumps(values, indent=2))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_only
 
 from locallearn.data.store import Batch
 from locallearn.errors import UsageError
@@ -74,24 +74,37 @@ class CalledBatch(Batch):
         call: how the model is called on it.
         given: the batch as the loader made it.
         whole: the batch that this one is some rows of, of a replica; None where it is whole.
+        shared: arguments of the model without a row for each example, however long they are, as ``tensors`` has them.
     """
 
     call: ModelCall | None = None
     given: Any = None
     whole: CalledBatch | None = None
+    shared: frozenset[str] = frozenset()
 
     def rows(self, span: range) -> CalledBatch:
-        """Some examples: these rows of every tensor that has as many as the batch has examples."""
+        """Some examples: these rows of every tensor that has one for each example of the batch."""
+        return self.converted(lambda x: x[span.start : span.stop])
+
+    def converted(self, convert: Callable[[Tensor], Tensor]) -> CalledBatch:
+        """What ``convert`` makes of every tensor that has a row for each example of the batch."""
         assert self.call is not None
+        shared = {id(x) for path, x in self.tensors() if path in self.shared}
 
         def part(x: Tensor) -> Tensor:
-            return x[span.start : span.stop] if x.dim() and len(x) == self.examples else x
+            return convert(x) if x.dim() and len(x) == self.examples and id(x) not in shared else x
 
         given = self.given if not isinstance(self.given, Mapping) else dict(self.given)
         own = (self.call.args, self.call.kwargs, self.call.labels, given)
         args, kwargs, labels, given = tree_map_only(Tensor, part, own)
         found = ModelCall(args, kwargs, labels, given).batch()
-        return dataclasses.replace(found, step=self.step, whole=self)
+        return dataclasses.replace(found, step=self.step, whole=self, shared=self.shared)
+
+    def tensors(self) -> list[tuple[str, Tensor]]:
+        """The tensors among the model's arguments by where they are: ``[0][1]`` is the second positional one."""
+        assert self.call is not None
+        leaves, _ = tree_flatten_with_path((self.call.args, self.call.kwargs))
+        return [(keystr(path), leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
 
     def with_labels_of_all(self) -> CalledBatch:
         """The same with the labels of the whole batch, for objectives that bring all rows' outputs together."""

@@ -19,6 +19,7 @@ from locallearn.core.weight_average import WeightAverage
 from locallearn.data.store import Batch
 from locallearn.losses.objectives import LocalLoss
 from locallearn.nn.peers import Peers, computing_with
+from locallearn.nn.replicas import whole_batch_norms
 from locallearn.seeding import derive
 
 DRAWING = threading.Lock()
@@ -141,7 +142,7 @@ class LocalStep:
         features, batch = self.module.brought(features, batch)
         first = features if isinstance(features, Tensor) else features[0]
         self.module.begin()
-        with computing_with(self.peers), autocast(first.device, self.precision):
+        with computing_with(self.peers), whole_batch_norms(), autocast(first.device, self.precision):
             with self._seeded(index, first.device):
                 out = self.module(features, batch)
                 if hand_on is not None:
@@ -187,13 +188,23 @@ class LocalStep:
         if self.scaler is not None:
             total = self.scaler.scale(total)
         if parameters and total.requires_grad:  # else all that the loss depends on is frozen
-            total.backward(inputs=parameters, retain_graph=keep)
+            with self._recomputing():
+                total.backward(inputs=parameters, retain_graph=keep)
 
     def backward_from(self, output: Tensor, gradient: Tensor) -> None:
         """Add the gradient of another stage's loss, from what it is by this stage's output."""
         parameters = self._trained()
         if parameters and output.requires_grad:
             output.backward(gradient, inputs=parameters)
+
+    @contextlib.contextmanager
+    def _recomputing(self) -> Iterator[None]:
+        """What checkpoints compute again, in this thread, is computed with the other replicas."""
+        if self.peers.replicas == 1:
+            yield
+            return
+        with computing_with(self.peers), whole_batch_norms(), torch.autograd.set_multithreading_enabled(False):
+            yield
 
     def _trained(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]

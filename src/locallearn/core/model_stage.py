@@ -27,7 +27,6 @@ from locallearn.nn.copies import copied
 from locallearn.nn.features import features_of, prediction
 from locallearn.nn.momentum import MomentumHead
 from locallearn.nn.pieces import Piece, Share
-from locallearn.nn.replicas import replicate
 from locallearn.nn.token_heads import ReadsScorer
 
 
@@ -99,9 +98,6 @@ class ModelStage(Stage):
         before = self.before
         received = () if before is None else places_of(before)
         view = self._view(owners, pieces)
-        if self.replicas > 1:
-            replicate(view)
-            replicate(self.objective)
         self._computes = [view]
         listen(view, self.piece.shares, self.noted)  # before the hook that leaves the pass
         self.listen_to(view)

@@ -50,17 +50,19 @@ def _is_sharded(part: nn.Module) -> bool:
 
 
 def check_example(model: nn.Module, inputs: object) -> None:
-    """Refuse an example without examples, or with numbers that are not finite.
+    """Refuse an example without examples, or with numbers that are not finite; masks may have minus infinity.
 
     Raises:
         UsageError: it has.
     """
     for x in tree_leaves(inputs):
-        if isinstance(x, torch.Tensor) and x.is_nested:
+        if not isinstance(x, torch.Tensor):
+            continue
+        if x.is_nested:
             raise UsageError("example: nested tensors are not taken; pad the examples to one length")
-        if isinstance(x, torch.Tensor) and x.dim() and not len(x):
+        if x.dim() and not len(x):
             raise UsageError(f"example: inputs {tuple(x.shape)} have no examples")
-        if isinstance(x, torch.Tensor) and x.is_floating_point() and not x.is_meta and not x.isfinite().all():
+        if x.is_floating_point() and not x.is_meta and not (x.isfinite() | x.isneginf()).all():
             raise UsageError(
                 f"example: inputs {tuple(x.shape)} of {type(model).__name__} have NaN or infinity in them"
             )

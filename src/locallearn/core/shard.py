@@ -14,7 +14,6 @@ from locallearn.errors import ConfigError
 from locallearn.nn.blocks import Residual
 from locallearn.nn.groups import GroupLinear, OwnChannels
 from locallearn.nn.narrow import narrowed
-from locallearn.nn.replicas import replicate
 
 
 def rows(tensor: Tensor, groups: range, total: int) -> Tensor:
@@ -46,7 +45,7 @@ def shard(module: LocalModule, groups: range, replicas: int = 1) -> LocalModule:
     Args:
         module: all groups.
         groups: those to keep, contiguous, counted from 0.
-        replicas: how many ranks have the same groups; with several, batch norm asks the others.
+        replicas: how many ranks have the same groups; with several, batch norm is torch's, which asks the others.
     """
     part = copy.deepcopy(module)
     if len(groups) < module.groups:
@@ -60,9 +59,7 @@ def shard(module: LocalModule, groups: range, replicas: int = 1) -> LocalModule:
             if isinstance(layer, Residual):
                 layer.shortcut_of(groups, module.groups)
         part.groups, part.first = len(groups), groups.start
-    if replicas > 1:
-        return replicate(part)
-    return narrowed(part) if len(groups) < module.groups else part
+    return narrowed(part) if len(groups) < module.groups and replicas == 1 else part
 
 
 def _own(tensor: Tensor, groups: range, total: int) -> Any:

@@ -20,11 +20,12 @@ from locallearn.core.network import LocalNetwork, OptimizerFactory, network_name
 from locallearn.core.placed import devices_of
 from locallearn.core.plain import check_plain
 from locallearn.core.recorder import Recorder
+from locallearn.core.rows import check_apart, shared_arguments
 from locallearn.core.shares import listening
 from locallearn.core.split_pass import SplitPass, seed
 from locallearn.core.stage_ends import at_ends
 from locallearn.core.tasks import Task
-from locallearn.core.weighing import check_norms, check_rows, find_weighings
+from locallearn.core.weighing import check_rows, find_weighings
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError, UsageError
 from locallearn.losses.objectives import LocalLoss, Objective
@@ -50,9 +51,11 @@ class SplitNetwork(LocalNetwork):
         task: what the stages learn.
         grouped: paths of the convolutions that width groups made grouped ones.
         compiled: its repeated blocks under ``torch.compile``, and what compiling them took; None without.
+        shared: with replicas, the model's arguments that each of them needs whole.
     """
 
     compiled: CompiledBlocks | None = None
+    shared: frozenset[str] = frozenset()
 
     @checked
     def __init__(
@@ -144,7 +147,7 @@ class SplitNetwork(LocalNetwork):
         call = dataclasses.replace(call, labels=self.task.labels(call.labels))
         if labelled and call.labels is None and any(stage.objective.needs_labels for stage in self.model_stages):
             raise UsageError("batch: there are no labels, which the objective of a module needs")
-        return call.batch()
+        return dataclasses.replace(call.batch(), shared=self.shared)
 
     def walk(
         self, steps: Sequence[LocalStep], batch: Batch, index: int | None = None, rate: float | None = None
@@ -290,7 +293,9 @@ class SplitNetwork(LocalNetwork):
         assert isinstance(batch, CalledBatch)
         parts = split_rows(batch.examples, replicas)
         check_rows(batch.examples, parts)
-        check_norms(self, replicas)
+        self.shared = shared_arguments(self, batch, parts)
+        batch = dataclasses.replace(batch, shared=self.shared)
+        check_apart(self, batch, replicas)
         for stage, weighing in zip(self.model_stages, find_weighings(self, batch, parts), strict=True):
             stage.replicas, stage.weighing = replicas, weighing
 

@@ -12,15 +12,15 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from locallearn.core.batches import LABELS, CalledBatch, are_classes
+from locallearn.core.rows import SameStatistics
 from locallearn.core.tasks import Task
 from locallearn.errors import ConfigError, UsageError
 from locallearn.losses.objectives import LocalLoss
 from locallearn.losses.scores import IGNORED, VOID, ScoresLoss
 from locallearn.nn import peers
-from locallearn.nn.heads import GroupBatchNorm
 
 if TYPE_CHECKING:
     from locallearn.core.split_network import SplitNetwork
@@ -83,7 +83,10 @@ def find_weighings(network: SplitNetwork, batch: CalledBatch, parts: Sequence[ra
         ConfigError: the loss of a stage is the mean over neither examples nor labels.
     """
     tried = [batch, *_with_ignored(network.task, batch)]
-    looks = [[_losses(network, rows) for rows in (each, *(each.rows(part) for part in parts))] for each in tried]
+    norms = SameStatistics()
+    looks = [
+        [_losses(network, rows, norms) for rows in (each, *(each.rows(part) for part in parts))] for each in tried
+    ]
     found: list[Weighing | None] = []
     for k, stage in enumerate(network.model_stages):
         if stage.objective.replicable:
@@ -106,12 +109,12 @@ def find_weighings(network: SplitNetwork, batch: CalledBatch, parts: Sequence[ra
 
 
 @torch.no_grad()
-def _losses(network: SplitNetwork, batch: CalledBatch) -> list[Tensor]:
+def _losses(network: SplitNetwork, batch: CalledBatch, norms: SameStatistics) -> list[Tensor]:
     """The loss of every stage in eval mode."""
     modes = {part: part.training for part in network.modules()}
     network.eval()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), norms.answering():
             alone = dataclasses.replace(batch, whole=None)
             return [loss.float().sum() for _, _, loss in network.look(alone)]
     finally:
@@ -139,21 +142,6 @@ def _with_ignored(task: Task, batch: CalledBatch) -> list[CalledBatch]:
     named = [name for name in LABELS if call.kwargs.get(name) is call.labels]
     kwargs = {**call.kwargs, **dict.fromkeys(named, fewer)}
     return [dataclasses.replace(batch, labels=fewer, call=dataclasses.replace(call, kwargs=kwargs, labels=fewer))]
-
-
-def check_norms(model: nn.Module, replicas: int) -> None:
-    """Refuse batch norms that cannot ask the other replicas for what they see of a batch.
-
-    Raises:
-        ConfigError: there is one.
-    """
-    for name, layer in model.named_modules():
-        if not isinstance(layer, nn.modules.batchnorm._BatchNorm) or not layer.training:
-            continue
-        plain = type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, GroupBatchNorm)
-        if not plain or not layer.affine or not layer.track_running_stats or layer.momentum is None:
-            expected = f"1 with {name}, a {type(layer).__name__}: of batch norms torch's own alone, with weights and "
-            raise ConfigError("replicas", replicas, expected + "running means, look at the whole batch together")
 
 
 def check_rows(examples: int, parts: Sequence[range]) -> None:

@@ -26,7 +26,6 @@ from locallearn.core.model_stage import ModelStage
 from locallearn.core.split_network import SplitNetwork
 from locallearn.costs.forward import CountedStage
 from locallearn.costs.memory import ActivationMeter
-from locallearn.costs.products import ProductCounter
 from locallearn.costs.steps import ModuleCost, score_bytes, share, shared_bytes
 from locallearn.data.store import Batch
 from locallearn.errors import UsageError
@@ -34,6 +33,7 @@ from locallearn.losses.objectives import LocalLoss
 from locallearn.nn.copies import copied, untouched, without_data
 from locallearn.nn.features import features_of, prediction, tensors_of
 from locallearn.nn.pieces import Crossing
+from locallearn.nn.products import ProductCounter
 from locallearn.nn.token_heads import ReadsScorer
 
 

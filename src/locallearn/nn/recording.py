@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import set_checkpoint_early_stop
-from torch.utils.flop_counter import FlopCounterMode
 
 from locallearn.errors import UsageError
 from locallearn.nn.axes import channel_axis
@@ -18,6 +17,7 @@ from locallearn.nn.checkpointing import non_reentrant
 from locallearn.nn.copies import copied, untouched, without_data
 from locallearn.nn.features import features_of, own_loss, prediction, tensors_of
 from locallearn.nn.hooks import removed_after
+from locallearn.nn.products import ProductCounter
 from locallearn.nn.trace import Call, Trace
 from locallearn.nn.variants import find_batch_axes, find_other_tokens
 
@@ -89,14 +89,14 @@ def _all_ran(model: nn.Module, found: Trace) -> bool:
 
 
 def _record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Trace:
-    counter = FlopCounterMode(display=False)
+    counter = ProductCounter()
     whole = set_checkpoint_early_stop(False)  # so that recomputing ends where the first pass did
     with torch.enable_grad(), non_reentrant(), whole, counter, _recorded(model, counter) as calls:
         output = model(*args, **kwargs)
     scores, loss = prediction(output), own_loss(output)
     roots = [x for x in (scores, loss) if x is not None and x.grad_fn is not None]
     _describe(calls[-1], scores)
-    macs = counter.get_total_flops() // 2
+    macs = counter.macs
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = Trace(
         calls,
@@ -118,7 +118,7 @@ def _record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 
 
 @contextlib.contextmanager
-def _recorded(model: nn.Module, counter: FlopCounterMode) -> Iterator[list[Call]]:
+def _recorded(model: nn.Module, counter: ProductCounter) -> Iterator[list[Call]]:
     """Record every call of every submodule while the context lasts."""
     ended: list[Call] = []
     open_calls: list[Call] = []
@@ -131,7 +131,7 @@ def _recorded(model: nn.Module, counter: FlopCounterMode) -> Iterator[list[Call]
         made = tensors_of(output)
         call.outputs = tuple(None if x.grad_fn is None else (x.grad_fn, x.output_nr) for x in made)
         _describe(call, features_of(output))
-        call.macs = counter.get_total_flops() // 2
+        call.macs = counter.macs
         call.end = now()
         ended.append(call)
 

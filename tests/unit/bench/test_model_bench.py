@@ -6,9 +6,10 @@ import json
 import pytest
 import torch
 
-from locallearn.bench.user_model import Inputs, load
+from locallearn.bench.user_model import load
 from locallearn.bench.ways import Heads, Kind, Way, checkpoint_blocks, ways
 from locallearn.cli.main import main
+from locallearn.cli.named_models import Inputs
 from locallearn.errors import LocalLearnError, UsageError
 from user_models import ResNet, Transformer, images, sequences
 

@@ -11,9 +11,9 @@ from locallearn.bench.own_trainers import build_own_trainer
 from locallearn.bench.predicted import LinkSpeed, predict
 from locallearn.bench.processes import CrewPlan, jobs_of
 from locallearn.bench.step import Setting
-from locallearn.bench.user_model import Inputs
 from locallearn.bench.ways import Heads
 from locallearn.cli.main import main
+from locallearn.cli.named_models import Inputs
 from locallearn.core.network import ImageShape
 from locallearn.costs.split_costs import WeightRead
 from locallearn.errors import ConfigError

@@ -135,6 +135,15 @@ def test_a_plan_that_cannot_be_is_one_line(module, capsys, function, options, me
     assert len(error.strip().splitlines()) == 1
 
 
+def test_models_of_transformers_are_named_like_those_of_one_s_own(capsys):
+    pytest.importorskip("transformers", reason="needs the package transformers")
+    small = "hf:vit?hidden_size=16&num_hidden_layers=2&num_attention_heads=2&intermediate_size=32&num_labels=4"
+    assert main(["cost", "--model", f"{small}&image_size=32", "--depth", "2", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["nodes"]) == 2
+    assert main(["cost", "--model", "hf:no-such"]) == 2
+    assert capsys.readouterr().err.startswith("locallearn: --model: hf:no-such: ")
+
+
 def test_a_model_is_verified_in_processes(module, capsys):
     assert main(["verify", "--model", f"{module}:build", "--runtime", "distributed", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -147,6 +156,7 @@ def test_a_model_is_verified_in_processes(module, capsys):
     [
         (["--runtime", "distributed", "--processes", "3"], "--processes: 3 is not valid; expected at most 2"),
         (["--cuts", "9"], "cuts: '9' is not valid"),
+        (["--replicas", "9"], "a batch of 4 has no example for each of 9 replicas"),
     ],
 )
 def test_a_model_that_cannot_be_verified_is_one_line(module, capsys, options, message):

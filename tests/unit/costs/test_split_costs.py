@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import locallearn as ll
 from locallearn.core.local_step import LocalStep
 from locallearn.costs.memory import ActivationMeter
-from locallearn.costs.products import ProductCounter
 from locallearn.errors import ConfigError, LocalLearnError, UsageError
+from locallearn.nn.products import ProductCounter
 from user_models import ResNet, Transformer, UNet, images, sequences
 
 VECTORS = torch.rand(16, 64), torch.arange(16) % 10

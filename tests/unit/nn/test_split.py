@@ -164,6 +164,23 @@ def test_models_that_look_at_values_are_traced_on_real_tensors():
     assert not model.norm.running_mean.any()
 
 
+@pytest.mark.parametrize("looks", [False, True])
+def test_attention_counts_on_real_tensors_as_it_does_on_shapes(looks):
+    class Attends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.project, self.score = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            if looks and x.abs().max() == 0:
+                raise ValueError
+            q = self.project(x)[:, None]
+            return self.score(F.scaled_dot_product_attention(q, q, q)[:, 0].mean(1))
+
+    found = trace(Attends(), (torch.rand(2, 5, 4),), {})
+    assert found.macs == 2 * (5 * 4 * 4 + 2 * 5 * 5 * 4 + 4 * 2)
+
+
 def test_a_model_that_does_not_run_says_so():
     with pytest.raises(UsageError, match="example: Linear does not run on it"):
         trace(nn.Linear(4, 3), (torch.randn(2, 5),), {})

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import locallearn as ll
+from locallearn.errors import ConfigError
 from locallearn.training.verify_own import verify_own
 
 BATCH = torch.rand(4, 6, generator=torch.Generator().manual_seed(0)), torch.arange(4)
@@ -69,3 +70,26 @@ def test_a_process_that_computes_otherwise_is_found():
     assert [check.passed for check in checks] == [True, True, True, False]
     assert checks[-1].name == "processes train what one trains"
     assert checks[-1].difference > 0
+
+
+def normed(factor=constant, dropout=0.0):
+    model = nn.Sequential(
+        nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(dropout), nn.ReLU(), Scale(factor), nn.Linear(8, 5)
+    )
+    return ll.split(model, cuts=["3"], example=BATCH), BATCH
+
+
+def normed_for_processes():
+    return normed(processes)
+
+
+@pytest.mark.parametrize(("make", "passed"), [(normed, True), (normed_for_processes, False)])
+def test_replicas_are_checked_up_to_rounding(make, passed):
+    check = verify_own(make, [], replicas=2)[-1]
+    assert (check.name, check.passed) == ("replicas train what one process trains", passed)
+    assert (check.difference < 1e-5) == passed
+
+
+def test_replicas_of_a_model_that_draws_cannot_be_checked():
+    with pytest.raises(ConfigError, match="replicas: 2 is not valid; expected 1 with a model that draws in training"):
+        verify_own(lambda: normed(dropout=0.5), [], replicas=2)

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 
-class ProductCounter:
+class ProductCounter(FlopCounterMode):
     """Counts the multiply-accumulates of matrix products, convolutions and attention while it is entered.
 
     It is torch's ``FlopCounterMode``, by two, which knows no formula for the attention of CPUs.
@@ -16,7 +16,7 @@ class ProductCounter:
 
     def __init__(self) -> None:
         aten = torch.ops.aten
-        self._flops = FlopCounterMode(
+        super().__init__(
             display=False,
             custom_mapping={
                 aten._scaled_dot_product_flash_attention_for_cpu: _attention,
@@ -24,17 +24,10 @@ class ProductCounter:
             },
         )
 
-    def __enter__(self) -> ProductCounter:
-        self._flops.__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._flops.__exit__(*exception)
-
     @property
     def macs(self) -> int:
         """All so far."""
-        return self._flops.get_total_flops() // 2
+        return self.get_total_flops() // 2
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

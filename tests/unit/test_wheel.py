@@ -1,6 +1,7 @@
 """A built wheel has every file of the package and the command, and works away from its source."""
 
 import email
+import json
 import os
 import shutil
 import subprocess
@@ -14,24 +15,32 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA = ("*.jinja", "*.c", "*.h", "py.typed")
 BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
 
+GIT = (
+    "git init -q && git add . && git -c user.name=a -c user.email=a@b -c commit.gpgsign=false commit -qm a "
+    "&& git rev-parse HEAD > ../head"
+)
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     pytest.importorskip("setuptools", minversion="77", reason="builds a wheel without a network")
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, source)
     shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    subprocess.run(GIT, cwd=source, shell=True, check=True, capture_output=True)
     done = subprocess.run([sys.executable, "-c", BUILD, target], cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     [built] = target.glob("*.whl")
-    return zipfile.ZipFile(built)
+    archive = zipfile.ZipFile(built)
+    assert archive.read("locallearn/commit.txt") == (source.parent / "head").read_bytes().strip()
+    return archive
 
 
 def test_every_file_of_the_package_is_in_the_wheel_and_nothing_else(wheel):
     package = ROOT / "src" / "locallearn"
     wanted = {path for pattern in ("*.py", *DATA) for path in package.rglob(pattern)}
-    inside = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    inside = {name for name in wheel.namelist() if ".dist-info/" not in name} - {"locallearn/commit.txt"}
     assert inside == {str(path.relative_to(ROOT / "src")) for path in wanted}
     assert any(name.endswith(".jinja") for name in inside)
     assert any(name.endswith(".c") for name in inside)
@@ -63,6 +72,8 @@ def test_the_unpacked_wheel_trains_away_from_its_source(wheel, tmp_path):
         )
         assert done.returncode == 0, done.stderr
         assert command[0] == "-m" or str(tmp_path) in done.stdout
+    summary = json.loads((tmp_path / "first" / "summary.json").read_text())
+    assert summary["commit"] == wheel.read("locallearn/commit.txt").decode()  # of the checkout that it was built from
     assert (tmp_path / "first" / "report.html").is_file()  # from a template that is data of the package
 
 

@@ -65,7 +65,8 @@ def versions() -> dict[str, str]:
 def commit() -> str | None:
     """The commit of the checkout that this package lies in, with ``-dirty`` where files differ.
 
-    Elsewhere it is the commit that pip installed it from (``pip install git+https://...``), or None.
+    Of an installed copy it is the commit that its wheel was built from, or that pip installed it from (``pip install
+    git+https://...``); None where neither is known.
     """
     folder = Path(__file__).resolve().parents[1]
 
@@ -82,7 +83,11 @@ def commit() -> str | None:
 
 
 def installed_commit() -> str | None:
-    """The commit that pip noted when it installed this package from a repository (PEP 610); None where it did not."""
+    """The commit that this package was built from, as the build (``setup.py``) or pip (PEP 610) noted it, or None."""
+    try:
+        return (Path(__file__).resolve().parents[1] / "commit.txt").read_text()
+    except OSError:
+        pass
     try:
         noted = importlib.metadata.distribution("locallearn").read_text("direct_url.json")
         return json.loads(noted or "{}").get("vcs_info", {}).get("commit_id")

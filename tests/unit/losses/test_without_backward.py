@@ -47,6 +47,11 @@ def test_forward_forward_is_the_loop():
             good = sum(value.item() ** 2 for value in row) / 5
             total += math.log(1 + math.exp(sign * (good - 0.7))) / 3
     assert math.isclose(forward_forward(positive, negative, 0.7).item(), total, rel_tol=1e-5)
+    summed = forward_forward(positive, negative, of="sum")
+    logits = torch.cat([positive.square().sum(1) - 5, negative.square().sum(1) - 5])
+    told = F.binary_cross_entropy_with_logits(logits, torch.tensor([1.0] * 3 + [0.0] * 3))
+    torch.testing.assert_close(summed, 2 * told)
+    assert not torch.isclose(forward_forward(positive, negative), summed)
 
 
 def test_random_targets_pull_features_along_the_labels_directions():
@@ -59,6 +64,8 @@ def test_random_targets_pull_features_along_the_labels_directions():
     (gradient,) = torch.autograd.grad(loss.total.sum(), features)
     feedback = module.objective.feedback
     assert feedback.shape == (8 * 8 * 8, 5)
+    assert feedback.abs().max() <= (6 / 512) ** 0.5
+    assert math.isclose(feedback.std().item(), (2 / 512) ** 0.5, rel_tol=0.05)
     for b, label in enumerate(labels):
         torch.testing.assert_close(gradient[b].flatten(), -feedback[:, label] / 4)
     for g in range(2):

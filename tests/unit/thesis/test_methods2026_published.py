@@ -33,13 +33,15 @@ def test_protocols_change_the_epochs_of_published_settings_alone(protocol):
         own, found = cells()[name].config, Study(protocol).config(name, 3)
         assert (found.optimizer, found.schedule, found.objective) == (own.optimizer, own.schedule, own.objective)
         assert found.train == dataclasses.replace(own.train, epochs=found.train.epochs)
-        expected = {"paper": 160 if "contsup" in name else 400, "standard": 16, "quick": 2}
-        assert found.train.epochs == expected[protocol]
-        assert (found.optimizer.learning_rate, found.train.batch_size, found.optimizer.weight_decay) == (
-            0.8,
-            1024,
-            1e-4,
-        )
+        paper = 160 if "contsup" in name else 200 if "resnet18" in name else 400
+        assert found.train.epochs == {"paper": paper, "standard": 16, "quick": 2}[protocol]
+        adam = ("adam", 1e-3, 1024, 0.0)
+        assert (
+            found.optimizer.name,
+            found.optimizer.learning_rate,
+            found.train.batch_size,
+            found.optimizer.weight_decay,
+        ) == (adam if "resnet18" in name else ("sgd", 0.8, 1024, 1e-4))
 
 
 def test_settings_are_those_of_the_public_code():
@@ -52,6 +54,11 @@ def test_settings_are_those_of_the_public_code():
     assert auglocal.cuts[-1] == "3.1"  # 3.2 to 3.4 are the last module
     assert cells()[name_of("contsup-r1-k16")].config.context == "before"
     assert cells()[name_of("hpff-k16")].config.overlap == 1
+    scpl = cells()[name_of("scpl-k4", "resnet18")].config
+    assert (scpl.objective.head_options.hidden, scpl.objective.options.projection) == (512, 1024)
+    with torch.device("meta"):
+        first = next(iter(build_network(scpl, cells()[name_of("scpl-k4", "resnet18")].image))).objective.head
+    assert [tuple(p.shape) for p in first.parameters()] == [(512, 64 * 32 * 32), (512,), (1024, 512), (1024,)]
 
 
 def test_groups_are_those_of_table_34_and_keep_the_cells_that_there_were():

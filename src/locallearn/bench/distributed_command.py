@@ -96,8 +96,8 @@ def run(arguments: Sequence[str]) -> int:
             options.timeout,
             own=options.own(options.processes, options.cuts),
         )
-        tell(f"training on {options.processes} processes in turns")
-        measured = {**options.figures(), **facts(device, precision, options.repeats), **bench_distributed(plan)}
+        tell(f"starting {options.processes} processes for each contender")
+        measured = {**options.figures(), **facts(device, precision, options.repeats), **bench_distributed(plan, tell)}
     names = ("processes", "microbatches", "steps")
     found = {"cuts": list(options.cuts), **{name: getattr(options, name) for name in names}, **measured}
     show(options, found, _tables(found))

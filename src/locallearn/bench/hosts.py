@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from locallearn.bench.crew import Crew, Host
@@ -19,10 +19,11 @@ Condition = tuple[float, float | None]
 """Latency [s] and bandwidth [bytes/s; None: no limit] of the cable."""
 
 
-def bench_hosts(plan: CrewPlan, conditions: Sequence[Condition]) -> list[dict[str, Any]]:
+def bench_hosts(plan: CrewPlan, conditions: Sequence[Condition], tell: Callable[[str], None]) -> list[dict[str, Any]]:
     """Measure the cells and the peers of ``plan`` that use two processes, one a host, under every condition.
 
-    Everything is in turns: in every turn all conditions, and under each of them all contenders.
+    Everything is in turns: in every turn all conditions, and under each of them all contenders; ``tell`` is called
+    with what is being done.
 
     Returns:
         A row for every condition and contender: ``latency``, ``bandwidth``, ``name``, ``images_per_second`` (median),
@@ -41,15 +42,17 @@ def bench_hosts(plan: CrewPlan, conditions: Sequence[Condition]) -> list[dict[st
         for crew in crews.values():
             crew.answers()
         own = {name: Laps(crew, plan) for name, crew in crews.items()}
-        for laps in own.values():
+        for name, laps in own.items():
+            tell(f"warming up: {name}")
             laps.turn()  # not counted
             laps.turn_of_parts()
         link = measure_link(crews)
         laps_of = {(c, name): Laps(crew, plan) for c in conditions for name, crew in crews.items()}
-        for _ in range(plan.setting.repeats):
-            for condition in conditions:
+        for turn in range(plan.setting.repeats):
+            for number, condition in enumerate(conditions, start=1):
                 hosts.set(*condition)
                 for name in crews:
+                    tell(f"turn {turn + 1} of {plan.setting.repeats}, cable {number} of {len(conditions)}: {name}")
                     laps_of[condition, name].turn()
             hosts.set(0.0, None)
             for laps in own.values():

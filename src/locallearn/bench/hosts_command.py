@@ -96,8 +96,8 @@ def run(arguments: Sequence[str]) -> int:
             own=options.own(2, options.cuts),
         )
         found |= options.figures() | facts(device, precision, options.repeats)
-        tell(f"training on two hosts in turns, with {len(conditions)} cables")
-        found["rows"] = bench_hosts(plan, conditions)
+        tell("starting two processes for each contender")
+        found["rows"] = bench_hosts(plan, conditions, tell)
     show(options, found, [_table(found)])
     return 0
 

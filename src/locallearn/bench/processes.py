@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,8 +72,12 @@ class CrewPlan:
         return MeshConfig(depth, width, data, in_flight=self.in_flight, timeout=self.timeout * _IDLE_TURNS)
 
 
-def bench_distributed(plan: CrewPlan) -> dict[str, Any]:
+def bench_distributed(plan: CrewPlan, tell: Callable[[str], None]) -> dict[str, Any]:
     """Measure everything in turns.
+
+    Args:
+        plan: what to measure.
+        tell: is called with what is being done.
 
     Returns:
         ``link`` (``bandwidth`` [bytes/s] and ``latency`` [s] between two processes here); ``rows``, see ``_row``;
@@ -91,17 +95,20 @@ def bench_distributed(plan: CrewPlan) -> dict[str, Any]:
             stack.callback(crew.close)
         started = {name: crew.answers() for name, crew in crews.items()}
         laps = {name: Laps(crew, plan) for name, crew in crews.items()}
-        for lap in laps.values():
+        for name, lap in laps.items():
+            tell(f"warming up: {name}")
             lap.turn()  # not counted
         peaks = {name: crew.ask("memory") for name, crew in crews.items()}
         for lap in laps.values():
             lap.turn_of_parts()
             lap.forget()
         link = measure_link(crews)
-        for _ in range(plan.setting.repeats):
-            for lap in laps.values():
+        for turn in range(plan.setting.repeats):
+            for name, lap in laps.items():
+                tell(f"turn {turn + 1} of {plan.setting.repeats}: {name}")
                 lap.turn()
-            for lap in laps.values():
+            for name, lap in laps.items():
+                tell(f"turn {turn + 1} of {plan.setting.repeats}: parts of {name}")
                 lap.turn_of_parts()
         kept = {name: crew.ask("weigh", 2) for name, crew in crews.items()}
     rows = {name: _row(jobs[name], laps[name]) for name in jobs}

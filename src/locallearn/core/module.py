@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from locallearn.data.store import Batch
@@ -12,6 +13,7 @@ from locallearn.losses.objectives import LocalLoss, Objective, Passage
 from locallearn.losses.patch_infonce import PatchInfoNCE
 from locallearn.nn.blocks import Residual
 from locallearn.nn.momentum import MomentumHead
+from locallearn.nn.native import laid_out
 from locallearn.nn.ssl_head import FeatureNoise
 
 Features = Any
@@ -52,6 +54,11 @@ class Stage(nn.Module):
     def forward(self, features: Features, batch: Batch | None = None) -> Any:
         """What the stage computes of the features that the stage before it handed on, and of the batch."""
         raise NotImplementedError
+
+    def lay_out(self, channels_last: bool) -> None:
+        """Put weights into channels-last memory, or leave them as they are."""
+        if channels_last:
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def begin(self) -> None:
         """Called at the start of every training step, when all that the stage ``reads`` is there.
@@ -101,18 +108,30 @@ class LocalModule(Stage):
         blocks: features in, features out.
         objective: the nodes' losses on the features.
         groups: G, the number of nodes.
+
+    Attributes:
+        as_given: whether maps keep the memory layout that they come in. Else, in training, maps of a type that there
+            are kernels of our own for are laid out as these want them, once a stage.
     """
 
     def __init__(self, name: str, blocks: nn.Sequential, objective: Objective, groups: int) -> None:
         super().__init__(name, objective, groups)
         self.blocks = blocks
+        self.as_given = False
         self.random = any(isinstance(layer, (nn.Dropout, FeatureNoise, PatchInfoNCE)) for layer in self.modules())
+
+    def lay_out(self, channels_last: bool) -> None:
+        """Put weights into channels-last memory, as maps come; or have maps keep the layout that they come in."""
+        self.as_given = not channels_last
+        super().lay_out(channels_last)
 
     def forward(self, features: Tensor, batch: Batch | None = None) -> Any:
         """The stage's features [B, C, H, W] or [B, C], from those of the stage before it; it needs no batch.
 
         With a batch, as in a training step, an objective that watches gets the ``Passage``.
         """
+        if self.training and not self.as_given:
+            features = laid_out(features)
         if batch is None or not self.objective.watches:
             return self.blocks(features)
         moves, x = [], features

@@ -49,6 +49,12 @@ class LocalNetwork(nn.Module):
         """The stages, in order."""
         return iter(self.stages)
 
+    def lay_out(self, channels_last: bool) -> None:
+        """Put the weights of all stages into channels-last memory, or have maps keep the layout that they come in."""
+        for stage in self.stages:
+            assert isinstance(stage, Stage)
+            stage.lay_out(channels_last)
+
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
         """One a stage, in order; schedulers of torch may be put on them."""

@@ -47,6 +47,11 @@ def fits(*_: object, **__: object) -> bool:
 fits_weight = ahead = fits
 
 
+def pair(_: torch.dtype) -> int:
+    """How many input channels a kernel multiplies at a time: there is none."""
+    return 0
+
+
 def _missing(*_: object, **__: object) -> NoReturn:
     raise RuntimeError("locallearn.kernels is not installed, and nothing fits it")  # unreachable: fits() was asked
 

@@ -96,8 +96,7 @@ class ModuleTraining:
         network = build_network(job.config, image)
         names = [module.name for module in network]
         self.index, self.module = job.index, list(network)[job.index].to(self.device)
-        if train.channels_last:
-            self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.module.lay_out(bool(train.channels_last))
         optimizer = build_optimizer(job.config.optimizer, self.module.parameters(), self.module.groups)
         self.local = LocalStep(
             self.module, optimizer, train.precision, job.config.optimizer.clip_norm, job.config.seed

@@ -57,8 +57,7 @@ class AsynchronousTraining:
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
         self.network = build_network(config, image_shape(dataset)).to(self.device)
-        if config.train.channels_last:
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.lay_out(bool(config.train.channels_last))
         self.names = [module.name for module in self.network]
         self.store = self._store(self.dataset.train)
         self.steps_per_epoch = self.store.steps(config.train.batch_size)

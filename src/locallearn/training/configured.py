@@ -56,8 +56,7 @@ class Training(Loop):
             if fresh:
                 told = f"the heads of modules {', '.join(fresh)} are not in it, and start from random weights"
                 observer.on_warning(f"weights are from {config.init_from}; {told}")
-        if train.channels_last:
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.lay_out(bool(train.channels_last))
         self.dataset = dataset
         self.train_store = _store(config, dataset, dataset.train, device, config.augment, network)
         try_parts(network, config, self.train_store)

@@ -113,8 +113,7 @@ def open_run(
     network = build_network(config, image_shape(dataset))
     load_network(network, found.tensors, path)
     network.to(config.train.device).eval()
-    if config.train.channels_last:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.lay_out(bool(config.train.channels_last))
     return OpenedRun(config, dataset, network, found.progress["step"])
 
 

@@ -6,6 +6,7 @@ from locallearn.config import OptimizerConfig, RunConfig
 from locallearn.core.assembly import build_network
 from locallearn.core.local_step import LocalStep, clip_gradients, per_node
 from locallearn.core.network import ImageShape
+from locallearn.nn.native import build
 from locallearn.training.optim import build_optimizer
 
 IMAGE = ImageShape(3, 8, 5)
@@ -82,3 +83,28 @@ def test_dropout_depends_on_seed_and_step_alone():
     assert torch.equal(first, features(1, 7, 99))
     assert not torch.equal(first, features(1, 8, 0))
     assert not torch.equal(first, features(2, 7, 0))
+
+
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+
+def features_of(module, images):
+    return [module(images.contiguous(memory_format=layout)).detach() for layout in LAYOUTS]
+
+
+def test_contiguous_images_reach_our_kernels():
+    """What the kernels compute is the same to the bit and channels-last, whatever the layout of the images."""
+    module = build_network(RunConfig(method="gn-dgl", model="resnet8", depth=2, width=(2,)), IMAGE).stages[0]
+    if not build.kernels().libraries:
+        pytest.skip("needs kernels of our own")
+    given, last = features_of(module, torch.randn(8, 3, 8, 8))
+    assert given.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(given, last)
+
+
+def test_a_module_that_keeps_the_layout_would_not():
+    module = build_network(RunConfig(method="gn-dgl", model="resnet8", depth=2, width=(2,)), IMAGE).stages[0]
+    module.lay_out(channels_last=False)
+    given, last = features_of(module, torch.randn(8, 3, 8, 8))
+    assert given.is_contiguous()
+    torch.testing.assert_close(given, last.contiguous())

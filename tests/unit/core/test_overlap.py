@@ -109,7 +109,7 @@ def test_updates_do_not_disturb_what_a_graph_still_needs():
             torch.testing.assert_close(parameter, was[name] - 0.1 * gradients[name], rtol=1e-4, atol=1e-6)
 
 
-def test_activations_are_those_of_two_modules_and_are_counted():
+def test_activations_are_those_of_two_modules_and_are_counted(torch_kernels):
     config = small.config("dgl", 3, (1,), cuts=("stem", "1.0"), train=TrainConfig(batch_size=16, precision="fp32"))
     overlapping = dataclasses.replace(config, overlap=1)
     found, plain = cost(overlapping, IMAGE), cost(config, IMAGE)

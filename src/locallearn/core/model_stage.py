@@ -15,7 +15,7 @@ from locallearn.core.batches import CalledBatch, ModelCall
 from locallearn.core.block_arguments import forget, listen_to_arguments
 from locallearn.core.generators import nothing, restoring
 from locallearn.core.last_layer import LastLayerLoss
-from locallearn.core.module import Features, Stage
+from locallearn.core.module import Features, Stage, each_of
 from locallearn.core.placed import brought, move, view_on
 from locallearn.core.recorder import Recorder, share
 from locallearn.core.shares import listen, share_of
@@ -248,6 +248,10 @@ class ModelStage(Stage):
         """What the next stage is given, detached: features and what else crosses; of the last stage the scores."""
         found = self.outputs(output)
         return tuple(x.detach() for x in found) if isinstance(found, tuple) else found.detach()
+
+    def features(self, output: Any) -> Tensor:
+        """What the next stage is given first of all, with its graph."""
+        return each_of(self.outputs(output))[0]
 
     def outputs(self, output: Any) -> Features:
         """The same with its graph."""

@@ -81,6 +81,10 @@ class Stage(nn.Module):
         """What the next stage is given of the stage's output, detached."""
         return output.detach()
 
+    def features(self, output: Any) -> Tensor:
+        """The stage's features in its output, with their graph."""
+        return output
+
     def loss(self, output: Any, batch: Batch) -> LocalLoss:
         """Losses [G] of the nodes, from the stage's output."""
         return self.objective(output, batch)

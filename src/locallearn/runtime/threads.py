@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from locallearn.runtime.inline import Runtime, Trained
 
 
 @dataclass(eq=False)
-class _Job:
+class Job:
     """One batch on its way through the modules."""
 
     number: int
@@ -45,14 +46,17 @@ class ThreadsRuntime(Runtime):
         threads: CPU threads; every module that trains has an equal share of them for its operators.
     """
 
+    graphs = 1
+    """Modules whose graphs are held for each one that trains."""
+
     def __init__(self, steps: Sequence[LocalStep], at_once: int, threads: int) -> None:
         self.steps = steps
         self.at_once = min(at_once, len(steps), threads)
         self.threads = threads
-        self._waiting: list[deque[tuple[_Job, Tensor]]] = [deque() for _ in steps]
+        self._waiting: list[deque[tuple[Job, Tensor]]] = [deque() for _ in steps]
         self._busy = [False] * len(steps)
         self._trained = [0] * len(steps)
-        self._jobs: deque[_Job] = deque()
+        self._jobs: deque[Job] = deque()
         self._submitted = 0
         self._changed = threading.Condition()
         self._error: BaseException | None = None
@@ -81,7 +85,7 @@ class ThreadsRuntime(Runtime):
 
         Returns once so few batches are on their way that the next one is needed.
         """
-        job = _Job(self._submitted, batch, index, rate, {})
+        job = Job(self._submitted, batch, index, rate, {})
         with self._changed:
             self._submitted += 1
             self._jobs.append(job)
@@ -99,12 +103,12 @@ class ThreadsRuntime(Runtime):
     def weighed_step(
         self, batch: Batch, index: int, rate: float | None, stop: bool, parameters: Sequence[Tensor]
     ) -> tuple[list[Trained], int]:
-        """As ``step``, one module after the other; the bytes are the sum of the largest ``at_once`` of them."""
+        """As ``step``, one module after the other; the bytes are the sum of the largest that are held at once."""
         self._meters = [ActivationMeter(parameters) for _ in self.steps]
         done = self.step(batch, index, rate, stop) + self.settle()
         peaks = sorted((meter.peak_bytes for meter in self._meters), reverse=True)
         self._meters = None
-        return done, sum(peaks[: self.at_once])
+        return done, sum(peaks[: self.at_once * self.graphs])
 
     # --- bookkeeping, under the lock ---------------------------------------------------------------------------
 
@@ -134,7 +138,7 @@ class ThreadsRuntime(Runtime):
         ]
         return min(ready, key=lambda k: (self._waiting[k][0][0].number, -k), default=None)
 
-    def _can_read(self, module: int, job: _Job) -> bool:
+    def _can_read(self, module: int, job: Job) -> bool:
         """Whether the modules whose weights this one reads have trained.
 
         Earlier ones on this batch, later ones on the batch before: these are idle until this one hands on its
@@ -158,26 +162,27 @@ class ThreadsRuntime(Runtime):
                 self._busy[module] = True
                 job, features = self._waiting[module].popleft()
             try:
-                loss = self._train(module, job, features)
+                ended = self._train(module, job, features)
             except BaseException as error:  # for the thread that asked
                 with self._changed:
                     self._error, self._open = error, False
                     self._changed.notify_all()
                 return
-            self._publish(module, job)
-            with self._changed:
-                self._busy[module] = False
-                self._trained[module] += 1
-                job.losses[module] = loss
-                self._changed.notify_all()
+            for module, loss in ended:
+                self._publish(module, job)
+                with self._changed:
+                    self._busy[module] = False
+                    self._trained[module] += 1
+                    job.losses[module] = loss
+                    self._changed.notify_all()
 
-    def _publish(self, module: int, job: _Job) -> None:
+    def _publish(self, module: int, job: Job) -> None:
         """Keep what later modules read of this one's weights, before its next update."""
         for k, step in enumerate(self.steps[module + 1 :], module + 1):
             for source, _ in step.module.reads.get(module, ()):
                 job.read.setdefault((k, module), []).append(source.detach().clone())
 
-    def _take(self, module: int, job: _Job) -> None:
+    def _take(self, module: int, job: Job) -> None:
         """Put what the module reads of others into its own copies, where it has copies."""
         with torch.no_grad():
             for owner, pairs in self.steps[module].module.reads.items():
@@ -187,18 +192,25 @@ class ThreadsRuntime(Runtime):
                     if copy is not value:
                         copy.copy_(value)
 
-    def _train(self, module: int, job: _Job, features: Tensor) -> LocalLoss:
-        def hand_on(out: Tensor) -> None:
+    def _train(self, module: int, job: Job, features: Tensor) -> list[tuple[int, LocalLoss]]:
+        """Train a module on a batch; the modules that have ended with it, and their losses."""
+        step, hand_on = self.steps[module], self._hands_on(module, job)
+        self._take(module, job)
+        if self._meters is None:
+            return [(module, step(features, job.batch, job.index, job.rate, hand_on)[1])]
+        with self._measured(module):
+            out, loss = step(features, job.batch, job.index, job.rate)
+        hand_on(out)
+        return [(module, loss)]
+
+    def _hands_on(self, module: int, job: Job) -> Callable[[Any], None]:
+        def hand_on(out: Any) -> None:
             if module + 1 < len(self.steps):
                 with self._changed:
                     self._waiting[module + 1].append((job, out))
                     self._changed.notify_all()
 
-        step = self.steps[module]
-        self._take(module, job)
-        if self._meters is None:
-            return step(features, job.batch, job.index, job.rate, hand_on)[1]
-        with self._meters[module]:
-            out, loss = step(features, job.batch, job.index, job.rate)
-        hand_on(out)
-        return loss
+        return hand_on
+
+    def _measured(self, module: int) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self._meters is None else self._meters[module]

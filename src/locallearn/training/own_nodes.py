@@ -25,6 +25,7 @@ from locallearn.plan.mesh import Placement, place_nodes
 from locallearn.runtime.cuda_graphs import CudaGraphsRuntime
 from locallearn.runtime.distributed import DistributedRuntime
 from locallearn.runtime.inline import InlineRuntime, Runtime
+from locallearn.runtime.overlapping_threads import OverlappingThreadsRuntime
 from locallearn.runtime.spread import SpreadNetwork
 from locallearn.runtime.threads import ThreadsRuntime
 from locallearn.runtime.width_peers import ProcessPeers
@@ -75,7 +76,8 @@ class Nodes:
             if config.runtime == "threads":
                 threads = torch.get_num_threads()
                 network.run_apart()
-                self.runtime = ThreadsRuntime(steps, config.threads.at_once or threads, threads)
+                kind = OverlappingThreadsRuntime if network.overlap else ThreadsRuntime
+                self.runtime = kind(steps, config.threads.at_once or threads, threads)
             elif config.runtime == "cuda-graphs":
                 self.runtime = CudaGraphsRuntime(steps, torch.device(str(config.train.device)))
             else:

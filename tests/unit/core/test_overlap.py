@@ -17,6 +17,8 @@ from locallearn.costs.nodes import cost
 from locallearn.costs.timeline import Machine, run_local
 from locallearn.data.datasets import load
 from locallearn.errors import ConfigError, UsageError
+from locallearn.runtime.overlapping_threads import OverlappingThreadsRuntime
+from locallearn.runtime.threads import ThreadsRuntime
 from locallearn.training import runs, verify
 from locallearn.training.configured import Training
 from locallearn.training.observer import Quiet
@@ -129,11 +131,9 @@ def test_activations_are_those_of_two_modules_and_are_counted(torch_kernels):
     assert found.max_node_macs == plain.max_node_macs
 
 
-@pytest.mark.parametrize("runtime", ["threads", "cuda-graphs", "sequential", "asynchronous", "distributed"])
+@pytest.mark.parametrize("runtime", ["cuda-graphs", "sequential", "asynchronous", "distributed"])
 def test_runtimes_that_cannot_send_gradients_back_refuse(runtime):
-    expected = (
-        "is not valid; expected inline with overlap 1, where a module's gradient goes back into the module before"
-    )
+    expected = "is not valid; expected inline or threads with overlap 1, where a module's gradient goes back"
     with pytest.raises(ConfigError, match=f"runtime: '{runtime}' {expected}"):
         small.config("dgl", 3, (1,), overlap=1, runtime=runtime)
 
@@ -145,14 +145,57 @@ def test_other_refusals_are_one_line():
         small.config("dgl", 3, (1,), overlap=2)
     with pytest.raises(ConfigError, match="train.precision: 'fp16'"):
         small.config("dgl", 3, (1,), overlap=1, train=dataclasses.replace(small.TRAIN, precision="fp16"))
-    with pytest.raises(ConfigError, match="runtime: 'threads'"):
-        Trainer(made("dgl"), runtime="threads")
+    with pytest.raises(ConfigError, match="runtime: 'distributed'"):
+        Trainer(made("dgl"), runtime="distributed")
     with pytest.raises(ConfigError, match="overlap: 1 is not valid; expected 0 with predicted times"):
         run_local(cost(small.config("dgl", 3, (1,), overlap=1), IMAGE), Machine(1e9), 2, 2)
     network = made("dgl")
     network.set_optimizers(lambda parameters: torch.optim.SGD(parameters, 0.1))
     with torch.autocast("cpu", torch.float16), pytest.raises(UsageError, match="no autocast to fp16 with overlap"):
         network.step((torch.randn(4, 3, 8, 8), torch.arange(4)))
+
+
+def trained_on_threads(kind, case, at_once):
+    """Weights after six batches, and the losses of each."""
+    torch.manual_seed(0)
+    network = made(case)
+    network.set_optimizers(lambda parameters: torch.optim.SGD(parameters, 0.05, momentum=0.9))
+    draw = torch.Generator().manual_seed(1)
+    batches = [
+        small.batch_of(torch.randn(6, 3, 8, 8, generator=draw), torch.randint(5, (6,), generator=draw))
+        for _ in range(6)
+    ]
+    if kind is None:
+        losses = [
+            [each.total.tolist() for each in network.walk(network.steps, data, i)] for i, data in enumerate(batches)
+        ]
+        return network.state_dict(), losses
+    with kind(network.steps, at_once, at_once) as runtime:
+        done = [each for i, data in enumerate(batches) for each in runtime.step(data, i)] + runtime.settle()
+    return network.state_dict(), [[each.total.tolist() for each in one.losses] for one in done]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+@pytest.mark.parametrize("case", ["layerwise", "gn-dgl, decoupled"])
+def test_threads_train_the_same_bit_for_bit(case, at_once, one_thread):
+    weights, losses = trained_on_threads(None, case, 1)
+    found, others = trained_on_threads(OverlappingThreadsRuntime, case, at_once)
+    assert all(torch.equal(value, found[name]) for name, value in weights.items())
+    assert losses == others
+
+
+def test_threads_that_hand_nothing_back_train_something_else(one_thread):
+    weights, _ = trained_on_threads(None, "dgl", 1)
+    found, _ = trained_on_threads(ThreadsRuntime, "dgl", 2)
+    assert any(not torch.equal(value, found[name]) for name, value in weights.items())
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_a_run_trains_and_resumes_exactly(tmp_path):

@@ -96,6 +96,38 @@ def test_models_with_skips_and_tuples_train(name):
     assert all(value.isfinite() for value in found[-1].values())
 
 
+@pytest.mark.parametrize("name", ["resnet", "transformer"])
+def test_stages_at_once_train_the_same(name):
+    weights = []
+    batch = user_models.images() if name == "resnet" else user_models.sequences()
+    for runtime in ("inline", "threads"):
+        torch.manual_seed(0)
+        model = user_models.ResNet() if name == "resnet" else user_models.Transformer()
+        split = ll.split(model, example=batch, depth=3, overlap=1, optimizer=sgd)
+        ll.Trainer(split, runtime=runtime, threads=1, optimizer=sgd).fit([batch] * 4)
+        weights.append(split.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+class Tied(nn.Module):
+    """Its last layer reads the weights of its first."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.mix = nn.Embedding(7, 5), nn.Linear(5, 5)
+
+    def forward(self, ids):
+        return torch.tanh(self.mix(self.embed(ids))) @ self.embed.weight.T
+
+
+def test_weights_that_wait_for_the_stage_that_reads_them_are_refused_on_threads():
+    ids = torch.randint(7, (4, 3))
+    split = ll.split(Tied(), example=(ids, ids), cuts=["embed"], objective="token", overlap=1, optimizer=sgd)
+    expected = "expected inline with overlap 1 where stage 2 reads weights that stage 1 trains"
+    with pytest.raises(ConfigError, match=expected):
+        ll.Trainer(split, runtime="threads", threads=1).fit([(ids, ids)])
+
+
 def test_memory_is_that_of_two_stages_and_costs_are_counted():
     peaks = {}
     for overlap in (0, 1):
@@ -117,8 +149,8 @@ def test_memory_is_that_of_two_stages_and_costs_are_counted():
 
 
 def test_what_cannot_overlap_is_one_line():
-    with pytest.raises(ConfigError, match="runtime: 'threads' is not valid; expected inline with overlap 1"):
-        ll.Trainer(network()[0], runtime="threads")
+    with pytest.raises(ConfigError, match="runtime: 'distributed' is not valid; expected inline or threads"):
+        ll.Trainer(network()[0], runtime="distributed")
     with pytest.raises(ConfigError, match="devices: .* is not valid; expected None with overlap 1"):
         network()[0].place(["cpu", "cpu"])
     with pytest.raises(ConfigError, match="overlap: 2 is not valid; expected 0, or 1"):

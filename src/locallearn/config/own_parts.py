@@ -28,6 +28,14 @@ class AugLocalOptions:
 
 
 @dataclass(frozen=True)
+class FlatOptions:
+    """Linear layers on the flattened features."""
+
+    hidden: Annotated[int, Field(ge=0)] = 0
+    """Units between two linear layers; 0 has one layer."""
+
+
+@dataclass(frozen=True)
 class WideProjectorOptions:
     """A 1x1 convolution, pooling and a projector of three layers."""
 
@@ -139,7 +147,7 @@ OWN: dict[str, dict[str, type | None]] = {
     },
     "objective.head": {
         "auglocal": AugLocalOptions,
-        "flat": None,
+        "flat": FlatOptions,
         "mlp-sr": None,
         "momentum": MomentumOptions,
         "patches": PatchOptions,

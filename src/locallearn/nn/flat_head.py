@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
-from typing import Annotated
 
-from pydantic import Field
 from torch import Tensor, nn
 
+from locallearn.config.own_parts import FlatOptions
 from locallearn.nn.groups import GroupLinear
 from locallearn.nn.heads import HeadInput, heads, seen_by_groups
 
@@ -43,14 +41,6 @@ class FlatHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of all heads, [G, B, outputs]."""
         return self.more(self.linear(seen_by_groups(x, self.groups, self.stop_gradient)))
-
-
-@dataclass(frozen=True)
-class FlatOptions:
-    """Linear layers on the flattened features."""
-
-    hidden: Annotated[int, Field(ge=0)] = 0
-    """Units between two linear layers; 0 has one layer."""
 
 
 @heads.register("flat", options=FlatOptions)

@@ -33,6 +33,9 @@ COMMANDS = {
 }
 
 
+STDOUT = "standard output"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0 on success, 2 on a wrong call, 1 on a failed run."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -48,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except OSError as error:
+        if error.filename is None:  # files have names, so it is what a command prints
+            error.filename = STDOUT
         found = cannot_use(error)
         return _fail(found, found.exit_code)
     except (MemoryError, RuntimeError) as error:
@@ -68,7 +73,7 @@ def _flush() -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             sys.stdout.close()  # else Python tries again at its end, and complains
-        error.filename = "standard output"
+        error.filename = STDOUT
         raise
 
 
@@ -144,6 +149,9 @@ def _usage() -> str:
 
 def program() -> None:
     """Run the command and leave the program."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever called us
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character gets a spelling of it
         if isinstance(stream, io.TextIOWrapper):
             utf8 = stream.encoding.lower().replace("-", "") == "utf8"

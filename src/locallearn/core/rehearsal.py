@@ -63,8 +63,9 @@ def warn(pieces: Sequence[Piece], found: Trace, depth: int) -> None:
         _say(f"the {depth} stages have {shares} of the multiply-accumulates; other cuts may serve better")
     for k, piece in enumerate(pieces, 1):
         if piece.lost:
+            lost = ", ".join(path or "what its own forward pass computes" for path in piece.lost)
             _say(
-                f"the model's own loss uses {', '.join(piece.lost)} of stage {k} beside its prediction "
+                f"the model's own loss uses {lost} of stage {k} beside its prediction "
                 "(as losses do that balance experts); no gradient passes a cut, so this part does not train them"
             )
 

@@ -223,7 +223,9 @@ def legal_cuts(trace: Trace, usable: Usable = lambda _: "") -> list[Call]:
     return [call for call in trace.calls if call.path and not _obstacle(trace, call, usable)]
 
 
-def chain(trace: Trace, usable: Usable = lambda _: "", sums: bool = False, jumped: bool = False) -> list[Call]:
+def chain(
+    trace: Trace, usable: Usable = lambda _: "", sums: bool = False, jumped: bool = False, whole: bool = False
+) -> list[Call]:
     """The longest chain of sensible cuts: legal ones, between any two of which something is computed and trained.
 
     Of places between which nothing is multiplied (a convolution, its batch norm, its ReLU, and the stage that ends
@@ -234,6 +236,8 @@ def chain(trace: Trace, usable: Usable = lambda _: "", sums: bool = False, jumpe
         usable: what else is asked of a cut.
         sums: whether to take the places after sums ``x + layer(x)`` too, which no submodule may end at.
         jumped: whether to take cuts too that other tensors than the features cross.
+        whole: whether features at a cut have to depend on all that is trained before it, as those of one of several
+            branches do not.
     """
     kept: list[Call] = []
     found = [(trace.sum_after(call) if sums else None) or call for call in legal_cuts(trace, usable)]
@@ -242,7 +246,7 @@ def chain(trace: Trace, usable: Usable = lambda _: "", sums: bool = False, jumpe
     for _, group in itertools.groupby(places, key=lambda call: call.macs):
         best = min(reversed(list(group)), key=lambda call: call.path.count("."))
         start = kept[-1].end if kept else -1
-        if _trains(trace, start, best.end) and not (jumped and _idle(trace, start, best)):
+        if _trains(trace, start, best.end) and not (jumped and _idle(trace, -1 if whole else start, best)):
             kept.append(best)
     while kept and not (_trains(trace, kept[-1].end, trace.calls[-1].end) and kept[-1].macs < trace.macs):
         kept.pop()
@@ -252,12 +256,14 @@ def chain(trace: Trace, usable: Usable = lambda _: "", sums: bool = False, jumpe
 def _balanced(trace: Trace, depth: int, usable: Usable) -> list[Call]:
     """Cuts at the ends of submodules that nothing jumps over, where those make ``depth`` pieces of like cost.
 
-    Else the places after sums are taken too, and else all cuts.
+    Else the places after sums are taken too, else all cuts that leave nothing untrained, and else all.
     """
     best: list[Call] | None = None
     places: list[Call] = []
-    for sums, jumped in ((False, False), (True, False), (True, True)):
-        places = chain(trace, usable, sums, jumped)
+    for sums, jumped, whole in ((False, False, False), (True, False, False), (True, True, True), (True, True, False)):
+        if best is not None and jumped and not whole:
+            break
+        places = chain(trace, usable, sums, jumped, whole)
         if depth > len(places) + 1:
             continue
         costs = _costs(trace, places)

@@ -11,7 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 class ProductCounter(FlopCounterMode):
     """Counts the multiply-accumulates of matrix products, convolutions and attention while it is entered.
 
-    It is torch's ``FlopCounterMode``, by two, which knows no formula for the attention of CPUs.
+    It is torch's ``FlopCounterMode``, by two, which knows no formula for the attention of CPUs. Torch's own counts by
+    module too, and for that follows gradients in a way that forward passes with a backward pass of their own
+    (reversible layers, forces of an energy) do not bear.
     """
 
     def __init__(self) -> None:
@@ -23,11 +25,24 @@ class ProductCounter(FlopCounterMode):
                 aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
             },
         )
+        self.mod_tracker = _Whole()  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def macs(self) -> int:
         """All so far."""
         return self.get_total_flops() // 2
+
+
+class _Whole:
+    """All modules as one."""
+
+    parents = ("Global",)
+
+    def __enter__(self) -> None:
+        """Nothing to follow."""
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to end."""
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

@@ -44,11 +44,6 @@ def trace(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     except UsageError:
         raise
     except Exception as error:
-        if "running autograd.grad()" in str(error):
-            raise UsageError(
-                f"model: the forward pass of {type(model).__name__} takes gradients itself (autograd.grad), and "
-                "they would have to cross the cuts"
-            ) from error
         raise UsageError(f"example: {type(model).__name__} does not run on it: {error}") from error
 
 

@@ -79,3 +79,17 @@ def test_a_terminal_is_told_what_takes_long(call, said, capsys, monkeypatch):
     assert said in capsys.readouterr().err
     assert main([*call.split(), "--json"]) == 0
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "said"),
+    [
+        (">/dev/full", 1, "locallearn: standard output: No space left on device\n"),
+        (">&-", 0, ""),
+        (">&- 2>&-", 0, ""),
+    ],
+)
+def test_an_output_that_takes_nothing_is_told_or_left_alone(redirection, code, said):
+    command = f"{sys.executable} -m locallearn recipes {redirection}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", said)

@@ -69,7 +69,7 @@ class _Forces(nn.Module):
     [
         (lambda: torch.jit.script(_mlp()), lambda: X, "the model is in TorchScript"),
         (lambda: nn.Sequential(torch.jit.script(_mlp())), lambda: X, "0 is in TorchScript"),
-        (_Forces, lambda: X, "takes gradients itself"),
+        (_Forces, lambda: X, "a step on it fails"),
         (_mlp, lambda: X[:0], "have no examples"),
         (_mlp, lambda: torch.nested.nested_tensor([*X[:, None]]), "pad the examples to one length"),
         (lambda: nn.Linear(8, 5), lambda: X, "at most 1: this model has no legal cut"),
@@ -90,3 +90,29 @@ def test_one_linear_layer_is_a_model():
     torch.testing.assert_close(
         network.merge().weight, model.weight - 0.1 * torch.autograd.grad(loss, model.weight)[0]
     )
+
+
+class _Branches(nn.Module):
+    """As feature pyramids are: parallel layers whose outputs come together at the end."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(8, 16)
+        self.a, self.b, self.c = nn.Linear(16, 64), nn.Linear(16, 64), nn.Linear(16, 64)
+        self.end = nn.Linear(192, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        return self.end(torch.relu(torch.cat([self.a(x), self.b(x), self.c(x)], 1)))
+
+
+def test_balanced_stages_leave_no_branch_untrained():
+    network = ll.split(_Branches(), depth=2, example=(X, Y), optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    before = {name: p.clone() for name, p in network.model.named_parameters()}
+    network.step((X, Y))
+    assert [name for name, p in network.model.named_parameters() if torch.equal(p, before[name])] == []
+
+
+def test_a_forward_pass_that_takes_gradients_is_traced():
+    network = ll.split(_Forces(), depth=1, example=(X, torch.rand(4, 8)))
+    assert network.step((X, torch.rand(4, 8)))["loss"].isfinite()

@@ -160,7 +160,8 @@ def _images_in(folder: Path) -> list[Path]:
     for place, subs, names in os.walk(folder, onerror=_refuse):
         subs[:] = [sub for sub in subs if not sub.startswith(".")]
         files = (Path(place, name) for name in names if not name.startswith("."))
-        found += (file for file in files if file.suffix.lower() in SUFFIXES and file.is_file())
+        # a link that leads nowhere is an image that is missing, and is named as one
+        found += (file for file in files if file.suffix.lower() in SUFFIXES and not file.is_dir())
     return sorted(found)
 
 

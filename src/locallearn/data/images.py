@@ -37,6 +37,8 @@ def decode(source: Path | bytes, where: object, channels: int = 3) -> Image.Imag
 
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
+        if isinstance(file, Path):
+            check_image_file(file)
         with Image.open(file, formats=FORMATS) as image:
             if image.mode.startswith(("I", "F")):  # they would be cut off at 255
                 raise ValueError(f"pixels of mode {image.mode}, expected 8 bits a channel")
@@ -44,6 +46,16 @@ def decode(source: Path | bytes, where: object, channels: int = 3) -> Image.Imag
     except Exception as error:  # a damaged image can raise almost anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{where} is not a readable image: {reason}") from None
+
+
+def check_image_file(path: Path) -> None:
+    """Refuse what is under the name of an image and no file: a link that leads nowhere, a pipe, a device.
+
+    Raises:
+        OSError: it is no file.
+    """
+    if not path.is_file():
+        raise OSError("it is no file" if path.exists() else "the link leads nowhere")
 
 
 def fit(image: Image.Image, size: ImageSize) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from locallearn.data import parquet
 from locallearn.data.folder import class_names, images_of_classes
-from locallearn.data.images import SUFFIXES
+from locallearn.data.images import SUFFIXES, check_image_file
 from locallearn.errors import DataError
 from locallearn.files import readable
 
@@ -74,11 +74,24 @@ def _folder(root: Path) -> Source:
     classes = class_names(folders["train"], folders["test"])
     listed = {split: images_of_classes(folder, classes) for split, folder in folders.items()}
     found = {
-        split: [Encoded(file.read_bytes, label, str(file)) for label, file in files]
+        split: [Encoded(partial(_bytes, file), label, str(file)) for label, file in files]
         for split, files in listed.items()
     }
-    names = [(str(file.relative_to(root)), file.stat().st_size) for files in listed.values() for _, file in files]
+    names = [(str(file.relative_to(root)), _size(file)) for files in listed.values() for _, file in files]
     return _source(f"images of the folder {root.name}", classes, found, names)
+
+
+def _bytes(file: Path) -> bytes:
+    """What is in an image; what is no file is not opened."""
+    try:
+        check_image_file(file)
+    except OSError as error:
+        raise DataError(f"{file} is not a readable image: {error}") from None
+    return file.read_bytes()
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else 0
 
 
 def _first_there(root: Path, names: Sequence[str]) -> Path:

@@ -11,6 +11,7 @@ import locallearn as ll
 from locallearn.config import DataConfig
 from locallearn.data.datasets import load
 from locallearn.data.folder import read_images
+from locallearn.data.packing import pack
 from locallearn.errors import ConfigError, DataError
 
 
@@ -259,3 +260,22 @@ def test_formats_that_are_not_named_are_refused_whatever_their_ending(tmp_path):
     (tmp_path / "a.eps").rename(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"a\.png is not a readable image: cannot identify"):
         read_images(tmp_path, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("put", "message"),
+    [
+        (lambda path: path.symlink_to("/gone.png"), "the link leads nowhere"),
+        (lambda path: path.symlink_to(path), "the link leads nowhere"),
+        (os.mkfifo, "it is no file"),
+        (lambda path: path.symlink_to("/dev/zero"), "it is no file"),
+    ],
+)
+def test_names_of_images_that_are_no_files_are_told_and_not_left_out(root, put, message):
+    put(root / "train" / "ant" / "9.png")
+    told = rf"train/ant/9\.png is not a readable image: {message}"
+    for read in (lambda: load(DataConfig("folder", root=str(root))), lambda: pack(root, root / "packed")):
+        with pytest.raises(DataError, match=told):
+            read()
+    pack(root, root / "rest", skip_damaged=True)
+    assert len(load(DataConfig("packed", root=str(root / "rest"))).train.labels) == 5

@@ -53,8 +53,7 @@ class ScoresLoss:
             scores = F.interpolate(scores, labels.shape[1:], mode="bilinear", align_corners=False)
         if scores.shape[1] <= VOID and scores.dim() > 2:
             labels = labels.masked_fill(labels == VOID, IGNORED)
-        loss = F.cross_entropy(scores, labels, ignore_index=IGNORED)
-        return torch.where((labels != IGNORED).any(), loss, 0 * scores.sum())  # nothing counts: no loss, not NaN
+        return F.cross_entropy(scores, labels, ignore_index=IGNORED)
 
     def check(self, scores: Sequence[int], labels: Any) -> None:
         """Refuse labels that do not fit scores of that shape, in a line.

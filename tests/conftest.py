@@ -77,6 +77,7 @@ def kernels(request, monkeypatch):
         return
     monkeypatch.setattr(processor, "prefers_float", lambda: request.param == "float")
     monkeypatch.setattr(processor, "slow_in_bf16", lambda: request.param == "float")
+    monkeypatch.setattr(processor, "multiplies_tiles", lambda: False)
     build.kernels.cache_clear()
     if len(build.kernels().libraries) < 2:
         pytest.skip(f"no native kernels here: {build.kernels()}")

@@ -21,6 +21,9 @@ from locallearn.kernels.build import LANES, at
 _WIDEST = 256
 """Channels up to which weights of a convolution without groups stay in the caches."""
 
+_TILED = 8
+"""Input channels a group from which on tiles multiply them faster than our vectors do (benchmarks/NOTES.md)."""
+
 
 class _Shape(ctypes.Structure):
     """``Shape`` of conv.c."""
@@ -55,9 +58,19 @@ def ahead(x: Tensor, inputs: int, outputs: int) -> bool:
     return slow and inputs <= _WIDEST and fits_weight(x, inputs, outputs, 1)
 
 
+def behind(x: Tensor, channels: int) -> bool:
+    """Whether torch multiplies tiles faster than our kernels multiply vectors, of so many channels a group."""
+    return x.dtype == torch.bfloat16 and channels >= _TILED and _multiplies_tiles()
+
+
 @torch.compiler.assume_constant_result
 def _slow_in_bf16() -> bool:
     return processor.slow_in_bf16()
+
+
+@torch.compiler.assume_constant_result
+def _multiplies_tiles() -> bool:
+    return processor.multiplies_tiles()
 
 
 def grouped(x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:

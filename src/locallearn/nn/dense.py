@@ -18,7 +18,7 @@ ROWS = 512
 """Outputs from which on one computes the convolution itself faster."""
 
 NATIVE = 32
-"""Channels up to which our own kernel computes it faster than either, on every processor."""
+"""Channels up to which our own kernel computes it faster than either, but for processors that multiply tiles."""
 
 
 def forward(x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -26,7 +26,8 @@ def forward(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     if weight.shape[-1] != 3:
         return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2)
     sizes = x.shape[1], len(weight)
-    if native.ahead(x, *sizes) or (x.shape[1] <= NATIVE and native.fits(x, *sizes, 1)):
+    narrow = x.shape[1] <= NATIVE and native.fits(x, *sizes, 1) and not native.behind(x, x.shape[1])
+    if narrow or native.ahead(x, *sizes):
         return native.convolution(x, weight, stride, 1)
     if _in_bf16(x) and len(weight) >= ROWS:
         return product(x, weight, stride)
@@ -39,6 +40,7 @@ def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Ten
         return backward(grad, x, weight, stride, 1, (False, True, False))[1]
     sizes, as_product = (x.shape[1], len(weight)), _in_bf16(x) and x.shape[1] >= COLUMNS
     narrow = _in_bf16(x) and not as_product and native.fits_weight(x, *sizes, 1)
+    narrow = narrow and not native.behind(x, x.shape[1])
     if narrow or native.ahead(x, *sizes):
         return native.weight_gradient(grad, x, stride, 1).to(weight.dtype)
     if as_product:

@@ -51,7 +51,7 @@ class GroupConv2d(nn.Conv2d):
         if self._thin_out_first(x):
             x = x[:, :, ::stride, ::stride]
             stride = 1
-        if self._native_is_faster(x):
+        if self._native_is_faster(x, stride):
             out = native.grouped(x, self.weight, stride, self.groups)
         elif self.groups > 1:
             together = packed_together(*sizes, on_gpu=x.is_cuda)
@@ -72,11 +72,12 @@ class GroupConv2d(nn.Conv2d):
         strided = self.kernel_size == (1, 1) and self.stride[0] > 1
         return strided and not x.is_cuda and self.in_channels < 16 and x.shape[2] * x.shape[3] > 1024
 
-    def _native_is_faster(self, x: Tensor) -> bool:
+    def _native_is_faster(self, x: Tensor, stride: int) -> bool:
         if self.kernel_size != (3, 3):
             return False
         if self.groups > 1 or (x.dtype == torch.float32 and self.in_channels == native.LANES):
-            return native.fits_weight(x, self.in_channels, self.out_channels, self.groups)
+            fits = native.fits_weight(x, self.in_channels, self.out_channels, self.groups)
+            return fits and not (stride == 1 and native.behind(x, self.in_channels // self.groups))
         return native.ahead(x, self.in_channels, self.out_channels)
 
 

@@ -95,7 +95,8 @@ class _StopGradientConv(torch.autograd.Function):
 
 def _own_gradient(grad: Tensor, own: Tensor, columns: Tensor, stride: int, groups: int) -> Tensor:
     """The input gradient of the grouped convolution of every group's own channels."""
-    if columns.shape[-1] == 3 and native.fits(own, grad.shape[1], own.shape[1], groups):
+    fits = columns.shape[-1] == 3 and native.fits(own, grad.shape[1], own.shape[1], groups)
+    if fits and not native.behind(own, own.shape[1] // groups):
         return native.input_gradient(grad, columns, stride, groups, own.shape[2:])
     together = packed_together(own.shape[1], grad.shape[1], groups, GRADIENT_LANES, on_gpu=own.is_cuda)
     return dense.backward(

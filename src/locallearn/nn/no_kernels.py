@@ -44,7 +44,7 @@ def fits(*_: object, **__: object) -> bool:
     return False
 
 
-fits_weight = ahead = fits
+fits_weight = ahead = behind = fits
 
 
 def pair(_: torch.dtype) -> int:

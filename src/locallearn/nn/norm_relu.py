@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from locallearn.nn.narrow import NarrowBatchNorm2d
 from locallearn.nn.native import norm as native
-from locallearn.nn.peers import current
+from locallearn.nn.peers import replicated
 
 
 def norm_relu(norm: nn.Module, relu: nn.Module, x: Tensor, more: Tensor | None = None) -> Tensor:
@@ -39,7 +39,7 @@ def _has_kernel(norm: nn.Module, relu: nn.Module, x: Tensor, *, mean: bool = Fal
     if type(relu) is not nn.ReLU or type(norm) not in (nn.BatchNorm2d, NarrowBatchNorm2d) or not norm.training:
         return False
     assert isinstance(norm, nn.BatchNorm2d)
-    usual = norm.affine and norm.track_running_stats and norm.momentum is not None and current().replicas == 1
+    usual = norm.affine and norm.track_running_stats and norm.momentum is not None and not replicated()
     return usual and native.fits(x, mean=mean) and x.numel() > x.shape[1]
 
 

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 
+import torch
 from torch import Tensor, nn
 
 
@@ -61,6 +62,12 @@ _current: ContextVar[Peers] = ContextVar("peers", default=_ALONE)
 def current() -> Peers:
     """The peers of the module that computes now."""
     return _current.get()
+
+
+@torch.compiler.assume_constant_result
+def replicated() -> bool:
+    """Whether the module that computes now has replicas; compiled ones never have."""
+    return current().replicas > 1
 
 
 @contextlib.contextmanager

@@ -135,4 +135,4 @@ def _whole_batch_norm(
 
 def whole_batch_norms() -> contextlib.AbstractContextManager[None]:
     """While it lasts, batch norms are over the batch of all replicas, where the current peers are some."""
-    return batch_norm_is(_whole_batch_norm) if peers.current().replicas > 1 else contextlib.nullcontext()
+    return batch_norm_is(_whole_batch_norm) if peers.replicated() else contextlib.nullcontext()

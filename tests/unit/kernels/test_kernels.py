@@ -114,21 +114,45 @@ def test_without_groups_bf16_is_ours_where_torch_is_slow(stride, kernels, monkey
 
 
 @pytest.mark.parametrize(
-    ("cpuinfo", "as_float", "slow"),
+    ("cpuinfo", "as_float", "slow", "tiles"),
     [
-        ("vendor_id : GenuineIntel\nflags : avx512_bf16", True, True),
-        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16 amx_tile", True, False),
-        ("vendor_id : AuthenticAMD\nflags : avx512_bf16", False, False),
-        (None, False, False),
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16", True, True, False),
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16 amx_tile", True, False, True),
+        ("vendor_id : AuthenticAMD\nflags : avx512_bf16", False, False, False),
+        (None, False, False, False),
     ],
     ids=["intel", "intel-amx", "amd", "not-linux"],
 )
-def test_the_processor_decides_how_bf16_is_multiplied(cpuinfo, as_float, slow, tmp_path, monkeypatch):
+def test_the_processor_decides_how_bf16_is_multiplied(cpuinfo, as_float, slow, tiles, tmp_path, monkeypatch):
     if cpuinfo is not None:
         (tmp_path / "cpuinfo").write_text(cpuinfo)
     monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(processor, "words", processor.words.__wrapped__)
-    assert (processor.prefers_float(), processor.slow_in_bf16()) == (as_float, slow)
+    found = (processor.prefers_float(), processor.slow_in_bf16(), processor.multiplies_tiles())
+    assert found == (as_float, slow, tiles)
+
+
+@pytest.mark.parametrize("kernels", ["float"], indirect=True)
+@pytest.mark.parametrize(
+    ("dtype", "groups", "stride", "ours"),
+    [
+        (torch.bfloat16, 4, 1, False),  # 8 channels a group
+        (torch.bfloat16, 8, 1, True),
+        (torch.bfloat16, 4, 2, True),
+        (torch.float32, 4, 1, True),
+    ],
+)
+def test_wide_groups_are_torchs_where_it_multiplies_tiles(kernels, dtype, groups, stride, ours, monkeypatch):
+    monkeypatch.setattr(processor, "multiplies_tiles", lambda: True)
+    monkeypatch.setattr(processor, "slow_in_bf16", lambda: False)
+    layer = GroupConv2d(32, 32, 3, stride, padding=1, groups=groups, bias=False)
+    x, called, own = drawn(2, 32, 9, 9, dtype=dtype), [], native.convolution
+    monkeypatch.setattr(native, "convolution", lambda *given: called.append(given) or own(*given))
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        out = layer(x)
+    wanted = F.conv2d(x.double(), layer.weight.to(dtype).double(), stride=stride, padding=1, groups=groups)
+    assert distance(out, wanted) < TOLERANCE[dtype]
+    assert bool(called) is ours
 
 
 @pytest.mark.parametrize("kernels", ["pairs"], indirect=True)

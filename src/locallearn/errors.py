@@ -34,7 +34,11 @@ class ConfigError(UsageError):
 
     def __init__(self, field: str, value: object, expected: str, near: Sequence[str] = ()) -> None:
         meant = f"is not known. Did you mean {' or '.join(near)}?"
-        super().__init__(f"{field}: {value!r} {meant if near else f'is not valid; expected {expected}'}")
+        try:
+            shown = repr(value)
+        except RecursionError:  # text from elsewhere may be nested without end
+            shown = f"a {type(value).__name__} of too many levels"
+        super().__init__(f"{field}: {shown} {meant if near else f'is not valid; expected {expected}'}")
         self.field = field
         self.value = value
         self.expected = expected

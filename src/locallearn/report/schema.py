@@ -6,9 +6,12 @@ does not tell its memory) is ``None`` or absent.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+Place = Annotated[int, Field(ge=1, le=100_000)]
+"""A module or a group, counted from 1."""
 
 
 class _Model(BaseModel):
@@ -18,8 +21,8 @@ class _Model(BaseModel):
 class Node(_Model):
     """One node and what was measured of it (losses, fractions in [0, 1])."""
 
-    module: int | Literal["classifier"]
-    group: int
+    module: Place | Literal["classifier"]
+    group: Place
     accuracy: float | None = None
     loss: float | None = None
     terms: dict[str, float | None] = Field(default_factory=dict)

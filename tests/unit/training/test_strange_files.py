@@ -1,5 +1,6 @@
 """A run's folder from elsewhere may hold anything under the names of a run's files."""
 
+import json
 import os
 import signal
 
@@ -79,3 +80,25 @@ def test_a_trainer_names_a_damaged_summary_and_writes_it_anew(tmp_path, content)
     after = trainer.fit([batch])
     assert "summary.json" in told.told[0]
     assert after["digest"] == before["digest"] == read_summary(tmp_path / "run" / "summary.json")["digest"]
+
+
+@pytest.mark.parametrize("place", [0, -1, 2**62, 10**400, True, "1", None])
+def test_nodes_that_are_none_are_damage(tmp_path, place):
+    node = {"module": 1, "group": place, "loss": 1.0}
+    event = {"event": "train", "epoch": 1, "step": 1, "seconds": 1.0, "nodes": [node]}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(event) + "\n")
+    summary = {"status": "finished", "digest": "0", "steps": 1, "accuracy": {}, "nodes": [node]}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "config.toml").write_text("")
+    assert [line.problem for line in read_events(tmp_path / "metrics.jsonl")] == ["an event whose nodes are none"]
+    with pytest.raises(DamagedRecordError, match=r"not a summary of a run \(no nodes\)"):
+        read_summary(tmp_path / "summary.json")
+    with pytest.raises(UsageError, match=r"metrics\.jsonl line 1: nodes\.0\.group"):
+        read_run(tmp_path)
+
+
+def test_a_setting_that_is_nested_without_end_is_one_line(tmp_path):
+    (tmp_path / "config.toml").write_text("a" + ".a" * 3000 + " = 1")
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(UsageError, match=r"a: a dict of too many levels is not (known|valid)"):
+        read_run(tmp_path)

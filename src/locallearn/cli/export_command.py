@@ -25,8 +25,8 @@ class ExportOptions:
     """Run folder."""
     output: str | None = None
     """Folder to write to; by default DIR/export."""
-    formats: tuple[Format, ...] = get_args(Format)
-    """What to write."""
+    formats: tuple[Format, ...] | None = None
+    """What to write; by default all, onnx where its packages are installed."""
     ensemble: bool = False
     """Keep the auxiliary heads and write the layerwise ensemble, which gives class probabilities."""
     checkpoint: CheckpointName = "last"
@@ -41,14 +41,21 @@ def run(arguments: Sequence[str]) -> int:
     check_run(options.run)
     folder = Path(options.output) if options.output else Path(options.run) / "export"
     with working("reading the run and writing its network"):
+        from locallearn.training import export_files
         from locallearn.training.export import accuracy, export, exported
         from locallearn.training.finished import open_run
 
+        formats = options.formats or get_args(Format)
+        left_out = options.formats is None and not export_files.can_write_onnx()
+        if left_out:
+            formats = tuple(name for name in formats if name != "onnx")
         opened = open_run(options.run, options.checkpoint, device="cpu", root=options.data_root)
-        paths = export(opened, folder, options.formats, options.ensemble)
+        paths = export(opened, folder, formats, options.ensemble)
         found = accuracy(exported(opened, options.ensemble), opened) if opened.network.has_classifier else None
     for path in paths:
         say(path)
+    if left_out:
+        print("ONNX is left out, for its packages are missing: pip install 'locallearn[onnx]'", file=sys.stderr)
     if found is not None:
         print(f"test accuracy of what was exported: {found:.2%}", file=sys.stderr)
     return 0

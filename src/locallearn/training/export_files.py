@@ -37,11 +37,16 @@ def check_formats(formats: Sequence[str]) -> None:
     for name in formats:
         if name not in _NAMES:
             raise UsageError(f"--formats: {name!r} is not valid; expected some of {', '.join(FORMATS)}")
-    if "onnx" in formats and importlib.util.find_spec("onnxscript") is None:
+    if "onnx" in formats and not can_write_onnx():
         raise UsageError(
             "--formats: onnx needs the packages onnx and onnxscript; install locallearn[onnx], or leave it out: "
             "--formats safetensors torch-export"
         )
+
+
+def can_write_onnx() -> bool:
+    """Whether the packages for ONNX are installed."""
+    return all(importlib.util.find_spec(package) is not None for package in ("onnx", "onnxscript"))
 
 
 def new_files(folder: Path, formats: Sequence[str]) -> list[Path]:

@@ -1,4 +1,5 @@
 import dataclasses
+import importlib.util
 
 import numpy as np
 import pytest
@@ -39,6 +40,20 @@ def expected(run, pixels):
 
 def close(actual, wanted):
     torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_without_the_packages_for_onnx_the_others_are_written(exported, tmp_path, monkeypatch, capsys):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else found(name))
+    assert main(["export", str(exported), "--output", str(tmp_path / "out")]) == 0
+    assert "ONNX is left out, for its packages are missing" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "network.json",
+        "network.pt2",
+        "network.safetensors",
+    ]
+    assert main(["export", str(exported), "--output", str(tmp_path / "no"), "--formats", "onnx"]) == 2
+    assert not (tmp_path / "no").exists()
 
 
 def test_python_object(exported, pixels):

@@ -188,7 +188,10 @@ def suggestions(typed: str, flags: Sequence[str], short: Mapping[str, str]) -> l
     for name, flag in short.items():
         forms.setdefault(name.lstrip("-"), []).insert(0, flag)
     whole = typed.lstrip("-").replace("_", "-")
-    last = whole.rsplit(".", 1)[-1]
+    part, _, last = whole.rpartition(".")
+    beside = {flag.lstrip("-").removeprefix(f"{part}."): [flag] for flag in flags if flag.startswith(f"--{part}.")}
+    if _nearest(last, beside):  # of the part that was typed right
+        return [beside[form][0] for form in _nearest(last, beside)][:3]
     near = [last] if last in forms else _nearest(whole, forms) or _nearest(last, forms)
     return list(dict.fromkeys(flag for form in near for flag in forms[form]))[:3]
 

@@ -10,6 +10,13 @@ from typing import Any
 
 AGREES, DISAGREES, CANNOT_TELL = "agrees", "disagrees", "cannot tell"
 
+_MISSING = ": missing "
+
+
+def lacks_cells(line: str) -> bool:
+    """Whether the line of a comparison says that cells of it are missing."""
+    return _MISSING in line
+
 
 @dataclass(frozen=True)
 class Term:
@@ -106,7 +113,7 @@ def _compare(
     by_seed = [{r["seed"]: term.of(r) for r in measured.get(term.cell, ())} for term in comparison.terms]
     missing = list(dict.fromkeys(t.cell for t, v in zip(comparison.terms, by_seed, strict=True) if not v))
     if missing:
-        return CANNOT_TELL, f"{comparison.text}: missing {', '.join(missing)}{told}"
+        return CANNOT_TELL, f"{comparison.text}{_MISSING}{', '.join(missing)}{told}"
     seeds = sorted(set.intersection(*(set(values) for values in by_seed)))
     if not seeds:
         return CANNOT_TELL, f"{comparison.text}: its cells have no seed in common{told}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -136,12 +137,28 @@ def print_study(console: Console, study: drawing.StudyData) -> None:
         needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
         console.print(table if needed <= console.width else _one_value_a_row(grid))
     console.print(Text(drawing.LEGEND, style="dim"))
-    for claim in study["claims"]:
-        console.print(Text.assemble((claim["verdict"], _COLOURS[claim["verdict"]]), f": {claim['claim']}"))
-        for line in claim["numbers"]:
-            console.print(Text(f"  {line}", style="dim"), soft_wrap=True)
+    _print_claims(console, study["claims"])
     for note in study["notes"]:
         console.print(Text(f"left out: {note}"), soft_wrap=True)
+
+
+def _print_claims(console: Console, found: Sequence[dict[str, Any]]) -> None:
+    """Print verdicts and the comparisons behind them, of which those that lack cells are only counted."""
+    untold = 0
+    for claim in found:
+        told = [line for line in claim["numbers"] if not judge.lacks_cells(line)]
+        if not told:
+            untold += 1
+            continue
+        console.print(Text.assemble((claim["verdict"], _COLOURS[claim["verdict"]]), f": {claim['claim']}"))
+        lacking = len(claim["numbers"]) - len(told)
+        if lacking:
+            told.append(f"{lacking} more of its comparisons need cells that are not trained yet")
+        for line in told:
+            console.print(Text(f"  {line}", style="dim"), soft_wrap=True)
+    if untold:
+        whose = "1 claim needs" if untold == 1 else f"{untold} claims need"
+        console.print(Text(f"{whose} cells that are not trained yet; the report names them", style="dim"))
 
 
 def _as_printed(grid: drawing.Grid) -> RichTable:

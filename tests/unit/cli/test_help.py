@@ -78,7 +78,8 @@ What it does.
 
 
 FLAGS = ("--depth", "--train.batch-size", "--train.epochs", "--objective.modification.scorer", "--data.name",
-         "--optimizer.name", "--optimizer.learning-rate", "--patch-size")  # fmt: skip
+         "--optimizer.name", "--optimizer.learning-rate", "--patch-size", "--schedule.unit",
+         "--objective.head-options.units")  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -94,6 +95,8 @@ FLAGS = ("--depth", "--train.batch-size", "--train.epochs", "--objective.modific
         ("--train.learning-rate", ["--optimizer.learning-rate"]),
         ("--epoch", ["--train.epochs"]),
         ("--dept", ["--depth"]),
+        ("--objective.head-options.unit", ["--objective.head-options.units"]),
+        ("--unit", ["--schedule.unit"]),
         ("--name", ["--data.name", "--optimizer.name"]),
         ("--zzz", []),
     ],

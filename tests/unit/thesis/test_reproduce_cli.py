@@ -223,6 +223,19 @@ def test_no_number_is_cut_off_on_a_narrow_terminal(width):
     assert all(number in text for number in ("92.25 0.00", "88.91 0.00", "23.072 0.000", "82.84 0.00"))
 
 
+def test_claims_that_lack_cells_are_only_counted():
+    """Of two cells the terminal has what they say; the report names what is missing."""
+    names = ["cifar10-resnet32-gn-dgl-k2-g2", "cifar10-resnet32-dgl-k4"]
+    records = [small_results.record(name, last_layer=80.0, ensemble=81.0) for name in names]
+    console = Console(width=120, file=io.StringIO(), record=True)
+    print_study(console, study_data(Study("quick"), names, records))
+    text = console.export_text()
+    assert "cannot tell: At K*G = 4, GN-DGL (K = 2, G = 2) beats DGL (K = 4) at a smaller node" in text
+    assert "8 more of its comparisons need cells that are not trained yet" in text  # of Table 3.6's nine networks
+    assert "1 claim needs cells that are not trained yet; the report names them" in text  # InfoPro beats DGL
+    assert "missing" not in text
+
+
 def test_the_runtime_reaches_the_workers():
     options = ReproduceOptions(tables=("digits",), runtime="threads")
     (job,) = plan(options, Study("quick"), ["digits-resnet8-gn-dgl-k2-g2"], 2)

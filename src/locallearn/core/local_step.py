@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from locallearn.core.generators import keeping, seed_all
 from locallearn.core.module import Features, Stage
 from locallearn.core.weight_average import WeightAverage
 from locallearn.data.store import Batch
@@ -254,14 +255,14 @@ class LocalStep:
         if not self.module.random or index is None:
             yield
             return
-        with DRAWING, torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with DRAWING, keeping(device):
             self.seed_draws(index)
             yield
 
     def seed_draws(self, index: int) -> None:
-        """Set torch's generators to where the stage's draws at a step begin."""
+        """Set all generators to where the stage's draws at a step begin."""
         replica = [self.peers.replica] if self.peers.replica else []  # of a user's model, whose rows draw apart
-        torch.manual_seed(derive(self.seed, "dropout", self.module.name, index, *replica))
+        seed_all(derive(self.seed, "dropout", self.module.name, index, *replica))
 
 
 def autocast(device: torch.device, precision: str | None) -> contextlib.AbstractContextManager[Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from locallearn.arguments import checked, checked_on_failure
 from locallearn.core.batches import CalledBatch, model_call
 from locallearn.core.compiled_blocks import CompiledBlocks
+from locallearn.core.generators import keeping
 from locallearn.core.local_step import LocalStep, autocast
 from locallearn.core.model_stage import ModelStage
 from locallearn.core.module import Features
@@ -328,7 +329,5 @@ class SplitNetwork(LocalNetwork):
 
 
 def _drawing(device: torch.device, index: int | None) -> contextlib.AbstractContextManager[None]:
-    """Keep torch's generators for the caller where the stages seed them."""
-    if index is None:
-        return contextlib.nullcontext()
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+    """Keep all generators for the caller where the stages seed them."""
+    return contextlib.nullcontext() if index is None else keeping(device)

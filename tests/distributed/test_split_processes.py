@@ -25,11 +25,16 @@ def differing(one, other):
     return [name for name, value in one[0].items() if not torch.equal(value, other[0][name])]
 
 
-@pytest.mark.parametrize(("name", "count"), [("gpt2", 2), ("vit", 3), ("transformer", 2), ("llama-shared", 3)])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("gpt2", 2), ("vit", 3), ("transformer", 2), ("llama-shared", 3), ("timm-efficientnet", 3)],
+)
 def test_processes_train_what_one_does(tmp_path, name, count):
     """GPT-2's last stage reads the embedding, which the first process trains; heads of Llama's first stages read the
     unembedding, which the last one trains. The last batch is smaller.
     """
+    if name.startswith("timm"):
+        pytest.importorskip("torchvision", reason="needs the packages timm and torchvision")
     one = alone(name, tmp_path / "one.pt", 2)
     several = together(count, name, tmp_path / "several.pt", 2)
     assert differing(one, several) == []

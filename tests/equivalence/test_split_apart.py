@@ -48,6 +48,19 @@ def swin():
     return tf.SwinForImageClassification(tf.SwinConfig(image_size=32, patch_size=2, num_labels=4, **shape))
 
 
+def others(package, name, **settings):
+    """A model of timm's or torchvision's with random weights; where the package does not work the test is skipped."""
+
+    def make():
+        pytest.importorskip("torchvision", reason="needs the package torchvision, which timm needs too")
+        library = pytest.importorskip(package, reason=f"needs the package {package}")
+        if package == "timm":
+            return library.create_model(name, num_classes=4, **settings)
+        return library.models.get_model(name, num_classes=4, **settings)
+
+    return make
+
+
 STALE = ObjectiveConfig(head="terminal", head_options={"blocks": 1, "stale": 2})
 
 CASES = {
@@ -62,6 +75,10 @@ CASES = {
     "bert": (bert, TEXT | {"labels": CLASSES}, {}),
     "vit": (vit, {"pixel_values": PIXELS, "labels": CLASSES}, {}),
     "swin": (swin, {"pixel_values": PIXELS, "labels": CLASSES}, {}),
+    "timm-resnet": (others("timm", "test_resnet"), (PIXELS, CLASSES), {}),
+    "timm-convnext": (others("timm", "test_convnext", drop_path_rate=0.2), (PIXELS, CLASSES), {}),
+    "timm-efficientnet": (others("timm", "test_efficientnet", drop_path_rate=0.2), (PIXELS, CLASSES), {}),
+    "torchvision-squeezenet": (others("torchvision", "squeezenet1_1"), (PIXELS, CLASSES), {}),
 }
 
 

@@ -54,6 +54,15 @@ def dense(x: Tensor) -> Tensor:
     return x if last or x.is_contiguous() else x.contiguous()
 
 
+def without_gaps(x: Tensor) -> Tensor:
+    """The same tensor in memory without gaps, in the order that its axes have there.
+
+    Operators may round otherwise where axes lie in another order, which features so keep on their way.
+    """
+    order = sorted(range(x.dim()), key=x.stride, reverse=True)
+    return x if x.permute(order).is_contiguous() else x.contiguous()
+
+
 def flat(x: Tensor) -> Tensor:
     """The memory of a dense tensor as one dimension."""
     return x.as_strided((x.numel(),), (1,))

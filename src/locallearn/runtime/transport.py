@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from locallearn.core.module import Features, each_of
-from locallearn.runtime.messages import FIELDS, Header, Link, TransportError, dense, elements, flat
+from locallearn.runtime.messages import FIELDS, Header, Link, TransportError, elements, flat, without_gaps
 from locallearn.runtime.world import naming
 
 HEADER, PAYLOAD = 0, 1
@@ -124,7 +124,7 @@ class Sender:
         Raises:
             PeerLostError: a receiver is gone.
         """
-        parts = [dense(x) for x in each_of(features)]
+        parts = [without_gaps(x) for x in each_of(features)]
         items = [
             (Header(step, self.module, last, x.dtype, self.wire or x.dtype, tuple(x.shape), x.stride()), x)
             for x in parts

@@ -127,6 +127,8 @@ def run(arguments: Sequence[str]) -> int:
     options = parse(TrainOptions, rest, command, USAGE, TrainOptions(config), _SHORT, _SHOWN)
     check_names(options.config)
     options = dataclasses.replace(options, config=_fitted(options.config, config))
+    if options.run == "":  # as of a variable of the shell that is not set
+        raise ConfigError("--run", options.run, "the name of a folder")
     folder = Path(options.run or f"runs/{name}-seed{options.config.seed}")
     if _launches(options.processes):
         _check_runtime(options.config.runtime)

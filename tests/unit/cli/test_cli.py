@@ -55,6 +55,7 @@ def one_line(capsys):
         (["train", "resnet32-dgl", "--data.root", "/nowhere"], "/nowhere"),
         (["train", "gn-dgl", "--data.name", "mnist"], "data.name: 'mnist' is not valid; expected one of"),
         (["train", "--resume", "/nowhere"], "/nowhere is not a run folder"),
+        (["train", "gn-dgl", "--run", ""], "--run: '' is not valid; expected the name of a folder"),
         (["evaluate", "/nowhere"], "/nowhere is not a run folder"),
         (["evaluate"], "evaluate: DIR is missing; see locallearn evaluate --help"),
         (["predict"], "predict: DIR and FOLDER are missing; see"),

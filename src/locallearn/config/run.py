@@ -149,16 +149,15 @@ class RunConfig:
             )
 
     def _check_context(self) -> None:
-        """Context goes with features of every batch, to one module of one group after the other."""
+        """Context goes with features of every batch, to one module with all of its groups after the other."""
         choice("context", self.context, *get_args(ContextName))
         if self.context == "none":
             return
         if self.depth == 1:
             raise ConfigError("context", self.context, "none with depth 1: there is no module before")
-        if set(self.width) != {1}:
-            raise ConfigError(
-                "width", self.width, f"1 with context {self.context}, whose adapter is a whole module's"
-            )
+        if self.mesh.width > 1:
+            expected = f"1 with context {self.context}, which the groups of a module see in one process"
+            raise ConfigError("mesh.width", self.mesh.width, expected)
         if self.runtime not in EVERY_BATCH:
             expected = f"inline, threads, cuda-graphs or distributed with context {self.context}"
             raise ConfigError("runtime", self.runtime, expected)

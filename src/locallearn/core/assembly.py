@@ -18,6 +18,7 @@ from locallearn.core.tiling import tile_side, tiled
 from locallearn.core.widths import divisible
 from locallearn.errors import ConfigError
 from locallearn.losses.objectives import ObjectiveInput, objectives
+from locallearn.nn.auglocal import see_others
 from locallearn.nn.backbones import Backbone, Place, build_backbone
 from locallearn.nn.context import Fusion, build_adapter
 from locallearn.nn.init import initialise
@@ -88,10 +89,32 @@ def _with_context(module: LocalModule, config: RunConfig, image: ImageShape, pla
         context = image.sizes
         if config.context == "before" and place.before:
             context = place.shapes[place.before - 1]
-        fusion = Fusion(config.context, build_adapter(config.context, context, place.shapes[place.first - 1]))
-    initialise(fusion, 1, config.seed, module.name, "context")
+        shape = place.shapes[place.first - 1]
+        fusion = Fusion(config.context, build_adapter(config.context, context, shape, groups=module.groups))
+        if module.groups > 1:
+            _see_others(module, config, shape)
+    initialise(fusion, module.groups, config.seed, module.name, "context")
     last = place.module == place.modules
-    return ContextModule(module.name, module.blocks, module.objective, fusion, last)
+    return ContextModule(module.name, module.blocks, module.objective, fusion, last, module.groups)
+
+
+def _see_others(module: LocalModule, config: RunConfig, shape: tuple[int, ...]) -> None:
+    """Let the first block take a gradient by each group's own channels alone, which its own adapter has a part in."""
+    first = module.blocks[0]
+    if len(shape) != 3 or not any(isinstance(layer, nn.Conv2d) for layer in first.modules()):
+        expected = f"none with {module.groups} groups where module {module.name} begins with a linear layer"
+        raise ConfigError("context", config.context, expected)
+    if shape[0] % module.groups:
+        raise ConfigError("width", module.groups, f"a divisor of the {shape[0]} channels given to {module.name}")
+    module.blocks[0] = see_others(first, module.groups)
+    initialise(
+        module.blocks,
+        module.groups,
+        config.seed,
+        module.name,
+        "blocks",
+        all_channels=config.initial_variance == "module",
+    )
 
 
 def follow_next(modules: Iterable[LocalModule], config: RunConfig) -> None:

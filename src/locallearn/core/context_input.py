@@ -30,13 +30,16 @@ class ContextModule(LocalModule):
     Args:
         name: ``"1"`` .. ``"K"``.
         blocks: features in, features out.
-        objective: the node's loss on the features.
+        objective: the nodes' losses on the features.
         fusion: brings features and context together.
         last: whether no other module of the K follows.
+        groups: G. Every group's adapter makes its own channels; the first block sees the others' without gradient.
     """
 
-    def __init__(self, name: str, blocks: nn.Sequential, objective: Objective, fusion: Fusion, last: bool) -> None:
-        super().__init__(name, blocks, objective, 1)
+    def __init__(
+        self, name: str, blocks: nn.Sequential, objective: Objective, fusion: Fusion, last: bool, groups: int = 1
+    ) -> None:
+        super().__init__(name, blocks, objective, groups)
         self.fusion, self.last = fusion, last
 
     def forward(self, features: Features, batch: Batch | None = None) -> Any:
@@ -54,5 +57,5 @@ class ContextModule(LocalModule):
         return super().features(output.output if isinstance(output, Carried) else output)
 
     def loss(self, output: Any, batch: Batch) -> LocalLoss:
-        """Losses [1] of the node, from the module's output."""
+        """Losses [G] of the nodes, from the module's output."""
         return super().loss(output.output if isinstance(output, Carried) else output, batch)

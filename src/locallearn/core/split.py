@@ -157,6 +157,10 @@ def split(
     grouped: list[str] = []
     if width > 1:
         grouped = split_channels(model_copy, call.args, call.kwargs, found, parts, width)
+    if objective == "infopro" and not call.first.is_floating_point():
+        raise ConfigError(
+            "objective", objective, "another loss for a model whose inputs are no images, which it decodes"
+        )
     if objective == "infopro" and (call.first.amin() < 0 or call.first.amax() > 1):
         raise ConfigError("objective", objective, "another loss for images with pixels outside [0, 1]")
     by_token = tokens == "all" or (tokens is None and len(found.scores) != 2 and stages > 1)
@@ -170,7 +174,7 @@ def split(
         given = dataclasses.replace(given, make_head=_maker(head))
     copies = None
     if copying:
-        tokens = check_copying(config.head, task, tokens)
+        tokens = check_copying(config.head, task, parts, tokens)
         copies = BlockCopies(config.head, config.head_options, model_copy, found, parts, call, task, seed)
     made: list[Objective] = []
     sees: list[str] = []

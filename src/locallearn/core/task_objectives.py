@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,13 +19,14 @@ from locallearn.losses.objectives import LocalLoss, Objective, ObjectiveInput, o
 from locallearn.losses.tokens import build_token_head
 from locallearn.losses.user import Loss, UserLoss, called, takes_batch
 from locallearn.nn.features import own_loss, prediction
+from locallearn.nn.heads import HeadInput
 from locallearn.nn.init import initialise
 from locallearn.nn.pieces import Piece
 from locallearn.nn.score_heads import MapHead, Shaped
 from locallearn.seeding import seeded
 
 
-def check_copying(head: str, task: Task, tokens: str | None) -> str:
+def check_copying(head: str, task: Task, parts: Sequence[Piece], tokens: str | None) -> str:
     """What a head that copies the model's blocks sees of tokens: all, as the blocks do.
 
     Raises:
@@ -32,6 +34,8 @@ def check_copying(head: str, task: Task, tokens: str | None) -> str:
     """
     if task.name == "rebuilt-input":
         raise ConfigError("head", head, "another one with rebuilt-input, which has no scores for the head to give")
+    if task.name == "predsim" and any(len(part.shape) == 2 for part in parts[:-1]):
+        raise ConfigError("head", head, "another one with predsim on tokens, which compares a vector of each example")
     if tokens not in (None, "all"):
         raise ConfigError("tokens", tokens, f"all with head {head}, whose blocks see every token")
     return "all"
@@ -51,7 +55,11 @@ def head_objective(
         seed: of the heads' initial weights.
     """
     form = task.form(piece.shape)
-    by_token = task.name in BY_TOKEN or (not task.name and form != "vector")
+    loss = getattr(given.options, "of", "") if task.name == "transport" else task.name
+    by_token = loss in BY_TOKEN or (not loss and form != "vector")
+    if task.name == "transport" and form != "vector" and not by_token:
+        expected = "next-token or token where the model scores every token"
+        raise ConfigError("settings.options.of", loss, expected)
     if by_token and tokens in ("mean", "class"):
         form, by_token = "vector", False
     sees = tokens or ("all" if by_token else "mean")
@@ -59,15 +67,27 @@ def head_objective(
         raise ConfigError("tokens", sees, "all with rebuilt-input, which rebuilds every token")
     shape = piece.shape[-1:] if len(piece.shape) == 2 and sees != "all" else piece.shape
     given = dataclasses.replace(given, shape=shape)
+    own: list[nn.Module] = []
+    if given.make_head is not None:
+        given = dataclasses.replace(given, make_head=_noting(given.make_head, own))
     with seeded(seed, "layers", k):
         made = objectives.build(task.name, given) if task.name else _with_head(task, given, form)
     if made.views != 1 or made.masking is not None:
         expected = "a loss on one view of every whole example (methods like dgssl and mae have others)"
         raise ConfigError("objective", task.name, expected)
-    if given.make_head is None:  # weights of a user's own head are the user's
-        initialise(made, given.groups, seed, str(k), "head")
+    initialise(made, given.groups, seed, str(k), "head", apart=own)  # weights of a user's own head are the user's
     made.start()
     return made, sees
+
+
+def _noting(make: Callable[[HeadInput], nn.Module], made: list[nn.Module]) -> Callable[[HeadInput], nn.Module]:
+    """The same maker of heads, which notes what it makes."""
+
+    def noting(given: HeadInput) -> nn.Module:
+        made.append(make(given))
+        return made[-1]
+
+    return noting
 
 
 def _with_head(task: Task, given: ObjectiveInput, form: str) -> UserLoss:

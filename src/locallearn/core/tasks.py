@@ -20,6 +20,8 @@ from locallearn.nn.trace import Trace
 
 LOCAL = ("predsim", "infopro", "supervised-contrastive", "transport", "rebuilt-input", "random-targets")
 """Losses of stages before the last one, which has that of its scores."""
+OF_EXAMPLES = ("predsim", "infopro", "supervised-contrastive", "random-targets")
+"""Losses that need one class for every example."""
 BY_TOKEN = ("token", "next-token", "rebuilt-input")
 """Losses that see every token where there are tokens."""
 BUILT_IN = ("cross-entropy", "token", "next-token", *LOCAL, *KINDS)
@@ -108,7 +110,7 @@ def choose(objective: str | Loss | None, found: Trace, call: ModelCall, model: n
         depth: K.
 
     Raises:
-        ConfigError: no loss fits the labels.
+        ConfigError: no loss fits the labels, or the named one is of whole examples.
         UsageError: the named loss does not take them.
     """
     end, scores = found.calls[-1], found.scores
@@ -142,6 +144,8 @@ def choose(objective: str | Loss | None, found: Trace, call: ModelCall, model: n
         return dataclasses.replace(base, name=kind)
     loss = _scores_loss(kind, axis)
     loss.check(scores, labels)
+    if kind in OF_EXAMPLES and isinstance(labels, Tensor) and labels.dim() > 1 and labels[0].numel() > 1:
+        raise ConfigError("objective", kind, "another loss where every token or position has a label of its own")
     if kind in ("token", "next-token"):
         named = rows == 0
     else:

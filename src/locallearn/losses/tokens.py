@@ -84,6 +84,10 @@ def draw_tokens(labels_N: Tensor, share: float) -> Tensor:
     return order_N.topk(math.ceil(share * len(labels_N)), largest=False).indices
 
 
+_OF_MAPS = ("flat", "mlp-sr", "patches", "wide-projector")
+"""Heads of the package's own that give one vector."""
+
+
 def build_token_head(given: ObjectiveInput) -> nn.Module:
     """The head that the settings name, for tokens: ``shared``, ``terminal``, or the linear layers of ``<n>c<m>f``.
 
@@ -91,6 +95,9 @@ def build_token_head(given: ObjectiveInput) -> nn.Module:
         ConfigError: the features are no tokens, or there is nothing to share.
     """
     name = given.config.head
+    if name in _OF_MAPS and given.make_head is None:
+        expected = "0c1f or another <n>c<m>f, shared, terminal, auglocal or momentum where every token is scored"
+        raise ConfigError("objective.head", name, expected)
     if len(given.shape) == 2 and name != "terminal":
         own = given.own_head(given.classes)
         if own is not None:

@@ -91,7 +91,9 @@ class MeanOfTokens(nn.Module):
         return x.mean(1)
 
 
-def build_adapter(kind: str, context: Sequence[int], shape: Sequence[int], vocabulary: int = 0) -> nn.Sequential:
+def build_adapter(
+    kind: str, context: Sequence[int], shape: Sequence[int], vocabulary: int = 0, groups: int = 1
+) -> nn.Sequential:
     """What makes features of a module's form of its context.
 
     The published adapters are for maps, between batch norms and ReLUs: of an image two convolutions 3x3 by way of 12
@@ -104,6 +106,7 @@ def build_adapter(kind: str, context: Sequence[int], shape: Sequence[int], vocab
         context: its shape for one example: (C, H, W), (T, C) or (C,); (T,) for ids.
         shape: of what the module is given of one example.
         vocabulary: how many ids there are; 0 where the context is no ids.
+        groups: G; every group has a slice of the layers on maps, which makes its own channels.
 
     Raises:
         ConfigError: the module is given positions that its context does not have.
@@ -112,7 +115,8 @@ def build_adapter(kind: str, context: Sequence[int], shape: Sequence[int], vocab
     if vocabulary:
         layers: list[nn.Module] = [nn.Embedding(vocabulary, _HIDDEN), *_linear(_HIDDEN, width, nn.LayerNorm(width))]
     elif len(context) == 3 and kind == "image":
-        layers = [*_convolution(context[0], _HIDDEN, 3), *_convolution(_HIDDEN, width, 3)]
+        hidden = _HIDDEN * groups
+        layers = [*_convolution(context[0], hidden, 3), *_convolution(hidden, width, 3, groups)]
     elif len(context) == 3:
         layers = _convolution(context[0], width, 1)
     else:
@@ -141,8 +145,9 @@ def _placed(context: tuple[int, ...], shape: tuple[int, ...]) -> list[nn.Module]
     return [] if forms == (1, 1) else None
 
 
-def _convolution(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
-    return [nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+def _convolution(inputs: int, outputs: int, kernel: int, groups: int = 1) -> list[nn.Module]:
+    layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=False)
+    return [layer, nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
 def _linear(inputs: int, outputs: int, norm: nn.Module) -> list[nn.Module]:

@@ -10,6 +10,7 @@ from torch import nn
 
 import locallearn as ll
 from locallearn.config import ObjectiveConfig
+from locallearn.errors import ConfigError
 
 WORDS, LENGTH, WIDTH = 11, 6, 8
 
@@ -142,6 +143,34 @@ def test_copies_are_counted_as_the_blocks_are():
     follows, _ = network("momentum")
     reads = {(each.reader, each.owner): each.n_bytes for each in ll.cost(follows, batch).reads}
     assert set(reads) == {(1, 2), (2, 3)}
+
+
+def test_what_a_language_model_has_no_use_for_is_one_line():
+    for changes, expected in (
+        ({"head": "mlp-sr"}, "objective.head: 'mlp-sr' is not valid; expected 0c1f or another <n>c<m>f, shared"),
+        ({"head": "0c1f", "objective": "predsim"}, "objective: 'predsim' is not valid; expected another loss"),
+        (
+            {"head": "0c1f", "objective": "transport"},
+            "settings.options.of: 'cross-entropy' is not valid; expected next",
+        ),
+        (
+            {"head": "auglocal", "objective": "rebuilt-input"},
+            "head: 'auglocal' is not valid; expected another one with",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            network(**changes)
+
+
+def test_transport_of_tokens_is_their_loss_and_how_far_they_move():
+    settings = ObjectiveConfig(loss="transport", options={"of": "next-token"})
+    moved, batch = network("0c1f", objective="transport", settings=settings)
+    plain, _ = network("0c1f")
+    model = cast(Any, plain.model)
+    x = model.embed(batch[0])
+    far = (model.layers[0](x, **seen_by_layers(batch[0])) - x).square().mean() / 2
+    found = plain.step(batch)["loss/1"]
+    torch.testing.assert_close(moved.step(batch)["loss/1"], found + far.detach())
 
 
 @pytest.mark.parametrize("context", ["image", "before"])

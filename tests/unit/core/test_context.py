@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import small
-from locallearn.config import ObjectiveConfig
+from locallearn.config import MeshConfig, ObjectiveConfig
 from locallearn.core.assembly import build_network
 from locallearn.core.inference import InferenceNetwork
 from locallearn.core.network import ImageShape
 from locallearn.costs.nodes import cost
 from locallearn.errors import ConfigError
+from locallearn.nn.groups import StopGradientConv2d
 from locallearn.training.depth_features import FeatureReader, places
 
 IMAGE = ImageShape(3, 8, 5)
@@ -26,12 +27,13 @@ CASES = {
     "predsim": {"context": "before", "method": "predsim"},
     "transport": {"context": "image", "objective": ObjectiveConfig(loss="transport")},
     "overlap": {"context": "image", "overlap": 1},
+    "groups": {"context": "image", "method": "gn-dgl", "width": (2,)},
 }
 
 
 def made(case, depth=3, **changes):
-    changes = {"method": "dgl", **CASES[case], **changes}
-    return build_network(small.config(depth=depth, width=(1,), **changes), IMAGE).train()
+    changes = {"method": "dgl", "width": (1,), **CASES[case], **changes}
+    return build_network(small.config(depth=depth, **changes), IMAGE).train()
 
 
 def batch():
@@ -43,7 +45,7 @@ def adapted(fusion, context):
     x = context
     for layer in fusion.adapter:
         if isinstance(layer, nn.Conv2d):
-            x = F.conv2d(x, layer.weight, padding=layer.weight.shape[-1] // 2)
+            x = F.conv2d(x, layer.weight, padding=layer.weight.shape[-1] // 2, groups=layer.groups)
         elif isinstance(layer, nn.BatchNorm2d):
             mean, variance = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), unbiased=False, keepdim=True)
             x = (x - mean) / (variance + layer.eps).sqrt() * layer.weight.view(1, -1, 1, 1) + layer.bias.view(
@@ -85,6 +87,53 @@ def test_a_step_is_that_of_a_slow_loop(case):
     for module, expected in zip(network, gradients, strict=True):
         for name, parameter in module.named_parameters():
             torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-5)
+
+
+def dense(blocks):
+    """The blocks with plain convolutions in the place of those that hand a gradient to a group's own channels."""
+    for parent in list(blocks.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, StopGradientConv2d):
+                weight = layer.weight
+                plain = nn.Conv2d(
+                    weight.shape[1], weight.shape[0], weight.shape[2], layer.stride, weight.shape[2] // 2
+                )
+                plain.weight, plain.bias = weight, None
+                setattr(parent, name, plain)
+    return blocks
+
+
+def gradients_of_groups(network, batch, others):
+    """Of the second module, each group's loss on its own channels, and the others' detached unless ``others``."""
+    first, second = list(copy.deepcopy(network))[:2]
+    features = first.features(first(batch.images)).detach()
+    blocks, found = dense(second.blocks), {}
+    for g in range(2):
+        given = features + adapted(second.fusion, batch.images)
+        parts = [part if k == g or others else part.detach() for k, part in enumerate(given.chunk(2, 1))]
+        loss = second.objective(blocks(torch.cat(parts, 1)), batch).total[g]
+        named = dict(second.named_parameters())
+        gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+        for name, gradient in zip(named, gradients, strict=True):
+            if gradient is not None:
+                found[name] = found.get(name, 0) + gradient
+    return found
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_groups_see_context_as_a_loop_over_groups_does_and_train_their_own_adapters(others):
+    torch.manual_seed(0)
+    network, data = made("groups"), batch()
+    expected = gradients_of_groups(network, data, others)
+    network.set_optimizers(lambda parameters: torch.optim.SGD(parameters, 0.0))
+    network.walk(network.steps, data)
+    second = list(network)[1]
+    same = [
+        torch.allclose(parameter.grad, expected[name], rtol=1e-3, atol=1e-5)
+        for name, parameter in second.named_parameters()
+        if name.startswith("fusion")
+    ]
+    assert all(same) != others
 
 
 def test_without_the_adapter_the_loop_is_another():
@@ -142,7 +191,10 @@ def test_what_travels_and_what_is_computed_is_counted():
 def test_where_there_is_none_it_is_one_line():
     for changes, message in (
         ({"depth": 1, "method": "e2e"}, "context: 'image' is not valid; expected none with depth 1"),
-        ({"width": (2,), "method": "gn-dgl"}, r"width: \(2,\) is not valid; expected 1 with context image"),
+        (
+            {"width": (2,), "method": "gn-dgl", "runtime": "distributed", "mesh": MeshConfig(width=2)},
+            "mesh.width: 2 is not valid; expected 1 with context image",
+        ),
         ({"runtime": "sequential"}, "runtime: 'sequential' is not valid; expected inline, threads, cuda-graphs or"),
         (
             {"runtime": "asynchronous"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,7 @@ def print_study(console: Console, study: drawing.StudyData) -> None:
         console.print(Text(f"left out: {note}"), soft_wrap=True)
 
 
-def _print_claims(console: Console, found: Sequence[dict[str, Any]]) -> None:
+def _print_claims(console: Console, found: Sequence[Mapping[str, Any]]) -> None:
     """Print verdicts and the comparisons behind them, of which those that lack cells are only counted."""
     untold = 0
     for claim in found:

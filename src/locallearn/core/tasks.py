@@ -81,6 +81,8 @@ class Task:
 
     def form(self, shape: tuple[int, ...]) -> str:
         """How a head on features of this shape scores: ``vector``, ``tokens``, ``flat`` or ``maps``."""
+        if len(self.scores) == 2 and not self.axis:
+            return "tokens" if len(shape) == 2 and shape[0] == self.rest[0] else "vector"
         if self.batch is None:
             return "flat" if len(shape) == 2 and not self.scores[0] % shape[0] else "vector"
         if len(self.scores) == 3:
@@ -122,6 +124,7 @@ def choose(objective: str | Loss | None, found: Trace, call: ModelCall, model: n
     labels = call.labels if callable(objective) or not scores else marked(call.labels, scores, axis)
     numbers = isinstance(labels, Tensor) and labels.is_floating_point()
     classless = len(scores) < 2 or (len(scores) == 3 and numbers and end.channels is None)
+    classless = classless or _one_a_token(found, labels)
     base = Task("", None, scores, 0 if classless else axis, rows)
     if isinstance(objective, type):
         raise ConfigError("objective", objective.__name__, f"a loss, as {objective.__name__}() makes one")
@@ -151,6 +154,17 @@ def choose(objective: str | Loss | None, found: Trace, call: ModelCall, model: n
     else:
         named = kind not in KINDS or (kind == "cross-entropy" and len(scores) == 2 and not numbers and rows == 0)
     return dataclasses.replace(base, name=kind if named else "", loss=loss)
+
+
+def _one_a_token(found: Trace, labels: Any) -> bool:
+    """Whether scores [B, T] and labels like them are one of every token, and not T of every example.
+
+    A layer gave [B, T, 1] then, and none gave T channels.
+    """
+    scores, end = found.scores, found.calls[-1]
+    if len(scores) != 2 or end.channels is not None or tuple(getattr(labels, "shape", ())) != tuple(scores):
+        return False
+    return any(call.shape == (*scores, 1) for call in found.calls)
 
 
 def _scores_loss(kind: str, axis: int) -> ScoresLoss:

@@ -94,6 +94,8 @@ class Shaped(nn.Module):
             return scores.transpose(0, self.batch).flatten(0, 1)[None]
         if self.form == "maps":
             scores = self._maps(scores)
+        elif not self.axis:  # one score of every token
+            scores = scores.squeeze(-1)
         return scores.movedim(0, self.batch)[None] if self.batch else scores[None]
 
     def _maps(self, scores: Tensor) -> Tensor:

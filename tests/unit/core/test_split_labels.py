@@ -80,3 +80,40 @@ def test_losses_that_train_nothing_or_are_none_are_refused():
         ll.split(_mlp(), depth=2, example=(X, torch.arange(4)), objective=lambda s, y: F.cross_entropy(s.detach(), y))
     with pytest.raises(ll.LocalLearnError, match=r"expected a loss, as CrossEntropyLoss\(\) makes one"):
         ll.split(_mlp(), depth=2, example=(X, torch.arange(4)), objective=nn.CrossEntropyLoss)
+
+
+class OneAToken(nn.Module):
+    """A score of every token, as ELECTRA's discriminator has it: [B, T] -> [B, T]."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.first, self.score = nn.Embedding(20, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+
+    def forward(self, ids):
+        return self.score(self.first(self.embed(ids)).tanh()).squeeze(-1)
+
+
+class ManyLabels(OneAToken):
+    """As many scores of every text as the example has tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.score = nn.Linear(8, 6)
+
+    def forward(self, ids):
+        return self.score(self.first(self.embed(ids)).tanh().mean(1))
+
+
+def test_one_score_of_every_token_is_learnt_token_by_token():
+    """Heads score each token alone, whatever the length; scores of whole texts stay as many as they are."""
+    torch.manual_seed(0)
+    ids = torch.randint(20, (4, 6))
+    network = ll.split(OneAToken(), cuts=["first"], example=(ids, (ids > 9).long()))
+    head = network.stages[0].objective.head
+    features = torch.randn(4, 9, 8)
+    one_by_one = torch.stack([head(features[:, t : t + 1])[0, :, 0] for t in range(9)], 1)
+    torch.testing.assert_close(head(features)[0], one_by_one)
+    loss = network.step((ids[:, :3], (ids[:, :3] > 9).long()))["loss/1"]
+    assert loss.item() == pytest.approx(0.69, abs=0.3)
+    of_texts = ll.split(ManyLabels(), cuts=["first"], example=(ids, torch.randint(2, (4, 6)).float()))
+    assert of_texts.stages[0].objective.head(torch.randn(4, 8)).shape == (1, 4, 6)

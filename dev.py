@@ -91,7 +91,7 @@ def test(options: list[str]) -> int:
     data = ROOT.parent / "shared" / "data"
     if "LOCALLEARN_DATA" not in os.environ and data.is_dir():
         os.environ["LOCALLEARN_DATA"] = str(data)
-    return call(PYTHON, "-m", "pytest", *(options or ["-n", "2", "--dist", "loadgroup"])) or code
+    return call(PYTHON, "-m", "pytest", *(options or ["-n", "2", "--dist", "loadfile"])) or code
 
 
 def main() -> int:

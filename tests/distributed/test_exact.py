@@ -22,8 +22,6 @@ from locallearn.training.checkpoint import CheckpointFolder
 from locallearn.training.export import export
 from locallearn.training.finished import open_run
 
-pytestmark = pytest.mark.xdist_group("exact")  # one process makes the fixture
-
 GENTLE = OptimizerConfig(learning_rate=0.01)
 DGL = small.config("dgl", 2, (1,))
 DGL3 = small.config("dgl", 3, (1,))

@@ -20,8 +20,6 @@ from locallearn.config import (
 )
 from locallearn.training import runs
 
-pytestmark = pytest.mark.xdist_group("resume_across")  # one process makes the fixture
-
 GENTLE = OptimizerConfig(learning_rate=0.01, momentum=0.9)
 SUPERVISED = small.config("gn-dgl", 2, (2,), optimizer=GENTLE, schedule=ScheduleConfig(name="constant"))
 PAIRS = ModificationConfig(scorer="augmentation", positive_ratio=0.8, negative_ratio=0.8)

@@ -16,8 +16,6 @@ from locallearn.errors import ConfigError
 from locallearn.training import runs
 from locallearn.training.verify_processes import trial_mesh
 
-pytestmark = pytest.mark.xdist_group("self_supervised_exact")  # one process makes the fixture
-
 GENTLE = OptimizerConfig(learning_rate=0.01)
 VIEWS = AugmentConfig(resized_crop=(0.3, 1.0), flip=0.0)
 DGSSL = small.config("dgssl", 2, (1,), augment=VIEWS, optimizer=GENTLE)

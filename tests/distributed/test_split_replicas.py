@@ -7,8 +7,6 @@ from distributed.processes import HERE, finish, start
 from locallearn.training.verify_processes import ROUNDING
 from programs import Program
 
-pytestmark = pytest.mark.xdist_group("split_replicas")  # one process makes the fixture
-
 SCRIPT = str(HERE / "train_replicas.py")
 CASES = ["transformer", "resnet", "unet", "tagger", "huber", "norms"]
 

@@ -14,8 +14,6 @@ import pytest
 from doc_blocks import ROOT
 from locallearn.cli.main import commands as installed
 
-pytestmark = pytest.mark.xdist_group("site")  # one process makes the fixture
-
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 

@@ -35,8 +35,6 @@ from locallearn.training.probe import probe
 from locallearn.training.record import RunFolder
 from locallearn.training.setup import resolve
 
-pytestmark = pytest.mark.xdist_group("masked_autoencoding")  # one process makes the fixture
-
 IMAGE = ImageShape(1, 8, 10)
 ADAM = OptimizerConfig(name="adam", learning_rate=1e-3, weight_decay=0.0)
 CROPS = AugmentConfig(resized_crop=(0.5, 1.0), flip=0.0)

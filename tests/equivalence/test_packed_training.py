@@ -14,8 +14,6 @@ from locallearn.training import runs
 from locallearn.training.checkpoint import load
 from locallearn.training.finished import open_run
 
-pytestmark = pytest.mark.xdist_group("packed_training")  # one process makes the fixture
-
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):

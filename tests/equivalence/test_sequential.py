@@ -24,8 +24,6 @@ from locallearn.training.optim import build_optimizer, learning_rate
 from locallearn.training.record import RunFolder
 from locallearn.training.setup import image_shape, resolve
 
-pytestmark = pytest.mark.xdist_group("sequential")  # one process makes the fixture
-
 
 def config_of(cache="none", **changes):
     settings = {k: changes.pop(k) for k in ("cache_dtype", "cache_epochs", "cache_gib") if k in changes}

@@ -10,8 +10,6 @@ from locallearn.losses.objectives import objectives
 from locallearn.nn.heads import heads
 from locallearn.training.runs import train
 
-pytestmark = pytest.mark.xdist_group("plugin_mistakes")  # one process makes the fixture
-
 PLUGIN = """
 import torch
 from torch import nn

@@ -18,8 +18,6 @@ from locallearn import plugins, trust
 from locallearn.cli.main import main
 from locallearn.errors import UsageError
 
-pytestmark = pytest.mark.xdist_group("plugins")  # one process makes the fixture
-
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugins" / "my_plugin.py"
 
 

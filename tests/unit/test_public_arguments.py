@@ -14,8 +14,6 @@ from locallearn.training import runs
 from locallearn.training.export import export
 from refusals import refused
 
-pytestmark = pytest.mark.xdist_group("public_arguments")  # one process makes the fixture
-
 IMAGES = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
 LABELS = torch.zeros(4, dtype=torch.int64)
 MODEL = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("wheel")  # one process makes the fixture
-
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ("*.jinja", "*.c", "*.h", "py.typed")
 BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"

@@ -19,8 +19,6 @@ from locallearn.costs.split_costs import WeightRead
 from locallearn.errors import ConfigError
 from locallearn.runtime.world import Alone
 
-pytestmark = pytest.mark.xdist_group("own_processes")  # one process makes the fixture
-
 TIED = """
 import torch
 import torch.nn.functional as F

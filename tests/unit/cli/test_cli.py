@@ -12,8 +12,6 @@ from sklearn.datasets import load_digits
 from locallearn.cli.main import COMMANDS, main
 from locallearn.config import from_toml
 
-pytestmark = pytest.mark.xdist_group("cli")  # one process makes the fixture
-
 QUICK = [
     "--model", "tiny-resnet", "--depth", "2", "--train.epochs", "1", "--schedule.warmup-epochs", "0",
     "--data.train-limit", "96", "--data.test-limit", "40", "--train.threads", "1",

@@ -6,8 +6,6 @@ from locallearn.data.counted import training_images
 from locallearn.data.packing import pack
 from locallearn.errors import DataError
 
-pytestmark = pytest.mark.xdist_group("counted")  # one process makes the fixture
-
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):

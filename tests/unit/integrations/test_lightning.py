@@ -11,8 +11,6 @@ lightning = pytest.importorskip("lightning", reason="needs the package lightning
 
 from locallearn.integrations.lightning import LocalLightningModule  # noqa: E402
 
-pytestmark = pytest.mark.xdist_group("lightning")  # one process makes the fixture
-
 
 def _network():
     torch.manual_seed(0)

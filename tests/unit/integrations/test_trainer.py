@@ -12,8 +12,6 @@ pytest.importorskip("accelerate", reason="needs the package accelerate")
 
 from locallearn.integrations.transformers import LocalTrainer  # noqa: E402
 
-pytestmark = pytest.mark.xdist_group("trainer")  # one process makes the fixture
-
 transformers.logging.set_verbosity_error()
 
 

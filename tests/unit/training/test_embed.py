@@ -19,8 +19,6 @@ from locallearn.training.depth_features import FeatureReader, places
 from locallearn.training.embed import embed
 from locallearn.training.finished import open_run
 
-pytestmark = pytest.mark.xdist_group("embed")  # one process makes the fixture
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

@@ -14,8 +14,6 @@ from locallearn.training import runs
 from locallearn.training.export import load_exported
 from locallearn.training.finished import open_run
 
-pytestmark = pytest.mark.xdist_group("export")  # one process makes the fixture
-
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):

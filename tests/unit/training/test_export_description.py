@@ -12,8 +12,6 @@ from locallearn.training.export import accuracy, export, exported, load_exported
 from locallearn.training.finished import open_run
 from locallearn.training.runs import train
 
-pytestmark = pytest.mark.xdist_group("export_description")  # one process makes the fixture
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

@@ -15,8 +15,6 @@ from locallearn.training.export import export
 from locallearn.training.finished import open_run
 from locallearn.training.observer import Quiet
 
-pytestmark = pytest.mark.xdist_group("initial")  # one process makes the fixture
-
 STILL = dataclasses.replace(small.TRAIN, epochs=1)
 BASE = small.config("dgl", width=(1,), train=STILL, checkpoint=CheckpointConfig(every_steps=1, keep_last=20))
 

@@ -17,8 +17,6 @@ from locallearn.training.depth_features import FeatureReader, places, pooled
 from locallearn.training.finished import open_run
 from locallearn.training.probe import probe
 
-pytestmark = pytest.mark.xdist_group("probe")  # one process makes the fixture
-
 QUICK = ProbeConfig(epochs=2, batch_size=32)
 
 

@@ -44,7 +44,7 @@ def _part(part: ImageSet | ImagesOnDisk, classes: int, where: str) -> ImageSet |
 
     from locallearn.data.datasets import ImageSet, ImagesOnDisk
 
-    if isinstance(part, ImagesOnDisk):
+    if not isinstance(part, ImageSet) and isinstance(part, ImagesOnDisk):  # which asks for every attribute
         if not isinstance(part.labels, torch.Tensor) or part.labels.dtype != torch.int64 or part.labels.dim() != 1:
             raise DataError(f"{where}: labels are {_kind(part.labels)}; expected int64 [N]")
         _check_labels(part.labels, classes, where)

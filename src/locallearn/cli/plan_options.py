@@ -93,7 +93,7 @@ def parse_bytes(name: str, text: str) -> int:
         ConfigError: it is not a number above 0 with a known unit.
     """
     match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([KMG]i?B)?", text.strip(), re.IGNORECASE)
-    size = int(float(match[1]) * _UNITS[(match[2] or "").upper()]) if match else 0
-    if size < 1:
+    size = float(match[1]) * _UNITS[(match[2] or "").upper()] if match else 0.0
+    if not 1 <= size < 2**63:
         raise ConfigError(name, text, "a size such as 512MiB, 2GiB or 8GB")
-    return size
+    return int(size)

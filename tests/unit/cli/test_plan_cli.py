@@ -141,6 +141,6 @@ def test_sizes():
     assert parse_bytes("m", "1.5 GiB") == 3 * 2**29
     assert parse_bytes("m", "8gb") == 8 * 10**9
     assert parse_bytes("m", "1024") == 1024
-    for wrong in ("", "-1", "2 TB", "0", "0.1"):
+    for wrong in ("9" * 400, "99999999999999999999GB", "", "-1", "2 TB", "0", "0.1"):
         with pytest.raises(ConfigError, match="512MiB"):
             parse_bytes("m", wrong)

@@ -20,6 +20,7 @@ from locallearn.losses.chunked import linear_cross_entropy
 from locallearn.losses.objectives import LocalLoss
 from locallearn.losses.scores import ScoresLoss
 from locallearn.losses.tokens import by_token
+from locallearn.nn.modes import evaluating
 from locallearn.nn.pieces import Piece
 from locallearn.nn.trace import Trace
 
@@ -117,17 +118,13 @@ def last_layer_loss(
 @torch.no_grad()
 def _gives_the_same(loss: LastLayerLoss, model: nn.Module, call: ModelCall) -> bool:
     """Whether both ways give the same loss on the example, without dropout and the like."""
-    batch, modes = call.batch(), {part: part.training for part in model.modules()}
+    batch = call.batch()
     try:
-        with torch.random.fork_rng():
-            model.eval()
+        with torch.random.fork_rng(), evaluating(model):
             plain = loss(model(*call.args, **call.kwargs), batch).total
             model.training = True  # of the whole alone, which is what is asked
             with loss.instead_of_scores(model, call) as fewer:
                 apart = loss(model(*fewer.args, **fewer.kwargs), batch).total
     except Exception:  # it needs labels, or has no data
         return False
-    finally:
-        for part, training in modes.items():
-            part.training = training
     return bool(torch.allclose(plain, apart, rtol=1e-3 if plain.dtype.itemsize < 4 else 1e-4))

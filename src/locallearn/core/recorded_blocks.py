@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,6 +19,7 @@ from locallearn.core.batches import ModelCall
 from locallearn.core.block_arguments import Arguments, Origin, tensors_in
 from locallearn.nn.features import features_of
 from locallearn.nn.hooks import removed_after
+from locallearn.nn.modes import evaluating
 
 _PLAIN = (type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.Size)
 """What a copy is given as it was on the example; other objects, as caches of keys and values are, it does without."""
@@ -53,12 +55,10 @@ class RecordedBlocks:
             keep = path in blocks
             hooks.append(part.register_forward_pre_hook(partial(self._enter, path, keep), with_kwargs=True))
             hooks.append(part.register_forward_hook(partial(self._leave, path, keep)))
-        with removed_after(hooks), evaluating(model):
+        with removed_after(hooks), _as_in_training(model):
             model(*call.args, **call.kwargs)
-        self._once = {path for path in (each.path for each in self._calls) if self._times(path) == 1}
-
-    def _times(self, path: str) -> int:
-        return sum(each.path == path for each in self._calls)
+        times = Counter(each.path for each in self._calls)
+        self._once = {path for path, n in times.items() if n == 1}
 
     def _enter(self, path: str, keep: bool, _module: nn.Module, args: Any, kwargs: Any) -> None:
         self._now += 1
@@ -84,8 +84,8 @@ class RecordedBlocks:
             after: the submodule at whose end the stage begins; empty for the first.
             until: the submodule at whose end the stage ends.
         """
-        # caches and the like stay whole
         args, kwargs = self._given[path]
+        # caches and the like stay whole
         leaves, structure = tree_flatten((args, kwargs), is_leaf=lambda x: not isinstance(x, (tuple, list, dict)))
         features = next((i for i, x in enumerate(leaves) if _like(x, shape)), None)
         if features is None or path not in self._once:
@@ -118,7 +118,7 @@ class RecordedBlocks:
         made, features = self._made[path], leaves[found.features]
         seen = {source: leaves[leaf] for leaf, source in found.sources.items()}
         try:
-            with evaluating(self.model):
+            with _as_in_training(self.model):
                 block = self.model.get_submodule(path)
                 again = features_of(replace(found, seen=seen).called(block, features))
         except Exception:  # it needs what copies do without
@@ -137,15 +137,12 @@ def _like(value: Any, shape: Sequence[int]) -> bool:
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def _as_in_training(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients, and layers that compute as they do in training; all as it was in the end."""
-    modes, fast = {part: part.training for part in model.modules()}, torch.backends.mha.get_fastpath_enabled()
+    fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.random.fork_rng(), torch.no_grad():
-            model.eval()
+        with torch.random.fork_rng(), torch.no_grad(), evaluating(model):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for part, training in modes.items():
-            part.training = training

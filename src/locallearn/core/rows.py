@@ -21,6 +21,7 @@ from locallearn.core.stage_ends import at_ends
 from locallearn.errors import ConfigError
 from locallearn.nn.features import features_of, prediction
 from locallearn.nn.hooks import removed_after
+from locallearn.nn.modes import evaluating
 from locallearn.nn.precision import precise
 from locallearn.nn.replicas import batch_norm_is, positions, torch_batch_norm
 from locallearn.seeding import seeded
@@ -117,13 +118,8 @@ def _outputs(network: SplitNetwork, batch: CalledBatch, norms: SameStatistics) -
 
 def _evaluated(network: SplitNetwork, batch: CalledBatch, norms: SameStatistics) -> list[Tensor | None]:
     """The same in eval mode."""
-    modes = {part: part.training for part in network.modules()}
-    network.eval()
-    try:
+    with evaluating(network):
         return _outputs(network, batch, norms)
-    finally:
-        for part, training in modes.items():
-            part.training = training
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from locallearn.errors import ConfigError
 from locallearn.losses.scores import KINDS, ScoresLoss, class_axis, marked, picked, span_loss, without_axis
 from locallearn.losses.user import Loss
 from locallearn.nn.features import own_loss
+from locallearn.nn.modes import evaluating
 from locallearn.nn.score_heads import grid
 from locallearn.nn.trace import Trace
 
@@ -188,9 +189,6 @@ def _next_token(found: Trace, call: ModelCall, model: nn.Module) -> bool:
         return False
     other = call.labels.clone()
     other[:, 0] = torch.where(other[:, 0] == -100, 0, -100)
-    modes = {part: part.training for part in model.modules()}
-    with torch.random.fork_rng():
-        losses = [own_loss(model.eval()(*call.args, **(call.kwargs | {name: x}))) for x in (call.labels, other)]
-    for part, training in modes.items():
-        part.training = training
+    with torch.random.fork_rng(), evaluating(model):
+        losses = [own_loss(model(*call.args, **(call.kwargs | {name: x}))) for x in (call.labels, other)]
     return losses[0] is not None and losses[1] is not None and bool(torch.equal(losses[0], losses[1]))

@@ -21,6 +21,7 @@ from locallearn.errors import ConfigError, UsageError
 from locallearn.losses.objectives import LocalLoss
 from locallearn.losses.scores import IGNORED, VOID, ScoresLoss
 from locallearn.nn import peers
+from locallearn.nn.modes import evaluating
 
 if TYPE_CHECKING:
     from locallearn.core.split_network import SplitNetwork
@@ -111,15 +112,9 @@ def find_weighings(network: SplitNetwork, batch: CalledBatch, parts: Sequence[ra
 @torch.no_grad()
 def _losses(network: SplitNetwork, batch: CalledBatch, norms: SameStatistics) -> list[Tensor]:
     """The loss of every stage in eval mode."""
-    modes = {part: part.training for part in network.modules()}
-    network.eval()
-    try:
-        with torch.random.fork_rng(), norms.answering():
-            alone = dataclasses.replace(batch, whole=None)
-            return [loss.float().sum() for _, _, loss in network.look(alone)]
-    finally:
-        for part, training in modes.items():
-            part.training = training
+    with evaluating(network), torch.random.fork_rng(), norms.answering():
+        alone = dataclasses.replace(batch, whole=None)
+        return [loss.float().sum() for _, _, loss in network.look(alone)]
 
 
 def _together(whole: Tensor, own: Sequence[Tensor], shares: Sequence[float]) -> bool:

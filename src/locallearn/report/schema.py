@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Place = Annotated[int, Field(ge=1, le=100_000)]
+from locallearn.config.checks import MOST_NODES
+
+Place = Annotated[int, Field(ge=1, le=MOST_NODES)]
 """A module or a group, counted from 1."""
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from locallearn.config.checks import MOST_NODES
 from locallearn.errors import UsageError
 from locallearn.files import check_readable
 
@@ -16,10 +17,6 @@ _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
 """What an event must have beside its kind and step to be worth keeping."""
 
 _SUMMARY_FIELDS = {"status": str, "digest": str, "steps": int, "accuracy": dict, "nodes": list}
-
-
-_MOST = 100_000
-"""Modules or groups; larger numbers are damage, and nothing is to count up to them."""
 
 
 class DamagedRecordError(UsageError):
@@ -93,7 +90,7 @@ def _are_nodes(values: Any) -> bool:
 
 
 def _is_place(value: Any) -> bool:
-    return type(value) is int and 1 <= value <= _MOST
+    return type(value) is int and 1 <= value <= MOST_NODES
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:

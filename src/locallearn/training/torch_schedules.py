@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import warnings
 from typing import Any
@@ -12,6 +11,7 @@ from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from locallearn.errors import ConfigError
+from locallearn.registry import unknown
 from locallearn.training.schedules import Rates, ScheduleInput
 
 
@@ -76,5 +76,4 @@ def _class(name: str) -> type[LRScheduler]:
     kinds.pop("ReduceLROnPlateau", None)  # follows a figure of the validation
     if name in kinds:
         return kinds[name]
-    near = difflib.get_close_matches(name, kinds, n=3)
-    raise ConfigError("schedule.name", name, f"one of {', '.join(kinds)}", near)
+    raise unknown("schedule.name", name, list(kinds))

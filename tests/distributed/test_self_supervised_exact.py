@@ -11,7 +11,7 @@ from distributed.processes import train_all
 from distributed.worker import FAULTS, in_fp64
 from locallearn.config import AugmentConfig, ModificationConfig, ObjectiveConfig, OptimizerConfig
 from locallearn.core.assembly import build_network
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.errors import ConfigError
 from locallearn.training import runs
 from locallearn.training.verify_processes import trial_mesh

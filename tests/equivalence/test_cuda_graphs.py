@@ -13,9 +13,9 @@ import small
 from distributed.compare import figures, last_checkpoint
 from locallearn.config import DataConfig, digest
 from locallearn.core.assembly import build_network
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.local_step import LocalStep
 from locallearn.core.module import LocalModule
-from locallearn.core.network import ImageShape
 from locallearn.errors import ConfigError
 from locallearn.losses.objectives import Objective
 from locallearn.runtime import cuda_graphs

@@ -9,7 +9,7 @@ import reference
 import small
 from locallearn.config import ObjectiveConfig, RunConfig
 from locallearn.core.assembly import build_network
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.nn import groups as grouped_layers
 from locallearn.nn.native import conv as native
 

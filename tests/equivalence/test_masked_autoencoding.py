@@ -15,7 +15,7 @@ from locallearn.config import (
     ProbeConfig,
 )
 from locallearn.core.assembly import build_network
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.costs.memory import ActivationMeter
 from locallearn.costs.nodes import cost
 from locallearn.data.datasets import load

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 import small
 from locallearn.config import ModificationConfig, ObjectiveConfig, OptimizerConfig, RunConfig
 from locallearn.core.assembly import build_network
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.local_step import LocalStep
 from locallearn.core.methods import methods
-from locallearn.core.network import ImageShape
 from locallearn.errors import ConfigError
 from locallearn.losses.contrastive import cosine_similarities
 from locallearn.runtime.inline import InlineRuntime

@@ -6,8 +6,8 @@ import torch
 import small
 from locallearn.config import ObjectiveConfig, OptimizerConfig, RunConfig
 from locallearn.core.assembly import build_network
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.local_step import LocalStep
-from locallearn.core.network import ImageShape
 from locallearn.runtime.inline import InlineRuntime
 from locallearn.training.optim import build_optimizer
 

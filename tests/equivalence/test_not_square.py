@@ -11,7 +11,7 @@ from safetensors import safe_open
 import locallearn as ll
 from locallearn.config import DataConfig, RunConfig, digest, from_toml, to_toml
 from locallearn.core.assembly import build_network
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.costs.nodes import cost
 from locallearn.data.datasets import load
 from locallearn.data.folder import read_images

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from locallearn.bench.step import Contender, Setting, local, loop, step_config
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.nn import group_conv
 
 SETTING = Setting(ImageShape(3, 8, 5), 4, torch.device("cpu"), "fp32", 1)

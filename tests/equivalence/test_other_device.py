@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 import small
 from locallearn.bench.epoch import random_images
 from locallearn.config import AugmentConfig, MaskingConfig, ModificationConfig, ObjectiveConfig, OptimizerConfig
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.methods import methods
-from locallearn.core.network import ImageShape
 from locallearn.training.configured import Training
 from locallearn.training.observer import Quiet
 from locallearn.training.record import RunFolder

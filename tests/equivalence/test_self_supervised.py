@@ -9,7 +9,7 @@ import torch
 import small
 from locallearn.config import AugmentConfig, ModificationConfig, ObjectiveConfig, OptimizerConfig
 from locallearn.core.assembly import build_network
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.costs.nodes import CIFAR10, cost
 from locallearn.costs.steps import dry_steps
 from locallearn.errors import ConfigError, UsageError

@@ -79,7 +79,7 @@ def run(arguments: Sequence[str]) -> int:
     with working("importing torch", options.json) as tell:
         from locallearn.bench.processes import CrewPlan, bench_distributed
         from locallearn.bench.step import Setting
-        from locallearn.core.network import ImageShape
+        from locallearn.core.image_shape import ImageShape
 
         device, precision = options.prepare()
         image = ImageShape(3, options.image_size or 32, 10)

@@ -19,7 +19,7 @@ from locallearn.bench.step import Setting, step_config
 from locallearn.bench.timing import interleaved
 from locallearn.config import AugmentConfig, RunConfig, RuntimeName, TrainConfig, sides
 from locallearn.core.assembly import build_network
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.costs.traffic import step_traffic
 from locallearn.data.datasets import Dataset, ImageSet
 from locallearn.data.store import Batch

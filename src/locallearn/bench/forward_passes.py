@@ -11,9 +11,9 @@ import torch
 from locallearn.bench.timing import interleaved, ratio
 from locallearn.config import RunConfig
 from locallearn.core.assembly import build_network
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.inference import InferenceNetwork
 from locallearn.core.local_step import autocast
-from locallearn.core.network import ImageShape
 from locallearn.costs.nodes import cost
 
 

@@ -76,7 +76,7 @@ def run(arguments: Sequence[str]) -> int:
         from locallearn.bench.hosts import bench_hosts
         from locallearn.bench.processes import CrewPlan
         from locallearn.bench.step import Setting
-        from locallearn.core.network import ImageShape
+        from locallearn.core.image_shape import ImageShape
 
         device, precision = options.prepare()
         image = ImageShape(3, options.image_size or 32, 10)

@@ -34,7 +34,7 @@ def run(arguments: Sequence[str]) -> int:
     cells = tuple(zip(options.depth, options.width, strict=True)) or TABLE_3_5
     with working("importing torch", options.json) as tell:
         from locallearn.bench.forward_passes import bench_inference
-        from locallearn.core.network import ImageShape
+        from locallearn.core.image_shape import ImageShape
 
         device, precision = options.prepare()
         image, repeats = ImageShape(3, options.image_size, 10), options.repeats

@@ -61,7 +61,7 @@ def run(arguments: Sequence[str]) -> int:
     with working("importing torch", options.json) as tell:
         from locallearn.bench.activations import bench_memory
         from locallearn.bench.step import Setting
-        from locallearn.core.network import ImageShape
+        from locallearn.core.image_shape import ImageShape
 
         device, precision = options.prepare()
         repeats = 0 if options.bytes_only else options.repeats

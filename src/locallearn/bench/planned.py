@@ -12,8 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 from locallearn.bench.timing import interleaved
 from locallearn.config import ObjectiveConfig, RunConfig
 from locallearn.core.assembly import build_network
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.local_step import LocalStep
-from locallearn.core.network import ImageShape
 from locallearn.costs.footprint import state_bytes, working_bytes
 from locallearn.costs.nodes import Cost
 from locallearn.data.store import Batch

@@ -13,8 +13,9 @@ from locallearn.bench.group_loop import LoopNetwork
 from locallearn.bench.timing import Timing, interleaved, ratio
 from locallearn.config import ObjectiveConfig, OptimizerConfig, RunConfig
 from locallearn.core.assembly import build_network
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.local_step import LocalStep
-from locallearn.core.network import ImageShape, LocalNetwork
+from locallearn.core.network import LocalNetwork
 from locallearn.costs.memory import ActivationMeter
 from locallearn.costs.nodes import cost
 from locallearn.data.store import Batch

@@ -75,7 +75,7 @@ def run(arguments: Sequence[str]) -> int:
     models = [options.model if factor == 1 else f"{options.model}x{factor}" for factor in options.widths]
     with working("importing torch", options.json) as tell:
         from locallearn.bench.step import Setting, bench_step
-        from locallearn.core.network import ImageShape
+        from locallearn.core.image_shape import ImageShape
 
         device, precision = options.prepare()
         image = ImageShape(3, options.image_size, 10)

@@ -121,7 +121,7 @@ def _built(options: CostOptions) -> Cost:
         objective=options.objective,
     )
     check_names(config)
-    from locallearn.core.network import ImageShape
+    from locallearn.core.image_shape import ImageShape
     from locallearn.costs.nodes import cost
 
     image = ImageShape(options.channels, options.image_size, options.classes)

@@ -17,7 +17,7 @@ from locallearn.config.own_parts import check_part
 from locallearn.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
-    from locallearn.core.network import ImageShape
+    from locallearn.core.image_shape import ImageShape
     from locallearn.costs.alternatives import Alternative
     from locallearn.costs.planner import Candidate, Plan
     from locallearn.costs.timeline import Machine
@@ -55,7 +55,7 @@ def _of_backbone(options: PlanOptions, tell: Callable[[str], None]) -> dict[str,
     """For a backbone of the package."""
     config = _config(options)
     check_names(config)
-    from locallearn.core.network import ImageShape
+    from locallearn.core.image_shape import ImageShape
     from locallearn.costs.alternatives import stages, usual_ways
     from locallearn.costs.planner import enumerate_candidates
 

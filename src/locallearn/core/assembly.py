@@ -11,9 +11,10 @@ from torch import nn
 from locallearn.arguments import checked
 from locallearn.config import RunConfig
 from locallearn.core.context_input import ContextModule
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.methods import ModuleLayout, check_follows, classifier_layout, methods
 from locallearn.core.module import LocalModule
-from locallearn.core.network import ImageShape, LocalNetwork
+from locallearn.core.network import LocalNetwork
 from locallearn.core.tiling import tile_side, tiled
 from locallearn.core.widths import divisible
 from locallearn.errors import ConfigError

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from locallearn.arguments import checked, checked_on_failure
 from locallearn.core.batches import are_classes, as_batch
-from locallearn.core.image_shape import ImageShape
 from locallearn.core.local_step import LocalStep, walk
 from locallearn.core.module import Features, Stage
 from locallearn.core.overlap import overlapping_walk
@@ -19,6 +18,9 @@ from locallearn.data.store import Batch
 from locallearn.errors import UsageError
 from locallearn.losses.functional import cross_entropy
 from locallearn.losses.objectives import LocalLoss
+
+if TYPE_CHECKING:
+    from locallearn.core.image_shape import ImageShape
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 """Makes the optimizer of one stage from its parameters."""

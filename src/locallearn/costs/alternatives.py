@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from locallearn.config import ObjectiveConfig, OptimizerConfig, RunConfig
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.costs.footprint import state_bytes, with_spare, working_bytes
 from locallearn.costs.nodes import Cost, cost
 from locallearn.costs.timeline import Machine, run_copies, run_pipeline

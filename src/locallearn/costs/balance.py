@@ -21,9 +21,10 @@ from torch import Tensor
 
 from locallearn.config import RunConfig
 from locallearn.core.assembly import build_network
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.local_step import autocast
 from locallearn.core.module import LocalModule
-from locallearn.core.network import ImageShape, LocalNetwork
+from locallearn.core.network import LocalNetwork
 from locallearn.costs.memory import ActivationMeter
 from locallearn.costs.steps import batch_like, without_data
 from locallearn.data.store import Batch

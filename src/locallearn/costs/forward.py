@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from locallearn.core.context_input import ContextModule
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.module import LocalModule
-from locallearn.core.network import ImageShape, LocalNetwork
+from locallearn.core.network import LocalNetwork
 from locallearn.nn.groups import GroupLinear
 from locallearn.nn.macs import counting, dry_run
 

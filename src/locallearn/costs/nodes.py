@@ -15,7 +15,8 @@ import torch
 from locallearn.arguments import ArgumentError, checked
 from locallearn.config import MeshConfig, ObjectiveConfig, RunConfig, TrainConfig
 from locallearn.core.assembly import build_network
-from locallearn.core.network import ImageShape, LocalNetwork
+from locallearn.core.image_shape import ImageShape
+from locallearn.core.network import LocalNetwork
 from locallearn.core.split_network import SplitNetwork
 from locallearn.costs.forward import CountedStage, forward_pass
 from locallearn.costs.split_costs import WeightRead, split_costs

@@ -17,7 +17,7 @@ import torch
 
 from locallearn.config import RunConfig
 from locallearn.core.assembly import block_costs, build_network
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.costs.footprint import Footprint, bytes_text, of_node, of_one_device
 from locallearn.costs.nodes import CIFAR10, Cost, cost
 from locallearn.costs.timeline import Machine, run_local

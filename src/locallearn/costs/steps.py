@@ -21,9 +21,10 @@ from torch.utils._pytree import tree_leaves
 
 from locallearn.config import TrainConfig
 from locallearn.core.context_input import ContextModule
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.local_step import LocalStep
 from locallearn.core.module import Features, LocalModule
-from locallearn.core.network import ImageShape, LocalNetwork
+from locallearn.core.network import LocalNetwork
 from locallearn.core.overlap import Waiting, train_over
 from locallearn.costs.forward import is_classifier, n_parameters
 from locallearn.costs.memory import ActivationMeter

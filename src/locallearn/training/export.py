@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from locallearn.arguments import checked
 from locallearn.config import from_dict, sides, to_dict
 from locallearn.core.assembly import build_network
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.inference import EnsembleNetwork, InferenceNetwork
-from locallearn.core.network import ImageShape
 from locallearn.core.split_network import SplitNetwork
 from locallearn.data.images import FITTING
 from locallearn.errors import UsageError

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from locallearn.config import RunConfig
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.local_step import LocalStep, autocast
 from locallearn.core.model_stage import ModelStage
 from locallearn.core.module import Stage
-from locallearn.core.network import ImageShape, LocalNetwork, OptimizerFactory, network_name
+from locallearn.core.network import LocalNetwork, OptimizerFactory, network_name
 from locallearn.core.shard import rows, shard
 from locallearn.core.split_network import SplitNetwork
 from locallearn.costs.steps import dry_steps

@@ -9,7 +9,7 @@ import torch
 
 from locallearn.config import EVERY_BATCH, MeshConfig, RunConfig, RuntimeName, sides
 from locallearn.config.checks import MOST_THREADS, check
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.data.datasets import Dataset, resolve_augment
 from locallearn.data.store import steps_of_epoch
 from locallearn.errors import ConfigError

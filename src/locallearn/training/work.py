@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-from locallearn.core.network import ImageShape, LocalNetwork, OptimizerFactory
+from locallearn.core.image_shape import ImageShape
+from locallearn.core.network import LocalNetwork, OptimizerFactory
 from locallearn.data.store import Batch
 from locallearn.training.evaluate import Evaluation
 from locallearn.training.scorers import Scorer

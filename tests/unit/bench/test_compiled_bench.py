@@ -8,7 +8,7 @@ from locallearn.bench.group_loop import LoopNetwork
 from locallearn.bench.step import Setting, step_config
 from locallearn.cli.main import main
 from locallearn.core.assembly import build_network
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.errors import UsageError
 
 SETTING = Setting(ImageShape(3, 8, 10), 8, torch.device("cpu"), "fp32", 0)

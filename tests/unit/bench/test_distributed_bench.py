@@ -12,7 +12,7 @@ from locallearn.bench.predicted import LinkSpeed, link_of, predict
 from locallearn.bench.processes import CrewPlan, jobs_of, medians, slowest, step_seconds, waited_share
 from locallearn.bench.step import Setting
 from locallearn.bench.trainers import Lap
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.errors import LocalLearnError
 
 SETTING = Setting(ImageShape(3, 8, 5), 8, torch.device("cpu"), "fp32", 1, 1)

@@ -9,7 +9,7 @@ from locallearn.bench.epoch import Epochs, bench_epoch, copy_bandwidth, random_i
 from locallearn.bench.epoch_command import EpochOptions, table
 from locallearn.bench.step import Setting, step_config
 from locallearn.config import TrainConfig
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.training.configured import Training
 from locallearn.training.observer import Quiet
 from locallearn.training.record import RunFolder

@@ -6,8 +6,8 @@ import torch
 from locallearn.bench.group_loop import LoopNetwork
 from locallearn.bench.step import step_config
 from locallearn.core.assembly import build_network
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.local_step import LocalStep
-from locallearn.core.network import ImageShape
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError
 from locallearn.runtime.inline import InlineRuntime

@@ -16,7 +16,7 @@ from locallearn.bench.many import (
 )
 from locallearn.cli.main import main
 from locallearn.config import RunConfig
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.costs.nodes import cost
 from locallearn.costs.timeline import Machine, run_copies, run_local, run_pipeline
 from locallearn.errors import ConfigError

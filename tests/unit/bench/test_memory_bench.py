@@ -4,7 +4,7 @@ import torch
 from locallearn.bench.activations import backprop, bench_memory, equal_terms
 from locallearn.bench.cells import TABLE_3_4
 from locallearn.bench.step import Setting
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 
 SETTING = Setting(ImageShape(3, 16, 10), 16, torch.device("cpu"), "fp32", 0)
 

@@ -14,7 +14,7 @@ from locallearn.bench.step import Setting
 from locallearn.bench.ways import Heads
 from locallearn.cli.main import main
 from locallearn.cli.named_models import Inputs
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.costs.split_costs import WeightRead
 from locallearn.errors import ConfigError
 from locallearn.runtime.world import Alone

@@ -3,7 +3,7 @@ import torch
 
 from locallearn.bench.planned import measure
 from locallearn.config import RunConfig, TrainConfig
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.costs.footprint import working_bytes
 from locallearn.costs.nodes import cost
 

@@ -11,8 +11,8 @@ from torch import nn
 import small
 from locallearn.config import MeshConfig, ObjectiveConfig
 from locallearn.core.assembly import build_network
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.inference import InferenceNetwork
-from locallearn.core.network import ImageShape
 from locallearn.costs.nodes import cost
 from locallearn.errors import ConfigError
 from locallearn.nn.groups import StopGradientConv2d

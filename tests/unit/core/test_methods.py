@@ -5,8 +5,8 @@ from torch import nn
 
 from locallearn.config import ObjectiveConfig, RunConfig
 from locallearn.core.assembly import build_network
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.methods import methods
-from locallearn.core.network import ImageShape
 from locallearn.errors import ConfigError
 
 IMAGE = ImageShape(3, 8, 5)

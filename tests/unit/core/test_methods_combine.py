@@ -11,7 +11,7 @@ import small
 import user_models
 from locallearn.config import ObjectiveConfig
 from locallearn.core.assembly import build_network
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.errors import ConfigError
 from locallearn.nn.heads import heads
 

@@ -9,8 +9,8 @@ import torch
 import small
 from locallearn.config import ObjectiveConfig, OptimizerConfig, TrainConfig
 from locallearn.core.assembly import build_network
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.local_step import LocalStep
-from locallearn.core.network import ImageShape
 from locallearn.core.overlap import overlapping_walk
 from locallearn.costs.memory import ActivationMeter
 from locallearn.costs.nodes import cost

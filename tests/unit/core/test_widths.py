@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from locallearn.config import ObjectiveConfig, RunConfig
 from locallearn.core.assembly import build_network
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.widths import divisible
 from locallearn.errors import ConfigError
 from locallearn.nn.backbones import build_backbone

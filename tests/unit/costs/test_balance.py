@@ -11,7 +11,7 @@ import small
 from locallearn.cli.main import main
 from locallearn.config import ObjectiveConfig, TrainConfig
 from locallearn.core.assembly import build_network
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.costs.balance import BlockCost, balanced_cuts, block_costs_of
 from locallearn.costs.nodes import cost
 from locallearn.costs.steps import dry_steps

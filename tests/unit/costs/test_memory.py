@@ -5,8 +5,8 @@ from torch import nn
 import small
 from locallearn.config import OptimizerConfig, RunConfig
 from locallearn.core.assembly import build_network
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.local_step import LocalStep
-from locallearn.core.network import ImageShape
 from locallearn.costs.memory import ActivationMeter
 from locallearn.runtime.inline import InlineRuntime
 from locallearn.training.optim import build_optimizer

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import locallearn as ll
 from locallearn.config import ObjectiveConfig, RunConfig
 from locallearn.core.assembly import build_network
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.costs.nodes import cost
 from locallearn.errors import ConfigError
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from locallearn.config import ObjectiveConfig, OptimizerConfig, RunConfig, TrainConfig
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.costs.alternatives import Alternative, advice, stages, usual_ways
 from locallearn.costs.footprint import Footprint, of_node, of_one_device, state_bytes, working_bytes
 from locallearn.costs.nodes import cost

@@ -11,8 +11,8 @@ from torch import nn
 import small
 from locallearn.config import ObjectiveConfig, OptimizerConfig, RunConfig, TrainConfig
 from locallearn.core.assembly import build_network
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.local_step import LocalStep
-from locallearn.core.network import ImageShape
 from locallearn.costs.memory import ActivationMeter
 from locallearn.costs.nodes import cost
 from locallearn.costs.steps import dry_steps

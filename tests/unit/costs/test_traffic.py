@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from locallearn.bench.step import Setting, local, step_config
 from locallearn.config import TrainConfig
 from locallearn.core.assembly import build_network
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.costs import traffic
 from locallearn.costs.traffic import Traffic, step_traffic
 from locallearn.training.optim import build_optimizer

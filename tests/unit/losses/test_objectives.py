@@ -5,8 +5,8 @@ from torch import nn
 import small
 from locallearn.config import ObjectiveConfig, OptimizerConfig, RunConfig
 from locallearn.core.assembly import build_network
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.local_step import LocalStep
-from locallearn.core.network import ImageShape
 from locallearn.errors import ConfigError
 from locallearn.losses import objectives as module_under_test
 from locallearn.losses.objectives import LocalLoss, Objective, objectives

@@ -8,7 +8,7 @@ import torch
 import small
 from locallearn.config import ObjectiveConfig
 from locallearn.core.assembly import build_network
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.costs.nodes import cost
 from locallearn.errors import ConfigError
 from locallearn.losses.patch_infonce import PatchInfoNCE, PatchInfoNCEOptions, patch_of

@@ -6,7 +6,7 @@ import reference_losses as slow
 import small
 from locallearn.config import ObjectiveConfig, RunConfig
 from locallearn.core.assembly import build_network
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.errors import ConfigError
 
 IMAGE = ImageShape(3, 8, 5)

@@ -7,7 +7,7 @@ import reference_losses
 import small
 from locallearn.config import ObjectiveConfig
 from locallearn.core.assembly import build_network
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.errors import ConfigError
 
 SUPERVISED = ObjectiveConfig(loss="supervised-contrastive", diversity_weight=0.0)

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 import small
 from locallearn.config import ObjectiveConfig
 from locallearn.core.assembly import build_network
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.local_step import LocalStep
-from locallearn.core.network import ImageShape
 from locallearn.errors import ConfigError
 from locallearn.losses.objectives import Passage
 from locallearn.losses.rebuilt_input import RebuiltInput

@@ -9,7 +9,7 @@ from torch import nn
 import small
 from locallearn.config import ObjectiveConfig
 from locallearn.core.assembly import build_network
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.losses.without_backward import direct_feedback, forward_forward
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import reference
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.errors import ConfigError
 from locallearn.nn.auglocal import AugLocalHead, depth_of, sampled
 from locallearn.nn.backbones import Place, build_backbone

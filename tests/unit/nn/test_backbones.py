@@ -5,7 +5,7 @@ import torch
 
 from locallearn.config import RunConfig
 from locallearn.core.assembly import build_network
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.errors import ConfigError
 from locallearn.nn.backbones import backbones, build_backbone
 

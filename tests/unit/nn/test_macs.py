@@ -6,8 +6,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import small
 from locallearn.core.assembly import build_network
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.local_step import LocalStep
-from locallearn.core.network import ImageShape
 from locallearn.nn import macs
 from locallearn.nn.groups import GroupLinear, StopGradientConv2d
 from locallearn.nn.macs import counting, dry_run, layer_macs

@@ -10,8 +10,8 @@ from torch import nn
 import small
 from locallearn.config import ObjectiveConfig
 from locallearn.core.assembly import build_network
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.local_step import LocalStep
-from locallearn.core.network import ImageShape
 from locallearn.costs.nodes import cost
 from locallearn.costs.timeline import Machine, run_local
 from locallearn.errors import ConfigError

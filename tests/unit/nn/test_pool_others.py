@@ -6,7 +6,7 @@ import torch
 import small
 from locallearn.config import ObjectiveConfig
 from locallearn.core.assembly import build_network
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.shard import shard
 from locallearn.nn.groups import enlarged
 from locallearn.nn.peers import Peers, computing_with

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import small
 from locallearn.config import AugmentConfig, ModificationConfig, ObjectiveConfig, RunConfig
 from locallearn.core.assembly import build_network
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.data.patches import draw_visible, patches, shown
 from locallearn.errors import ConfigError
 from locallearn.losses.objectives import Objective

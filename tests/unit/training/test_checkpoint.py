@@ -6,7 +6,7 @@ import torch
 
 from locallearn.config import CheckpointConfig, RunConfig
 from locallearn.core.assembly import build_network
-from locallearn.core.network import ImageShape
+from locallearn.core.image_shape import ImageShape
 from locallearn.errors import CheckpointError, ConfigError, UsageError
 from locallearn.training.checkpoint import BEST, Checkpoint, CheckpointFolder, load, load_network, save, step_of
 

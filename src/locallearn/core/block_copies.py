@@ -16,11 +16,12 @@ from locallearn.core.tasks import Task
 from locallearn.errors import ConfigError
 from locallearn.nn.auglocal import depth_of, sampled
 from locallearn.nn.copies import copied
+from locallearn.nn.cut_places import chain
 from locallearn.nn.features import Axes, seen_by_objective
 from locallearn.nn.heads import HeadInput, build_head, heads
 from locallearn.nn.init import initialise
 from locallearn.nn.momentum import MomentumHead, MomentumOptions
-from locallearn.nn.pieces import Piece, chain, end_of
+from locallearn.nn.pieces import Piece, end_of
 from locallearn.nn.score_heads import MapHead
 from locallearn.nn.token_heads import Readout, SharedHead, TokenHead
 from locallearn.nn.trace import Call, Trace

@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_map_only
 from locallearn.errors import UsageError
 from locallearn.losses.user import checking
 from locallearn.nn.copies import copied, untouched, without_data
-from locallearn.nn.pieces import Piece, uneven
+from locallearn.nn.cut_places import uneven
+from locallearn.nn.pieces import Piece
 from locallearn.nn.trace import Trace
 
 

@@ -10,8 +10,9 @@ from torch.utils.checkpoint import checkpoint_sequential
 
 from locallearn.errors import ConfigError, UsageError
 from locallearn.nn.copies import copied, without_data
+from locallearn.nn.cut_places import chain, legal_cuts
 from locallearn.nn.features import Axes
-from locallearn.nn.pieces import Crossing, chain, legal_cuts, pieces
+from locallearn.nn.pieces import Crossing, pieces
 from locallearn.nn.recording import trace
 from user_models import ResNet, Transformer, UNet, images, sequences
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,66 +20,13 @@ from torch import Tensor
 
 from locallearn.core.module import Features, each_of
 from locallearn.runtime.messages import FIELDS, Header, Link, TransportError, elements, flat, without_gaps
+from locallearn.runtime.transfers import Background, Transfer, mark
 from locallearn.runtime.world import naming
 
 HEADER, PAYLOAD = 0, 1
 """Tags: headers and features are on their way at the same time, each in order."""
 FEATURES, WEIGHTS = 0, 2
 """Added to tags: what one stage hands on, and weights of it that another stage reads."""
-
-
-class _Transfer(NamedTuple):
-    """A message on its way, which must be kept until it has arrived."""
-
-    work: dist.Work | None
-    message: Tensor
-    peer: Link
-
-    def complete(self) -> None:
-        """Wait until it has arrived, or been sent."""
-        with naming(self.peer.name):
-            if self.work is not None:
-                self.work.wait()
-        _finish(self.message.device)
-
-
-class _Background:
-    """Threads whose failure is raised in the process's own thread."""
-
-    def __init__(self, device: torch.device, *works: Callable[[], None]) -> None:
-        self.failure: Exception | None = None
-        self.changed = threading.Condition()
-        self._device = device
-        self._threads = [threading.Thread(target=self._run, args=(work,), daemon=True) for work in works]
-
-    def start(self) -> None:
-        """Start the threads."""
-        for thread in self._threads:
-            thread.start()
-
-    def join(self) -> None:
-        """Wait until they have ended."""
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self, work: Callable[[], None]) -> None:
-        lane = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
-        try:
-            with torch.cuda.stream(lane):  # copies do not wait for kernels, nor kernels for copies
-                work()
-        except Exception as error:
-            with self.changed:
-                self.failure = self.failure or error
-                self.changed.notify_all()
-
-    def wait_for(self, ready: Callable[[], bool]) -> float:
-        """Wait until ``ready`` and return the seconds that it took; raise what the thread failed with."""
-        begin = time.perf_counter()
-        with self.changed:
-            self.changed.wait_for(lambda: ready() or self.failure is not None)
-        if self.failure is not None and not ready():
-            raise self.failure
-        return time.perf_counter() - begin
 
 
 class Sender:
@@ -114,8 +60,8 @@ class Sender:
         self._waiting = 0
         self._queue: queue.SimpleQueue[tuple[list[tuple[Header, Tensor]], torch.Event | None] | None]
         self._queue = queue.SimpleQueue()
-        self._sent: queue.SimpleQueue[list[_Transfer] | None] = queue.SimpleQueue()
-        self._background = _Background(device, self._send_all, self._complete_all)
+        self._sent: queue.SimpleQueue[list[Transfer] | None] = queue.SimpleQueue()
+        self._background = Background(device, self._send_all, self._complete_all)
         self._background.start()
 
     def put(self, features: Features, step: int, last: bool = False) -> None:
@@ -132,7 +78,7 @@ class Sender:
         self.waited += self._background.wait_for(lambda: self._waiting < self.in_flight)
         with self._background.changed:
             self._waiting += 1
-        self._queue.put((items, _mark(parts[0].device)))
+        self._queue.put((items, mark(parts[0].device)))
 
     def flush(self) -> None:
         """Wait until everything is sent."""
@@ -156,10 +102,10 @@ class Sender:
             self._sent.put(transfers)
         self._sent.put(None)
 
-    def _begin(self, message: Tensor, tag: int, target: Link) -> _Transfer:
+    def _begin(self, message: Tensor, tag: int, target: Link) -> Transfer:
         self.sent_bytes += message.nbytes
         with naming(target.name):
-            return _Transfer(dist.isend(message, target.rank, group=self._group, tag=tag), message, target)
+            return Transfer(dist.isend(message, target.rank, group=self._group, tag=tag), message, target)
 
     def _complete_all(self) -> None:
         while (transfers := self._sent.get()) is not None:
@@ -219,9 +165,9 @@ class Receiver:
         self._group, self._device = group, device
         self._steps = range(start, end)
         self._room = threading.Semaphore(ahead)
-        self._announced: queue.SimpleQueue[list[tuple[Header, _Transfer]]] = queue.SimpleQueue()
+        self._announced: queue.SimpleQueue[list[tuple[Header, Transfer]]] = queue.SimpleQueue()
         self._arrived: deque[Arrival] = deque()
-        self._background = _Background(device, self._announce_all, self._receive_all)
+        self._background = Background(device, self._announce_all, self._receive_all)
         self._background.start()
 
     def get(self, images: int) -> Arrival:
@@ -271,11 +217,11 @@ class Receiver:
                 raise TransportError(f"{self.here} got {what} {found} from {source.name} instead of {awaited}")
         return header
 
-    def _begin(self, header: Header, source: Link) -> tuple[Header, _Transfer]:
+    def _begin(self, header: Header, source: Link) -> tuple[Header, Transfer]:
         payload = torch.empty(elements(header.shape), dtype=header.wire, device=self._device)
         with naming(source.name):
             work = dist.irecv(payload, source.rank, group=self._group, tag=self.kind + PAYLOAD)
-        return header, _Transfer(work, payload, source)
+        return header, Transfer(work, payload, source)
 
     def _receive_all(self) -> None:
         for _ in self._steps:
@@ -293,21 +239,6 @@ class Receiver:
             return tuple(parts)
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
-    def _arrival(self, header: Header, transfer: _Transfer) -> Arrival:
+    def _arrival(self, header: Header, transfer: Transfer) -> Arrival:
         transfer.complete()
         return Arrival(transfer.message.to(header.dtype).as_strided(header.shape, header.stride), header.last)
-
-
-def _mark(device: torch.device) -> torch.Event | None:
-    """An event after everything that this thread has asked a GPU for."""
-    if device.type != "cuda":
-        return None
-    event = torch.Event(device)
-    event.record()
-    return event
-
-
-def _finish(device: torch.device) -> None:
-    """Wait for the GPU's copies of this thread, so that another may use or free what they touch."""
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()

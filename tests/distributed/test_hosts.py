@@ -48,11 +48,43 @@ def test_two_hosts_give_the_weights_of_one_process(tmp_path):
 def start_on(namespace, rank, folder):
     """What a user starts on every host."""
     torchrun = ["-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(rank), "--nproc-per-node", "1"]
-    torchrun += ["--master-addr", wire.ADDRESSES[0], "--master-port", "29500"]
+    torchrun += ["--master-addr", wire.address(0), "--master-port", "29500"]
     train = [*TRAIN, str(folder / "hosts"), "--runtime", "distributed", "--mesh.depth", "2", "--mesh.timeout", "60"]
     command = ["ip", "netns", "exec", namespace, sys.executable, *torchrun, "-m", "--", "locallearn", *train]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": wire.INTERFACE, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+ANSWER = """
+import socket, sys
+with socket.create_server((sys.argv[1], 5000)) as server:
+    print("ready", flush=True)
+    for _ in range(2):
+        with server.accept()[0] as connection:
+            connection.sendall(connection.recv(16))
+"""
+ASK = """
+import socket, sys, time
+with socket.create_connection((sys.argv[1], 5000), timeout=20) as connection:
+    began = time.monotonic()
+    connection.sendall(sys.argv[2].encode())
+    print(connection.recv(16).decode(), time.monotonic() - began)
+"""
+
+
+def test_every_host_reaches_every_other_over_a_cable_of_that_length():
+    with wire.Hosts(3) as hosts:
+        hosts.set(0.05, None)
+        on = [["ip", "netns", "exec", name, sys.executable, "-c"] for name in hosts.names]
+        with subprocess.Popen([*on[1], ANSWER, wire.address(1)], stdout=subprocess.PIPE, text=True) as answering:
+            assert answering.stdout is not None
+            assert answering.stdout.readline() == "ready\n"
+            for host in (0, 2):
+                asked = [*on[host], ASK, wire.address(1), f"host {host}"]
+                *word, seconds = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()
+                assert word == ["host", str(host)]
+                assert float(seconds) >= 0.1  # there and back
+            assert answering.wait(20) == 0
 
 
 MAKER = """

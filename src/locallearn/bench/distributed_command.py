@@ -10,66 +10,32 @@ from typing import Any, Literal
 from rich import box
 from rich.table import Table
 
-from locallearn.bench.measuring import check_positive, facts, show
-from locallearn.bench.own_options import OwnProcessesOptions, check_microbatches
+from locallearn.bench.measuring import facts, show
+from locallearn.bench.own_options import CrewOptions
 from locallearn.cli.early import working
-from locallearn.cli.options import check_at_least, parse
-from locallearn.errors import ConfigError
+from locallearn.cli.options import parse
 from locallearn.report.units import mebibytes
 
 
 @dataclass(frozen=True)
-class DistributedOptions(OwnProcessesOptions):
+class DistributedOptions(CrewOptions):
     """Options of ``bench distributed``."""
 
-    processes: int = 2
-    """How many train together [processes]."""
     depth: tuple[int, ...] = ()
     """K of the local networks, with --width; by default as many modules as processes, and one module."""
-    width: tuple[int, ...] = ()
-    """G of the local networks, as many as --depth; K x G is the number of processes."""
-    cuts: tuple[str, ...] = ("auto",)
-    """Where the network is cut into as many modules as processes, in the pipelines too: auto, balanced, or blocks;
-    auto or submodules of a model of your own."""
     peers: tuple[Literal["e2e", "compiled", "1f1b", "gpipe", "ddp"], ...] = ("e2e", "1f1b", "ddp")
     """What to measure beside them: backpropagation in one process, as it is and compiled, torch's pipelines and
     DistributedDataParallel."""
-    microbatches: int = 4
-    """Parts of a batch in the pipelines; a divisor of --batch-size."""
-    steps: int = 8
-    """Timed steps of a turn."""
     repeats: int = 5
     """Turns of each; medians are printed."""
-    device: str | None = "cpu"
-    """cpu."""
     threads: int | None = 1
     """CPU threads of each process; one process is also timed with as many as all of them have."""
-    timeout: float = 120.0
-    """A turn that takes longer has failed [s]."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least(self, processes=2, steps=1)
-        check_positive(self, "depth", "width")
-        if self.device != "cpu":
-            raise ConfigError("--device", self.device, "cpu")
-        if len(self.depth) != len(self.width):
-            raise ConfigError("--width", self.width, f"as many numbers as --depth has ({len(self.depth)})")
-        for depth, width in self.cells:
-            if depth * width != self.processes:
-                raise ConfigError("--depth", f"{depth} x {width}", f"K x G = {self.processes}, the processes")
-        if not 0 < self.timeout < float("inf"):
-            raise ConfigError("--timeout", self.timeout, "seconds, above 0")
-        if self.is_own and self.cells != ((self.processes, 1),):
-            raise ConfigError("--width", self.width, f"1 with a model of your own, and --depth {self.processes}")
-        check_microbatches(self, self.processes)
 
     @property
     def cells(self) -> tuple[tuple[int, int], ...]:
-        """(K, G)."""
-        along_depth, along_width = (self.processes, 1), (1, self.processes)
-        default = (along_depth,) if self.is_own else (along_depth, along_width)
-        return tuple(zip(self.depth, self.width, strict=True)) or default
+        """(K, G); by default those of all processes along depth, and along width."""
+        along_width = () if self.is_own or self.depth else ((1, self.processes),)
+        return (*super().cells, *along_width)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -77,29 +43,13 @@ def run(arguments: Sequence[str]) -> int:
     description = "Time nodes on several processes in turns with torch's pipelining and data parallelism."
     options = parse(DistributedOptions, arguments, "bench distributed", description)
     with working("importing torch", options.json) as tell:
-        from locallearn.bench.processes import CrewPlan, bench_distributed
-        from locallearn.bench.step import Setting
-        from locallearn.core.image_shape import ImageShape
+        from locallearn.bench.processes import bench_distributed
 
-        device, precision = options.prepare()
-        image = ImageShape(3, options.image_size or 32, 10)
-        setting = Setting(image, options.examples, device, precision, options.repeats, options.threads)
-        plan = CrewPlan(
-            options.model,
-            options.processes,
-            options.cells,
-            options.cuts,
-            options.peers,
-            options.microbatches,
-            options.steps,
-            setting,
-            options.timeout,
-            own=options.own(options.processes, options.cuts),
-        )
+        plan = options.plan(options.peers)
         tell(f"starting {options.processes} processes for each contender")
-        measured = {**options.figures(), **facts(device, precision, options.repeats), **bench_distributed(plan, tell)}
-    names = ("processes", "microbatches", "steps")
-    found = {"cuts": list(options.cuts), **{name: getattr(options, name) for name in names}, **measured}
+        setting = plan.setting
+        found = options.figures() | facts(setting.device, setting.precision, options.repeats)
+        found |= bench_distributed(plan, tell)
     show(options, found, _tables(found))
     return 0
 

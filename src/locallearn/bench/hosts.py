@@ -1,4 +1,4 @@
-"""Throughput of two hosts by what lies between them: latency and bandwidth of the network."""
+"""Throughput of several hosts by what lies between them: latency and bandwidth of the network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from locallearn.bench.crew import Crew, Host
 from locallearn.bench.predicted import LinkSpeed, predict
 from locallearn.bench.processes import CrewPlan, Laps, jobs_of, measure_link, medians
 from locallearn.bench.trainers import TimedJob
-from locallearn.bench.wire import ADDRESSES, INTERFACE, Hosts
+from locallearn.bench.wire import INTERFACE, Hosts, address
 
 FIRST_PORT = 29400
 """Crews meet at this port and those after it, in a namespace of their own."""
@@ -20,7 +20,7 @@ Condition = tuple[float, float | None]
 
 
 def bench_hosts(plan: CrewPlan, conditions: Sequence[Condition], tell: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Measure the cells and the peers of ``plan`` that use two processes, one a host, under every condition.
+    """Measure the cells and the peers of ``plan`` that use as many processes as hosts, under every condition.
 
     Everything is in turns: in every turn all conditions, and under each of them all contenders; ``tell`` is called
     with what is being done.
@@ -31,10 +31,10 @@ def bench_hosts(plan: CrewPlan, conditions: Sequence[Condition], tell: Callable[
         ``predicted_images_per_second`` and ``deviation`` (as ``predict`` has them).
 
     Raises:
-        LocalLearnError: there can be no two hosts on this machine, or a process failed.
+        LocalLearnError: there can be no hosts on this machine, or a process failed.
     """
-    jobs = {name: job for name, job in jobs_of(plan).items() if job.config.mesh.size == 2}
-    with Hosts() as hosts, contextlib.ExitStack() as stack:
+    jobs = {name: job for name, job in jobs_of(plan).items() if job.config.mesh.size == plan.processes}
+    with Hosts(plan.processes) as hosts, contextlib.ExitStack() as stack:
         crews = {}
         for port, (name, job) in enumerate(jobs.items(), start=FIRST_PORT):
             crews[name] = Crew(name, job, plan.timeout, [_host(each, port) for each in hosts.names])
@@ -65,7 +65,7 @@ def bench_hosts(plan: CrewPlan, conditions: Sequence[Condition], tell: Callable[
 
 
 def _host(namespace: str, port: int) -> Host:
-    names = {"MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": INTERFACE}
+    names = {"MASTER_ADDR": address(0), "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": INTERFACE}
     # the first process itself keeps the store where they find each other
     return Host(("ip", "netns", "exec", namespace), {**names, "TORCHELASTIC_USE_AGENT_STORE": "False"})
 

@@ -1,4 +1,4 @@
-"""``locallearn bench hosts``: throughput of two hosts as latency rises and bandwidth falls."""
+"""``locallearn bench hosts``: throughput of several hosts as latency rises and bandwidth falls."""
 
 from __future__ import annotations
 
@@ -11,93 +11,76 @@ from rich import box
 from rich.table import Table
 
 from locallearn.bench.measuring import facts, show
-from locallearn.bench.own_options import OwnProcessesOptions, check_microbatches
+from locallearn.bench.own_options import CrewOptions
+from locallearn.bench.wire import MOST as MOST_HOSTS
 from locallearn.cli.early import working
 from locallearn.cli.options import check_at_least, parse
 from locallearn.errors import ConfigError
 
 _LEAD = 6
-"""Steps of a turn that are not timed: after a change of the cable TCP takes some to find out how fast it may send."""
+"""Most steps of a turn that are not timed: after a change of the cables TCP has to find out how fast it may send."""
+_LATENCIES, _BANDWIDTHS = (0.0, 2.0, 10.0, 50.0), (100.0,)
 
 
 @dataclass(frozen=True)
-class HostsOptions(OwnProcessesOptions):
+class HostsOptions(CrewOptions):
     """Options of ``bench hosts``."""
 
-    cuts: tuple[str, ...] = ("auto",)
-    """Where it is cut in two: auto, balanced, or the name of a block; of a model of your own auto or a submodule."""
+    processes: int = 2
+    """How many hosts there are, with a process each [processes]."""
     peers: tuple[Literal["1f1b", "gpipe", "ddp"], ...] = ("1f1b", "ddp")
-    """What to measure beside dgl: torch's pipelines and DistributedDataParallel."""
-    latency: tuple[float, ...] = (0.0, 2.0, 10.0, 50.0)
-    """From one host to the other, each once without a limit of bandwidth [ms]."""
-    bandwidth: tuple[float, ...] = (100.0,)
-    """Limits of what each host sends, each once without latency [Mbit/s]."""
+    """What to measure beside the local networks: torch's pipelines and DistributedDataParallel."""
+    latency: tuple[float, ...] = ()
+    """From one host to another, each once without a limit of bandwidth; by default 0, 2, 10 and 50, and none where
+    --bandwidth is given [ms]."""
+    bandwidth: tuple[float, ...] = ()
+    """Limits of what each host sends, each once without latency; by default 100, and none where --latency is given
+    [Mbit/s]."""
     in_flight: int = 4
-    """Batches that module 1 may have on the way to module 2 before it waits [batches]."""
-    microbatches: int = 4
-    """Parts of a batch in the pipelines; a divisor of --batch-size."""
+    """Batches that a module may have on the way to the next one before it waits [batches]."""
     steps: int = 8
-    """Timed steps of a turn."""
+    """Timed steps of a turn; as many before them, 6 at most, are not timed."""
     repeats: int = 3
     """Turns of each; medians are printed."""
-    device: str | None = "cpu"
-    """cpu."""
     threads: int | None = 1
     """CPU threads of each host."""
-    timeout: float = 120.0
-    """A turn that takes longer has failed [s]."""
 
     def __post_init__(self) -> None:
+        if self.processes > MOST_HOSTS:
+            raise ConfigError("--processes", self.processes, f"at most {MOST_HOSTS} hosts")
         super().__post_init__()
-        check_at_least(self, in_flight=1, steps=1)
-        if self.device != "cpu":
-            raise ConfigError("--device", self.device, "cpu")
+        check_at_least(self, in_flight=1)
         for name, least in (("latency", 0.0), ("bandwidth", 0.1)):
             for value in getattr(self, name):
                 if not least <= value < math.inf:
                     raise ConfigError(f"--{name}", value, f"at least {least:g}")
-        if not 0 < self.timeout < math.inf:
-            raise ConfigError("--timeout", self.timeout, "seconds, above 0")
-        check_microbatches(self, 2)
+
+    @property
+    def conditions(self) -> list[tuple[float, float | None]]:
+        """Latency [s] and bandwidth [bytes/s; None: no limit] of each cable."""
+        given = self.latency or self.bandwidth
+        latencies = self.latency if given else _LATENCIES
+        bandwidths = self.bandwidth if given else _BANDWIDTHS
+        unlimited: list[tuple[float, float | None]] = [(each / 1e3, None) for each in latencies]
+        return unlimited + [(0.0, each * 1e6 / 8) for each in bandwidths]
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     description = (
-        "Time dgl K=2 on two hosts in turns with torch's pipelining and data parallelism. The hosts are network "
+        "Time nodes on several hosts in turns with torch's pipelining and data parallelism. The hosts are network "
         "namespaces of this machine, which needs Linux and root."
     )
     options = parse(HostsOptions, arguments, "bench hosts", description)
-    conditions = [(latency / 1e3, None) for latency in options.latency]
-    conditions += [(0.0, bandwidth * 1e6 / 8) for bandwidth in options.bandwidth]
-    names = ("cuts", "microbatches", "in_flight", "steps")
-    found = {name: getattr(options, name) for name in names}
     with working("importing torch", options.json) as tell:
         from locallearn.bench.hosts import bench_hosts
-        from locallearn.bench.processes import CrewPlan
-        from locallearn.bench.step import Setting
-        from locallearn.core.image_shape import ImageShape
 
-        device, precision = options.prepare()
-        image = ImageShape(3, options.image_size or 32, 10)
-        setting = Setting(image, options.examples, device, precision, options.repeats, options.threads)
-        plan = CrewPlan(
-            model=options.model,
-            processes=2,
-            cells=((2, 1),),
-            cuts=options.cuts,
-            peers=options.peers,
-            microbatches=options.microbatches,
-            steps=options.steps,
-            setting=setting,
-            timeout=options.timeout,
-            in_flight=options.in_flight,
-            lead=_LEAD,
-            own=options.own(2, options.cuts),
-        )
-        found |= options.figures() | facts(device, precision, options.repeats)
-        tell("starting two processes for each contender")
-        found["rows"] = bench_hosts(plan, conditions, tell)
+        plan = options.plan(options.peers, in_flight=options.in_flight, lead=min(_LEAD, options.steps))
+        tell(f"starting {options.processes} processes for each contender")
+        setting = plan.setting
+        found = options.figures() | {"in_flight": options.in_flight}
+        found |= facts(setting.device, setting.precision, options.repeats)
+        found["rows"] = bench_hosts(plan, options.conditions, tell)
     show(options, found, [_table(found)])
     return 0
 
@@ -107,7 +90,7 @@ def _table(found: dict[str, Any]) -> Table:
     names = list(dict.fromkeys(row["name"] for row in rows))
     unit, digits = ("examples/s", ",.2f") if "tokens" in found else ("images/s", ",.0f")
     caption = f"{unit}, and the timeline's prediction from the parts of a step without messages"
-    title = f"{found['model']} on two hosts, batch {found['batch_size']}, {found['precision']}"
+    title = f"{found['model']} on {found['processes']} hosts, batch {found['batch_size']}, {found['precision']}"
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
     table.add_column("cable")
     for name in names:

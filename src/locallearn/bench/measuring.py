@@ -40,8 +40,12 @@ class MeasuringOptions:
             raise ConfigError("--precision", self.precision, "fp32 or bf16")
         check_at_least(self, repeats=1, image_size=4, threads=1)
 
-    def prepare(self) -> tuple[torch.device, str]:
-        """Set the threads; the device, and the precision on it."""
+    def prepare(self, here: bool = True) -> tuple[torch.device, str]:
+        """Set the threads; the device, and the precision on it.
+
+        Args:
+            here: whether this process measures, and not others that it starts.
+        """
         import torch
 
         from locallearn.training.allocator import keep_freed_memory
@@ -50,7 +54,7 @@ class MeasuringOptions:
         device = check_device(self.device)
         if self.threads:
             torch.set_num_threads(self.threads)
-        if device.type == "cpu":
+        if here and device.type == "cpu":
             keep_freed_memory()  # as training does; every baseline gains by it, too
         return device, self.precision or default_precision(device)
 

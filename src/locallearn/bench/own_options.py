@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from locallearn.bench.measuring import MeasuringOptions
+from locallearn.bench.measuring import MeasuringOptions, check_positive
 from locallearn.cli.options import check_at_least
 from locallearn.cli.own_model import names_own
 from locallearn.errors import ConfigError
 
 if TYPE_CHECKING:
     from locallearn.bench.own_jobs import OwnModel
+    from locallearn.bench.processes import CrewPlan
     from locallearn.bench.ways import Heads
 
 
@@ -88,12 +90,85 @@ class OwnProcessesOptions(OwnOptions):
         return {"model": self.model, "batch_size": self.examples, **own}
 
 
-def check_microbatches(options: Any, processes: int) -> None:
-    """Refuse batches that the pipelines cannot be given in equal parts; a user's own batch is looked at later."""
-    examples, parts = options.examples, options.microbatches
-    if parts < processes or examples % parts:
-        expected = f"a divisor of the {examples} examples of a batch, at least {processes}"
-        raise ConfigError("--microbatches", parts, expected)
-    least = 2 * max(processes, parts)
-    if not options.is_own and examples < least:
-        raise ConfigError("--batch-size", examples, f"at least {least} (batch norm needs two images)")
+@dataclass(frozen=True)
+class CrewOptions(OwnProcessesOptions):
+    """Options of commands whose contenders have processes of their own, which train in turns."""
+
+    processes: int = 2
+    """How many train together [processes]."""
+    depth: tuple[int, ...] = ()
+    """K of the local networks, with --width; by default as many modules as processes."""
+    width: tuple[int, ...] = ()
+    """G of the local networks, as many as --depth; K x G is the number of processes."""
+    cuts: tuple[str, ...] = ("auto",)
+    """Where the network is cut into as many modules as processes, in the pipelines too: auto, balanced, or blocks;
+    auto or submodules of a model of your own."""
+    microbatches: int = 4
+    """Parts of a batch in the pipelines; a divisor of --batch-size."""
+    steps: int = 8
+    """Timed steps of a turn."""
+    device: str | None = "cpu"
+    """cpu."""
+    threads: int | None = 1
+    """CPU threads of each process."""
+    timeout: float = 120.0
+    """A turn that takes longer has failed [s]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, processes=2, steps=1)
+        check_positive(self, "depth", "width")
+        if self.device != "cpu":
+            raise ConfigError("--device", self.device, "cpu")
+        if len(self.depth) != len(self.width):
+            raise ConfigError("--width", self.width, f"as many numbers as --depth has ({len(self.depth)})")
+        for depth, width in self.cells:
+            if depth * width != self.processes:
+                raise ConfigError("--depth", f"{depth} x {width}", f"K x G = {self.processes}, the processes")
+        if not 0 < self.timeout < math.inf:
+            raise ConfigError("--timeout", self.timeout, "seconds, above 0")
+        if self.is_own and self.cells != ((self.processes, 1),):
+            raise ConfigError("--width", self.width, f"1 with a model of your own, and --depth {self.processes}")
+        self._check_microbatches()
+
+    @property
+    def cells(self) -> tuple[tuple[int, int], ...]:
+        """(K, G)."""
+        return tuple(zip(self.depth, self.width, strict=True)) or ((self.processes, 1),)
+
+    def figures(self) -> dict[str, Any]:
+        """What describes the setting."""
+        names = ("processes", "microbatches", "steps")
+        return super().figures() | {"cuts": list(self.cuts), **{name: getattr(self, name) for name in names}}
+
+    def plan(self, peers: tuple[str, ...], **others: Any) -> CrewPlan:
+        """What to measure; ``others`` is what else a ``CrewPlan`` has."""
+        from locallearn.bench.processes import CrewPlan
+        from locallearn.bench.step import Setting
+        from locallearn.core.image_shape import ImageShape
+
+        device, precision = self.prepare(here=False)
+        image = ImageShape(3, self.image_size or 32, 10)
+        return CrewPlan(
+            self.model,
+            self.processes,
+            self.cells,
+            self.cuts,
+            peers,
+            self.microbatches,
+            self.steps,
+            Setting(image, self.examples, device, precision, self.repeats, self.threads),
+            self.timeout,
+            own=self.own(self.processes, self.cuts),
+            **others,
+        )
+
+    def _check_microbatches(self) -> None:
+        """Refuse batches that the pipelines cannot be given in equal parts; a user's own batch is looked at later."""
+        examples, parts = self.examples, self.microbatches
+        if parts < self.processes or examples % parts:
+            expected = f"a divisor of the {examples} examples of a batch, at least {self.processes}"
+            raise ConfigError("--microbatches", parts, expected)
+        least = 2 * max(self.processes, parts)
+        if not self.is_own and examples < least:
+            raise ConfigError("--batch-size", examples, f"at least {least} (batch norm needs two images)")

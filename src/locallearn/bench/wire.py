@@ -1,9 +1,10 @@
-"""Two hosts on one machine: network namespaces whose cable is this program, so that it can be as long as is wanted.
+"""Hosts on one machine: network namespaces whose cables are this program, so that they can be as long as is wanted.
 
-A process of its own makes three namespaces. Each of two has one end of a veth pair (``eth0``) and an address of its
-own; the other ends are in the third, where this program passes every frame on after a delay. It takes away all three
-once its standard input is closed, so also when the process that started it is killed. The delay is kept here because
-not every kernel has ``tc``'s netem; a limit of the rate is ``tc``'s tbf at both hosts.
+A process of its own makes a namespace for each host and one for what is between them. Each host has one end of a veth
+pair (``eth0``) and an address of its own; the other ends are in the middle, where this program passes every frame on
+after a delay, to the host that it is for. It takes all of them away once its standard input is closed, so also when
+the process that started it is killed. The delay is kept here because not every kernel has ``tc``'s netem; a limit of
+the rate is ``tc``'s tbf at every host.
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from locallearn.errors import LocalLearnError
 
-ADDRESSES = ("10.213.77.1", "10.213.77.2")
+MOST = 64
+"""Hosts of one machine."""
 INTERFACE = "eth0"
 
-_ENDS = ("end0", "end1")
 _CLONE_NEWNET = 0x40000000
 _ETH_P_ALL = 3
 _SOL_PACKET, _PACKET_VNET_HDR, _PACKET_IGNORE_OUTGOING = 263, 15, 23  # linux/if_packet.h
+_HEADER = 10  # virtio_net_hdr, before the Ethernet frame
+_ADDRESS = 6  # bytes of an Ethernet address: first the receiver's, then the sender's
 _FRAME = 2**17
 _BUFFER = 2**26
 
@@ -50,8 +53,16 @@ def why_not() -> str | None:
     return None
 
 
+def address(host: int) -> str:
+    """The address of the host of this number, from 0 on."""
+    return f"10.213.77.{1 + host}"
+
+
 class Hosts:
-    """Two hosts and their cable, while it is entered.
+    """Hosts and the cables between them, while it is entered.
+
+    Args:
+        count: how many, 2 to ``MOST``.
 
     Attributes:
         names: of their network namespaces; ``ip netns exec NAME`` runs a command there.
@@ -60,14 +71,15 @@ class Hosts:
         LocalLearnError: this machine cannot have them.
     """
 
-    def __init__(self) -> None:
-        self.names = _names(f"locallearn-{os.getpid()}")[:2]
+    def __init__(self, count: int = 2) -> None:
+        self._stem = f"locallearn-{os.getpid()}"
+        self.names = _names(self._stem, count)
 
     def __enter__(self) -> Hosts:
         reason = why_not()
         if reason:
-            raise LocalLearnError(f"two hosts on this machine: {reason}")
-        command = [sys.executable, "-m", "locallearn.bench.wire", f"locallearn-{os.getpid()}"]
+            raise LocalLearnError(f"hosts on this machine: {reason}")
+        command = [sys.executable, "-m", "locallearn.bench.wire", self._stem, str(len(self.names))]
         self._wire = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
         )
@@ -82,7 +94,7 @@ class Hosts:
         self._wire.stdout.close()
 
     def set(self, latency: float, bandwidth: float | None) -> None:
-        """Make the cable so long that a frame takes ``latency`` [s], and limit what each host sends [bytes/s]."""
+        """Make cables so long that a frame takes ``latency`` [s] to any host, and limit what each sends [bytes/s]."""
         assert self._wire.stdin is not None
         self._wire.stdin.write(f"{latency}\n")
         self._wire.stdin.flush()
@@ -98,11 +110,11 @@ class Hosts:
     def _await_answer(self) -> None:
         assert self._wire.stdout is not None
         if self._wire.stdout.readline() != "ok\n":
-            raise LocalLearnError("two hosts on this machine: the cable between them failed")
+            raise LocalLearnError("hosts on this machine: the cables between them failed")
 
 
-def _names(stem: str) -> tuple[str, str, str]:
-    return f"{stem}-a", f"{stem}-b", f"{stem}-wire"
+def _names(stem: str, count: int) -> list[str]:
+    return [f"{stem}-{host}" for host in range(count)]
 
 
 def _call(*arguments: str) -> None:
@@ -113,15 +125,16 @@ def _call(*arguments: str) -> None:
 
 
 @contextlib.contextmanager
-def _namespaces(stem: str) -> Iterator[str]:
+def _namespaces(stem: str, count: int) -> Iterator[str]:
     """Make the hosts and the place between them; take them away at the end."""
-    *hosts, middle = _names(stem)
+    hosts, middle = _names(stem, count), f"{stem}-wire"
     try:
         for name in (*hosts, middle):
             _call("netns", "add", name)
-        for name, address, end in zip(hosts, ADDRESSES, _ENDS, strict=True):
+        for host, name in enumerate(hosts):
+            end = _end(host)
             _call("link", "add", INTERFACE, "netns", name, "type", "veth", "peer", "name", end, "netns", middle)
-            _call("-n", name, "address", "add", f"{address}/24", "dev", INTERFACE)
+            _call("-n", name, "address", "add", f"{address(host)}/24", "dev", INTERFACE)
             for device in (INTERFACE, "lo"):
                 _call("-n", name, "link", "set", "dev", device, "up")
             _call("-n", middle, "link", "set", "dev", end, "up")
@@ -130,6 +143,11 @@ def _namespaces(stem: str) -> Iterator[str]:
         for name in (*hosts, middle):
             with contextlib.suppress(subprocess.CalledProcessError):  # it was not made
                 _call("netns", "del", name)
+
+
+def _end(host: int) -> str:
+    """The interface in the middle that a host's cable ends at."""
+    return f"end{host}"
 
 
 def _enter(namespace: str) -> None:
@@ -150,15 +168,31 @@ def _end_of_cable(interface: str) -> socket.socket:
     return end
 
 
-def _forward(ends: tuple[socket.socket, socket.socket]) -> None:
+class _Switch:
+    """Which cables a frame goes on: its receiver's once that one has sent something, else all but its sender's."""
+
+    def __init__(self, ends: Sequence[socket.socket]) -> None:
+        self._ends = list(ends)
+        self._known: dict[bytes, socket.socket] = {}
+
+    def cables(self, frame: bytes, came: socket.socket) -> list[socket.socket]:
+        """Where a frame that came on one cable goes on."""
+        receiver, sender = frame[_HEADER:][:_ADDRESS], frame[_HEADER + _ADDRESS :][:_ADDRESS]
+        self._known[sender] = came
+        known = self._known.get(receiver)
+        return [known] if known is not None else [end for end in self._ends if end is not came]
+
+
+def _forward(ends: Sequence[socket.socket]) -> None:
     """Pass frames on until the standard input is closed; a line on it is a new delay [s]."""
-    delay, held = 0.0, deque[tuple[float, socket.socket, bytes]]()
+    delay, held, switch = 0.0, deque[tuple[float, socket.socket, bytes]](), _Switch(ends)
     while True:
         timeout = max(0.0, held[0][0] - time.monotonic()) if held else None
         for ready in select.select([*ends, sys.stdin.fileno()], [], [], timeout)[0]:
             if isinstance(ready, socket.socket):
                 frame = ready.recv(_FRAME)
-                held.append((time.monotonic() + delay, ends[ready is ends[0]], frame))
+                due = time.monotonic() + delay
+                held.extend((due, to, frame) for to in switch.cables(frame, ready))
                 continue
             line = os.read(ready, 64).decode()
             if not line:
@@ -172,10 +206,11 @@ def _forward(ends: tuple[socket.socket, socket.socket]) -> None:
 
 
 def main() -> None:
-    """The cable; its argument is what the namespaces' names begin with."""
-    with _namespaces(sys.argv[1]) as middle:
+    """The cables; the arguments are what the namespaces' names begin with, and how many hosts there are."""
+    stem, count = sys.argv[1], int(sys.argv[2])
+    with _namespaces(stem, count) as middle:
         _enter(middle)
-        ends = (_end_of_cable(_ENDS[0]), _end_of_cable(_ENDS[1]))
+        ends = [_end_of_cable(_end(host)) for host in range(count)]
         print("ok", flush=True)
         _forward(ends)
 

@@ -57,6 +57,9 @@ def test_inference_prints_measured_and_predicted(capsys):
         (["bench", "hosts", "--latency", "-1"], "--latency: -1"),
         (["bench", "hosts", "--bandwidth", "0"], "--bandwidth: 0"),
         (["bench", "hosts", "--microbatches", "1"], "--microbatches: 1"),
+        (["bench", "hosts", "--processes", "1"], "--processes: 1"),
+        (["bench", "hosts", "--processes", "65"], "--processes: 65"),
+        (["bench", "hosts", "--processes", "4", "--depth", "2", "--width", "1"], "--depth: '2 x 1'"),
     ],
 )
 def test_wrong_calls_are_one_line(arguments, message, capsys):

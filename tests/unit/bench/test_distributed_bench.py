@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from locallearn.bench.crew import Crew
+from locallearn.bench.hosts_command import HostsOptions
 from locallearn.bench.predicted import LinkSpeed, link_of, predict
 from locallearn.bench.processes import CrewPlan, jobs_of, medians, slowest, step_seconds, waited_share
 from locallearn.bench.step import Setting
@@ -119,3 +120,16 @@ def test_a_crew_ends_with_the_process_that_started_it():
         assert crew._processes[0].poll() == 1
     finally:
         crew.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "cables"),
+    [
+        ({}, [(0.0, None), (0.002, None), (0.01, None), (0.05, None), (0.0, 12.5e6)]),
+        ({"latency": (10.0,)}, [(0.01, None)]),
+        ({"bandwidth": (8.0,)}, [(0.0, 1e6)]),
+        ({"latency": (1.0,), "bandwidth": (8.0,)}, [(0.001, None), (0.0, 1e6)]),
+    ],
+)
+def test_only_the_cables_that_are_asked_for(given, cables):
+    assert HostsOptions(**given).conditions == cables

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +15,16 @@ from locallearn.core.block_arguments import forget, listen_to_arguments
 from locallearn.core.generators import nothing, restoring
 from locallearn.core.last_layer import LastLayerLoss
 from locallearn.core.module import Features, Stage, each_of
-from locallearn.core.placed import brought, move, view_on
+from locallearn.core.placed import brought, loss_on, move, view_on
+from locallearn.core.read_copies import ReadCopies
 from locallearn.core.recorder import Recorder, share
 from locallearn.core.shares import listen, share_of
 from locallearn.core.stage_pass import StagePass, places_of
 from locallearn.core.weighing import Weighing, weighed
 from locallearn.data.store import Batch
 from locallearn.losses.objectives import LocalLoss, Objective, Passage
-from locallearn.nn.copies import copied
 from locallearn.nn.features import features_of, prediction
-from locallearn.nn.momentum import MomentumHead
 from locallearn.nn.pieces import Piece, Share
-from locallearn.nn.token_heads import ReadsScorer
 
 
 class ModelStage(Stage):
@@ -47,6 +44,7 @@ class ModelStage(Stage):
         noted: tensors of the present pass that the stage's shares of the model's own loss are made of.
         replicas: how many processes have the stage, each with some rows of every batch.
         weighing: what its loss is the mean over, with several; None where the objective sees the whole batch itself.
+        copies: of weights that other stages train and this one reads, where it computes without them.
         rest: names of parameters and buffers that belong to no stage (frozen or never used), kept with this one.
     """
 
@@ -68,9 +66,7 @@ class ModelStage(Stage):
         self.noted: dict[Share, Tensor] = {}
         self.rest: tuple[str, ...] = ()
         self._alone: StagePass | None = None
-        self._copies: dict[ReadsScorer, nn.Linear] = {}
-        self._followed: dict[MomentumHead, nn.Module] = {}
-        self._copied_names: list[tuple[str, nn.Parameter]] = []
+        self.copies = ReadCopies(k - 1, model, objective, self.reads)
         self._reads_copies = False
         self.device: torch.device | None = None
         self._first: torch.device | None = None
@@ -105,34 +101,7 @@ class ModelStage(Stage):
         for each in itertools.chain(*(piece.shares for piece in pieces[: int(self.name) - 1])):
             if isinstance(each.place, str):
                 setattr(view.get_submodule(each.path), each.place, next(self.model.parameters()).new_zeros(()))
-        self.reads.clear()
-        for name in self.piece.reads:
-            pair = self.model.get_parameter(name), view.get_parameter(name)
-            self.reads.setdefault(owners[name], []).append(pair)
-        names = {id(self.model.get_parameter(name)): name for name in owners}
-        self._copied_names.clear()
-        heads = [part for part in self.objective.modules() if isinstance(part, ReadsScorer)]
-        self._copies = {part: self._copy(part.scorer, names, owners) for part in heads}
-        for head, block in self.followed():
-            self._follow_copy(head, block, names, owners)
-
-    def followed(self) -> list[tuple[MomentumHead, nn.Module]]:
-        """Heads that follow a block of the next stage, and the block in the whole model."""
-        following = [part for part in self.objective.modules() if isinstance(part, MomentumHead) and part.followed]
-        return [(head, self._followed.setdefault(head, cast(nn.Module, head.followed))) for head in following]
-
-    def _follow_copy(
-        self, head: MomentumHead, block: nn.Module, names: Mapping[int, str], owners: Mapping[str, int]
-    ) -> None:
-        """Let a head follow a copy of the block, which whoever runs the stages keeps as it was a step before."""
-        copy_here = copied(block)
-        if self.device is not None:
-            move(copy_here.parameters(), self.device)
-        head.look_at(copy_here)
-        for theirs, own in zip(block.parameters(), copy_here.parameters(), strict=True):
-            name = names[id(theirs)]
-            self.reads.setdefault(owners[name], []).append((theirs, own))
-            self._copied_names.append((name, own))
+        self.copies.make(view, self.piece.reads, owners, self.device)
 
     def _view(self, owners: Mapping[str, int], pieces: Sequence[Piece]) -> nn.Module:
         """The model's modules for this stage alone, on its device where it has one of its own."""
@@ -165,45 +134,13 @@ class ModelStage(Stage):
 
     def told(self, loss: LocalLoss) -> LocalLoss:
         """Its losses, detached, where all stages' losses are looked at."""
-        loss, first = loss.detached(), self._first
-        if first is None or loss.total.device == first:
-            return loss
-        terms = {name: term.to(first) for name, term in loss.terms.items()}
-        logits = None if loss.logits is None else loss.logits.to(first)
-        return LocalLoss(loss.total.to(first), terms, logits)
+        return loss.detached() if self._first is None else loss_on(loss.detached(), self._first)
 
     def train(self, mode: bool = True) -> ModelStage:
         """Training or eval mode, also of the modules with which the stage computes alone."""
         if self._alone is not None:
             self._alone.model.train(mode)
         return super().train(mode)
-
-    def _copy(self, scorer: nn.Linear, names: Mapping[int, str], owners: Mapping[str, int]) -> nn.Linear:
-        """The layer, for a head of the stage, with a copy of what other stages train of it."""
-        here = int(self.name) - 1
-        others = {id(p): names[id(p)] for p in scorer.parameters() if owners.get(names.get(id(p), ""), here) != here}
-        here_already = [p for p in scorer.parameters() if id(p) not in others and self.device in (None, p.device)]
-        layer = copy.deepcopy(scorer, {id(p): p for p in here_already})
-        if self.device is not None:
-            move(layer.parameters(), self.device)
-        for theirs, own in zip(scorer.parameters(), layer.parameters(), strict=True):
-            if id(theirs) in others:
-                name = others[id(theirs)]
-                self.reads.setdefault(owners[name], []).append((theirs, own))
-                self._copied_names.append((name, own))
-        return layer
-
-    @torch.no_grad()
-    def read_now(self) -> None:
-        """Set copies of what other stages train to what it is now; for whoever lets stages compute in turn."""
-        for theirs, own in (pair for pairs in self.reads.values() for pair in pairs):
-            own.copy_(theirs)
-
-    @torch.no_grad()
-    def load_copies(self, values: Mapping[str, Tensor]) -> None:
-        """Set the copies of what heads read to the weights of the whole network, by the names in its ``weights``."""
-        for name, own in self._copied_names:
-            own.copy_(values[f"model.{name}"])
 
     def forward(self, features: Features, batch: Batch | None = None) -> Any:
         """What the submodule at the stage's end gives, and the model itself for the last stage.
@@ -266,9 +203,7 @@ class ModelStage(Stage):
         """Losses [G] of the nodes, from what the submodule at the stage's end gave."""
         assert isinstance(batch, CalledBatch)
         alone, self._reads_copies = self._reads_copies, False
-        with contextlib.ExitStack() as reading:
-            for part, layer in self._copies.items() if alone else ():
-                reading.enter_context(part.reading(layer))
+        with self.copies.reading() if alone else contextlib.nullcontext():
             loss = self._loss(output, batch)
         forget(self.objective)
         return loss if batch.whole is None or self.weighing is None else weighed(loss, batch, self.weighing)

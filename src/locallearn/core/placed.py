@@ -14,6 +14,7 @@ from locallearn.core.batches import CalledBatch
 from locallearn.core.module import Features
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError
+from locallearn.losses.objectives import LocalLoss
 from locallearn.nn.copies import converted
 from locallearn.nn.pieces import Piece
 from locallearn.plan.mesh import Mesh, place_nodes
@@ -93,6 +94,15 @@ def brought(features: Features, batch: Batch, device: torch.device) -> tuple[Fea
             given=_there(call.given, device),
         )
     return _there(features, device), call.batch()
+
+
+def loss_on(loss: LocalLoss, device: torch.device) -> LocalLoss:
+    """The losses of a stage on a device."""
+    if loss.total.device == device:
+        return loss
+    terms = {name: term.to(device) for name, term in loss.terms.items()}
+    logits = None if loss.logits is None else loss.logits.to(device)
+    return LocalLoss(loss.total.to(device), terms, logits)
 
 
 def _there(values: T, device: torch.device) -> T:

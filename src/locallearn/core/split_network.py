@@ -11,28 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.arguments import checked, checked_on_failure
+from locallearn.core.apart import look_apart, release, set_apart, take_back, walk_apart
 from locallearn.core.batches import CalledBatch, model_call
 from locallearn.core.compiled_blocks import CompiledBlocks
-from locallearn.core.generators import keeping
-from locallearn.core.local_step import LocalStep, autocast
+from locallearn.core.local_step import LocalStep
 from locallearn.core.model_stage import ModelStage
-from locallearn.core.module import Features
 from locallearn.core.network import LocalNetwork, OptimizerFactory, network_name
 from locallearn.core.placed import devices_of
 from locallearn.core.plain import check_plain
 from locallearn.core.recorder import Recorder
 from locallearn.core.rows import check_apart, shared_arguments
-from locallearn.core.shares import listening
-from locallearn.core.split_pass import SplitPass, seed
+from locallearn.core.split_pass import SplitPass, listening_for
 from locallearn.core.stage_ends import at_ends
 from locallearn.core.tasks import Task
 from locallearn.core.weighing import check_rows, find_weighings
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError, UsageError
 from locallearn.losses.objectives import LocalLoss, Objective
-from locallearn.nn.checkpointing import non_reentrant
 from locallearn.nn.copies import copied
-from locallearn.nn.hooks import removed_after
 from locallearn.nn.pieces import Piece
 from locallearn.nn.width import join_channels
 from locallearn.plan.mesh import split as split_rows
@@ -155,73 +151,26 @@ class SplitNetwork(LocalNetwork):
     ) -> list[LocalLoss]:
         """Train the stages in the model's own forward pass, each where it ends."""
         assert isinstance(batch, CalledBatch)
-        assert batch.call is not None
         if self.placed:
-            return self._walk_apart(steps, batch, index, rate)
-        device, passing = batch.images.device, SplitPass(self.model_stages, steps, batch, index, rate, self.overlap)
-        with (
-            torch.enable_grad(),
-            non_reentrant(),
-            _drawing(device, index),
-            autocast(device, steps[0].precision),
-            self._listening(),
-            self._compiled(),
-            at_ends(self.model, self.pieces[:-1], passing.train_here),
-        ):
-            seed(steps[0], index)
-            with self.model_stages[-1].calling(self.model, batch.call) as call:
-                output = self.model(*call.args, **call.kwargs)
-            return passing.end(output)
-
-    def _walk_apart(
-        self, steps: Sequence[LocalStep], batch: Batch, index: int | None, rate: float | None
-    ) -> list[LocalLoss]:
-        """The same with stages that are on devices of their own."""
-        features: Features = batch.images
-        losses = []
-        for stage, step in zip(self.model_stages, steps, strict=True):
-            stage.read_now()
-            features, loss = step(features, batch, index, rate)
-            losses.append(loss)
-        return losses
-
-    def _compiled(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if self.compiled is None else self.compiled.used(self.model)
-
-    @contextlib.contextmanager
-    def _listening(self) -> Iterator[None]:
-        """While it lasts, stages note what their shares of the model's own loss are made of."""
-        with contextlib.ExitStack() as stack:
-            for stage in self.model_stages:
-                stack.enter_context(listening(self.model, stage.piece.shares, stage.noted))
-                stack.enter_context(removed_after(stage.listen_to(self.model)))
-            yield
+            return walk_apart(self.model_stages, steps, batch, index, rate)
+        passing = SplitPass(self.model_stages, steps, batch, index, rate, self.overlap)
+        return passing.run(contextlib.nullcontext() if self.compiled is None else self.compiled.used(self.model))
 
     def look(self, batch: Batch) -> Iterator[tuple[str, Tensor | None, Tensor]]:
         """What evaluation needs of every stage: its name, scores [G, B, classes] or None, and losses [G]."""
         if self.placed:
-            yield from self._look_apart(batch)
+            yield from look_apart(self.model_stages, batch)
             return
         losses: dict[int, LocalLoss] = {}
 
         def ended(k: int, output: Any) -> None:
             losses[k] = self.model_stages[k].loss(output, batch)
 
-        with self._listening(), at_ends(self.model, self.pieces[:-1], ended):
+        with listening_for(self.model_stages), at_ends(self.model, self.pieces[:-1], ended):
             output = self.output(batch)
         losses[self.depth - 1] = self.model_stages[-1].loss(output, batch)
         for k, stage in enumerate(self.model_stages):
             yield stage.name, losses[k].logits, losses[k].total
-
-    def _look_apart(self, batch: Batch) -> Iterator[tuple[str, Tensor | None, Tensor]]:
-        """The same of stages that are on devices of their own."""
-        features: Features = batch.images
-        for stage in self.model_stages:
-            stage.read_now()
-            features, here = stage.brought(features, batch)
-            output = stage(features, here)
-            loss, features = stage.told(stage.loss(output, here)), stage.handed_on(output)
-            yield stage.name, loss.logits, loss.total
 
     @property
     def placed(self) -> bool:
@@ -271,12 +220,7 @@ class SplitNetwork(LocalNetwork):
     def _run_apart(self, recorder: Recorder) -> None:
         if self.compiled is not None:
             raise ConfigError("compile", True, "False with stages on threads, processes or several devices")
-        owners = {name: k for k, piece in enumerate(self.pieces) for name in piece.parameters}
-        for stage in self.model_stages:
-            if any(share.weight is None for share in stage.piece.shares):
-                expected = "inline for a model whose own loss balances the experts of all stages"
-                raise ConfigError("runtime", "threads", expected)
-            stage.run_alone(recorder, owners, self.pieces)
+        set_apart(self.model_stages, recorder)
 
     def replicate(self, replicas: int, batch: Batch) -> None:
         """Let every stage be in several processes, each with some rows of every batch.
@@ -302,18 +246,11 @@ class SplitNetwork(LocalNetwork):
 
     def release(self, held: Sequence[int]) -> None:
         """Let go of the weights of the stages that are not ``held`` (counted from 0): they become one NaN each."""
-        own = {id(p) for k in held for p in self.model_stages[k].own_parameters().values()}
-        for stage in self.model_stages:
-            for parameter in stage.own_parameters().values():
-                if id(parameter) not in own:
-                    empty = torch.full((), torch.nan, dtype=parameter.dtype, device=parameter.device)
-                    parameter.data = empty.expand(parameter.shape)
+        release(self.model_stages, held)
 
     def take_back(self) -> None:
         """Give memory to the weights that ``release`` has let go of; their values are still to come."""
-        for parameter in self.parameters():
-            if parameter.numel() > 1 and not any(parameter.stride()):
-                parameter.data = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+        take_back(self.parameters())
 
     def merge(self) -> nn.Module:
         """A copy of the trained model: the user's own class, names and shapes, without heads.
@@ -326,8 +263,3 @@ class SplitNetwork(LocalNetwork):
             assert isinstance(layer, nn.Conv2d)
             join_channels(layer)
         return merged
-
-
-def _drawing(device: torch.device, index: int | None) -> contextlib.AbstractContextManager[None]:
-    """Keep all generators for the caller where the stages seed them."""
-    return contextlib.nullcontext() if index is None else keeping(device)

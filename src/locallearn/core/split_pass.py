@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,12 +12,17 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from locallearn.core.batches import CalledBatch
-from locallearn.core.local_step import LocalStep
+from locallearn.core.generators import keeping
+from locallearn.core.local_step import LocalStep, autocast
 from locallearn.core.model_stage import ModelStage
 from locallearn.core.overlap import Waiting
+from locallearn.core.shares import listening
+from locallearn.core.stage_ends import at_ends
 from locallearn.errors import UsageError
 from locallearn.losses.objectives import LocalLoss
+from locallearn.nn.checkpointing import non_reentrant
 from locallearn.nn.features import features_of, prediction, with_features
+from locallearn.nn.hooks import removed_after
 
 
 class SplitPass:
@@ -40,6 +45,28 @@ class SplitPass:
         self._overlap = overlap
         self._below: Waiting | None = None
         self._given: list[Tensor] = []  # what the present stage is given, where its loss reaches there
+
+    def run(self, compiled: contextlib.AbstractContextManager[None]) -> list[LocalLoss]:
+        """Let the model's forward pass run, and its stages train in it.
+
+        Args:
+            compiled: lasts while the model's blocks are compiled ones.
+        """
+        model, device = self.stages[0].model, self.batch.images.device
+        assert self.batch.call is not None
+        with (
+            torch.enable_grad(),
+            non_reentrant(),
+            contextlib.nullcontext() if self.index is None else keeping(device),  # stages seed what is drawn
+            autocast(device, self.steps[0].precision),
+            listening_for(self.stages),
+            compiled,
+            at_ends(model, [stage.piece for stage in self.stages[:-1]], self.train_here),
+        ):
+            seed(self.steps[0], self.index)
+            with self.stages[-1].calling(model, self.batch.call) as call:
+                output = model(*call.args, **call.kwargs)
+            return self.end(output)
 
     def train_here(self, k: int, output: Any) -> Any:
         """Train stage k (from 0) on the features that it just gave, and let the pass go on with them, detached.
@@ -69,7 +96,7 @@ class SplitPass:
                 if not stage.model.training or not stage.piece.parameters:
                     raise UsageError(f"cuts: {stage.piece.path} did not run on this batch, as it did on the example")
                 warnings.warn(
-                    f"{stage.piece.path} did not run on a batch, which stage {k + 1} was not trained on", stacklevel=4
+                    f"{stage.piece.path} did not run on a batch, which stage {k + 1} was not trained on", stacklevel=5
                 )
                 self.losses[k] = LocalLoss(torch.zeros(0), {}, None)
         self._learn(len(self.steps) - 1, output)
@@ -80,7 +107,7 @@ class SplitPass:
     def _learn(self, k: int, output: Any) -> None:
         self._learning = True
         try:
-            self.stages[k].read_now()  # where stages have copies, of having run apart before
+            self.stages[k].copies.read_now()  # where stages have copies, of having run apart before
             self.stages[k].begin()
             # a checkpoint around this place is not to recompute what the loss saves
             with saved_tensors_hooks(_same, _same) if self.stages[k].piece.recomputed else contextlib.nullcontext():
@@ -98,6 +125,16 @@ class SplitPass:
         features = prediction(output) if self.stages[k].last else features_of(output)
         assert features is not None
         self._below = Waiting(self.steps[k], features)
+
+
+@contextlib.contextmanager
+def listening_for(stages: Sequence[ModelStage]) -> Iterator[None]:
+    """While it lasts, stages note what their shares of the model's own loss are made of, and what they are given."""
+    with contextlib.ExitStack() as stack:
+        for stage in stages:
+            stack.enter_context(listening(stage.model, stage.piece.shares, stage.noted))
+            stack.enter_context(removed_after(stage.listen_to(stage.model)))
+        yield
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def weight_reads(network: SplitNetwork) -> tuple[WeightRead, ...]:
         scoring = {names[id(p)] for head in heads for p in head.scorer.parameters() if id(p) in names}
         wanted = [(True, name) for name in stage.piece.reads]
         wanted += [(False, name) for name in sorted(scoring) if owners[name] != k]
-        wanted += [(False, names[id(p)]) for _, block in stage.followed() for p in block.parameters()]
+        wanted += [(False, names[id(p)]) for _, block in stage.copies.followed() for p in block.parameters()]
         found += [WeightRead(k, owners[name], model.get_parameter(name).nbytes, tied) for tied, name in wanted]
     return tuple(found)
 

@@ -168,7 +168,7 @@ class Nodes:
             self._followed.load(tensors)
         for step in self.steps.values():
             if isinstance(step.module, ModelStage):
-                step.module.load_copies({key.removeprefix("network/"): value for key, value in tensors.items()})
+                step.module.copies.load({key.removeprefix("network/"): value for key, value in tensors.items()})
 
     def own(self, i: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The rows that this process has of the tensors that belong to module ``i``."""

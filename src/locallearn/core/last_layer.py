@@ -111,7 +111,7 @@ def last_layer_loss(
         if _gives_the_same(loss, model, call):
             return loss
     said = "the last stage keeps its scores: its loss is not the cross entropy of the scores of a last linear layer"
-    warnings.warn(said, SplitWarning, stacklevel=4)
+    warnings.warn(said, SplitWarning, stacklevel=6)
     return None
 
 

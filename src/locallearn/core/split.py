@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from locallearn.arguments import checked
 from locallearn.config import ObjectiveConfig
-from locallearn.config.checks import non_negative, positive_int
-from locallearn.core.batches import model_call
-from locallearn.core.block_copies import COPYING, BlockCopies
 from locallearn.core.compiled_blocks import CompiledBlocks
-from locallearn.core.last_layer import last_layer_loss
 from locallearn.core.network import OptimizerFactory
-from locallearn.core.overlap import check_overlap
-from locallearn.core.plain import check_example, check_plain
+from locallearn.core.plain import check_plain
 from locallearn.core.rehearsal import rehearse, warn
-from locallearn.core.shares import find as find_shares
-from locallearn.core.split_context import with_context
+from locallearn.core.split_cuts import CutModel, cut_model
 from locallearn.core.split_network import SplitNetwork
-from locallearn.core.stage_inputs import given_to
-from locallearn.core.task_objectives import check_copying, head_objective, last_objective
-from locallearn.core.tasks import Task, choose
-from locallearn.errors import ConfigError
-from locallearn.losses.objectives import Objective, ObjectiveInput
-from locallearn.losses.scores import ScoresLoss
+from locallearn.core.split_objectives import stage_objectives
+from locallearn.core.split_options import SplitOptions
 from locallearn.losses.user import Loss
-from locallearn.nn.copies import copied
-from locallearn.nn.features import Axes, check_tokens, named_layout
 from locallearn.nn.heads import HeadInput
-from locallearn.nn.pieces import Piece, features_dtype, pieces
-from locallearn.nn.recording import trace
-from locallearn.nn.trace import Call, Trace
-from locallearn.nn.width import split_channels
-from locallearn.validation import Defaults
 
 
 def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -127,85 +109,20 @@ def split(
         SplitWarning: parameters that nothing trains, stages of very different cost, parts of the model's own loss
             that do not reach the stage that they are about and are no numbers that it adds.
     """
-    positive_int("width", width)
-    positive_int("depth", depth)
-    non_negative("clip_norm", clip_norm)
-    if (cuts is None) == (depth is None) or isinstance(cuts, str):
-        raise ConfigError("cuts", cuts, "either cuts or depth, and not both; cuts are a list of paths")
-    if tokens is not None:
-        check_tokens(tokens)
-    copying = isinstance(head, str) and head in COPYING
-    if copying and width > 1:
-        raise ConfigError("width", width, f"1 with head {head} in a model of your own, whose blocks it copies")
-    check_plain(model)
-    call = model_call(model, example)
-    check_example(model, (call.args, call.kwargs))
-    found = trace(model, call.args, call.kwargs)
-    if layout is not None:
-        _lay_out(found, layout)
-    if context != "none":
-        if width > 1:
-            raise ConfigError("width", width, f"1 with context {context}, whose adapter is a whole module's")
-        places = pieces(found, cuts, depth)
-        model, cuts = with_context(model, context, places, call, seed)
-        found, depth = trace(model, call.args, call.kwargs), None
-    model_copy = copied(model)
-    stages = depth or len(cuts or ()) + 1
-    task = choose(objective, found, call, model_copy, stages)
-    parts = find_shares(model_copy, found, pieces(found, cuts, depth, partial(_unusable, task=task)), call)
-    check_overlap(overlap, parts)
-    grouped: list[str] = []
-    if width > 1:
-        grouped = split_channels(model_copy, call.args, call.kwargs, found, parts, width)
-    if objective == "infopro" and not call.first.is_floating_point():
-        raise ConfigError(
-            "objective", objective, "another loss for a model whose inputs are no images, which it decodes"
-        )
-    if objective == "infopro" and (call.first.amin() < 0 or call.first.amax() > 1):
-        raise ConfigError("objective", objective, "another loss for images with pixels outside [0, 1]")
-    by_token = tokens == "all" or (tokens is None and len(found.scores) != 2 and stages > 1)
-    config = dataclasses.replace(
-        settings or ObjectiveConfig(), head=_head_name(head, parts, task, by_token), loss=task.name or None
+    options = SplitOptions(
+        cuts, depth, width, head, objective, classes, tokens, layout, clip_norm, overlap, context, settings, seed
     )
-    if config.loss is None and config.options and not isinstance(config.options, Defaults):
-        raise ConfigError("settings.options", config.options, "none with a loss that is not registered with any")
-    given = _given(model_copy, call.first, found, config, width, classes or task.classes)
-    if head is not None and not isinstance(head, str):
-        given = dataclasses.replace(given, make_head=_maker(head))
-    copies = None
-    if copying:
-        tokens = check_copying(config.head, task, parts, tokens)
-        copies = BlockCopies(config.head, config.head_options, model_copy, found, parts, call, task, seed)
-    made: list[Objective] = []
-    sees: list[str] = []
-    for k, part in enumerate(parts[:-1], 1):
-        inputs, source = given_to(parts, k, call.first, found)
-        placed = dataclasses.replace(given, position=(k, stages), inputs=inputs)
-        if copies is not None:
-            placed = dataclasses.replace(placed, make_head=copies.maker(k))
-        objective_k, seen = head_objective(task, placed, part, tokens, k, seed)
-        objective_k.source = source if objective_k.watches else ""
-        made.append(objective_k)
-        sees.append(seen)
-    chunk = getattr(given.options, "chunk", 0)
-    last = last_layer_loss(task, found, call, model_copy, parts, chunk) if chunk else None
-    if copying:  # the last stage has the model's own scores
-        given = dataclasses.replace(given, config=dataclasses.replace(config, head="0c1f", head_options=Defaults()))
-    made.append(last or last_objective(task, given, seed, stages))
-    like = next(model_copy.parameters())
-    for each, part in zip(made, parts, strict=True):
-        each.to(device=like.device, dtype=features_dtype(found, part) or like.dtype)
-
-    def build(modules: Iterable[nn.Module], factory: OptimizerFactory = _still) -> SplitNetwork:
-        whole, *local = modules
-        return SplitNetwork(whole, parts, local, [*sees, "mean"], task, factory, clip_norm, width, grouped, overlap)  # type: ignore[arg-type]
-
-    together = nn.ModuleList([model_copy, *made])
+    check_plain(model)
+    cut = cut_model(model, example, options)
+    made, sees = stage_objectives(cut, options)
+    together = nn.ModuleList([cut.model, *made])
+    build = partial(_network, cut, sees, options)
     rehearse(together, build, example)
-    warn(parts, found, stages)
+    warn(cut.pieces, cut.found, options.stages)
     network = build(together, optimizer)
     if compile:
-        network.compiled = CompiledBlocks(model_copy, parts, compile if isinstance(compile, str) else "inductor")
+        backend = compile if isinstance(compile, str) else "inductor"
+        network.compiled = CompiledBlocks(cut.model, cut.pieces, backend)
     return network
 
 
@@ -213,61 +130,24 @@ def _still(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.0)
 
 
-def _lay_out(found: Trace, layout: str) -> None:
-    """Take the user's word for the axes of features with that many."""
-    said = named_layout(layout)
-    for call in found.calls[:-1]:
-        if len(call.shape or ()) == len(layout):
-            call.batch, call.channels = said.batch, said.channels
-
-
-def _unusable(call: Call, task: Task) -> str:
-    """Why heads cannot learn a task from a call's features, as what would be right."""
-    by_class = isinstance(task.loss, ScoresLoss) and task.loss.kind == "cross-entropy"
-    if len(task.scores) != 3 or not by_class:
-        return ""
-    shape = Axes(call.batch or 0, call.channels).shape(call.shape or ())
-    if call.other_tokens or task.form(shape) == "vector":
-        return "features of the tokens that have labels (a model with an encoder scores the decoder's)"
-    return ""
-
-
-def _head_name(head: Any, parts: Sequence[Piece], task: Task, by_token: bool) -> str:
-    if isinstance(head, str):
-        return head
-    forms = {task.form(part.shape) for part in parts[:-1]}
-    return "0c1f" if by_token and forms & {"tokens", "flat"} else "1c2f"
-
-
-def _maker(head: nn.Module | Callable[[HeadInput], nn.Module]) -> Callable[[HeadInput], nn.Module]:
-    """A function that makes a head, of what the user gave as one."""
-    if isinstance(head, nn.Module):
-        return lambda _given: copied(head)
-    if not callable(head):
-        raise ConfigError("head", head, "a name, a module, or a function of a HeadInput that makes one")
-
-    def make(given: HeadInput) -> nn.Module:
-        made = head(given)
-        if not isinstance(made, nn.Module):
-            raise ConfigError("head", type(made).__name__, "a function that gives a torch.nn.Module")
-        return made
-
-    return make
-
-
-def _given(
-    model: nn.Module, inputs: Tensor, found: Trace, config: ObjectiveConfig, width: int, classes: int
-) -> ObjectiveInput:
-    """What all modules' objectives are built for; shape and position are each module's own."""
-    scorer = model.get_submodule(found.scorer) if found.scorer else None
-    return ObjectiveInput(
-        config=config,
-        shape=(),
-        groups=width,
-        classes=classes,
-        image=(inputs.shape[1], inputs.shape[2], inputs.shape[3]) if inputs.dim() == 4 else (0, 0, 0),
-        widen=1.0,
-        family=type(model).__name__,
-        position=(1, 1),
-        scorer=scorer if isinstance(scorer, nn.Linear) else None,
+def _network(
+    cut: CutModel,
+    sees: Sequence[str],
+    options: SplitOptions,
+    together: Iterable[Any],
+    optimizer: OptimizerFactory = _still,
+) -> SplitNetwork:
+    """The network of a model and its stages' objectives, or of copies of them."""
+    model, *objectives = together
+    return SplitNetwork(
+        model,
+        cut.pieces,
+        objectives,
+        sees,
+        cut.task,
+        optimizer,
+        options.clip_norm,
+        options.width,
+        cut.grouped,
+        options.overlap,
     )

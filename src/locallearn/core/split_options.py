@@ -1,0 +1,61 @@
+"""What the user of ``split`` chose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from locallearn.config import ObjectiveConfig
+from locallearn.config.checks import non_negative, positive_int
+from locallearn.core.block_copies import COPYING
+from locallearn.errors import ConfigError
+from locallearn.losses.user import Loss
+from locallearn.nn.features import check_tokens
+from locallearn.nn.heads import HeadInput
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """Where a model is cut, and what its stages learn; the fields are the arguments of ``split``.
+
+    Raises:
+        ConfigError: values that no model fits.
+    """
+
+    cuts: Sequence[str] | None
+    depth: int | None
+    width: int
+    head: str | nn.Module | Callable[[HeadInput], nn.Module] | None
+    objective: str | Loss | None
+    classes: int | None
+    tokens: str | None
+    layout: str | None
+    clip_norm: float
+    overlap: int
+    context: str
+    settings: ObjectiveConfig | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        positive_int("width", self.width)
+        positive_int("depth", self.depth)
+        non_negative("clip_norm", self.clip_norm)
+        if (self.cuts is None) == (self.depth is None) or isinstance(self.cuts, str):
+            raise ConfigError("cuts", self.cuts, "either cuts or depth, and not both; cuts are a list of paths")
+        if self.tokens is not None:
+            check_tokens(self.tokens)
+        if self.copying and self.width > 1:
+            expected = f"1 with head {self.head} in a model of your own, whose blocks it copies"
+            raise ConfigError("width", self.width, expected)
+
+    @property
+    def copying(self) -> bool:
+        """Whether heads copy the model's own blocks."""
+        return isinstance(self.head, str) and self.head in COPYING
+
+    @property
+    def stages(self) -> int:
+        """K."""
+        return self.depth or len(self.cuts or ()) + 1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -156,6 +157,18 @@ class Nodes:
             for i, step in self.steps.items()
             for key, value in step.module.weights().items()
         }
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """While it lasts the weights are their moving averages, where these are kept."""
+        averages = [step.average for step in self.steps.values() if step.average is not None]
+        for average in averages:
+            average.swap()
+        try:
+            yield
+        finally:
+            for average in averages:
+                average.swap()
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what all processes' ``tensors`` are together."""

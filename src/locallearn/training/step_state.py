@@ -1,15 +1,50 @@
-"""What a local step holds beside weights and the tensors of its optimizer, as tensors of a checkpoint."""
+"""What a local step has beside weights and the tensors of its optimizer, and that as tensors of a checkpoint."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from locallearn.core.local_step import LocalStep
+from locallearn.core.weight_average import WeightAverage
+from locallearn.errors import UsageError
+from locallearn.training.work import Work
+
+
+def equip(step: LocalStep, work: Work, precision: str, device: torch.device) -> Any:
+    """Give a local step what the work asks for beside its optimizer, and return the schedule on that, or None."""
+    schedule = None if work.schedule is None else work.schedule(step.optimizer)
+    if not work.every_epoch:
+        step.schedule = schedule
+    if precision == "fp16":
+        trained = next(iter(step.module.own_parameters().values()), None)
+        step.scaler = torch.amp.GradScaler((device if trained is None else trained.device).type)
+    if work.average:
+        step.average = WeightAverage(step.module, work.average)
+    return schedule
+
+
+def end_epoch(schedules: Iterable[Any], evaluation: dict[str, Any] | None) -> None:
+    """Step schedules that count epochs; one that follows a measure is given the last stage's validation loss.
+
+    Args:
+        schedules: of all stages.
+        evaluation: the last one, where there was one.
+
+    Raises:
+        UsageError: a schedule follows a measure, and there is none.
+    """
+    for schedule in schedules:
+        if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            if evaluation is None:
+                raise UsageError("schedule: ReduceLROnPlateau needs validation batches: fit(..., validation=...)")
+            schedule.step(evaluation["nodes"][-1]["loss"])
+        else:
+            schedule.step()
 
 
 def step_state(step: LocalStep, schedule: Any) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ import torch
 from locallearn.config import RunConfig, digest
 from locallearn.core.network import LocalNetwork
 from locallearn.core.split_network import SplitNetwork
+from locallearn.runtime.distributed import DistributedRuntime
+from locallearn.runtime.inline import Runtime
+from locallearn.runtime.world import Alone, ProcessWorld
 from locallearn.training import provenance
 from locallearn.training.evaluate import CLASSIFIER
 
@@ -72,3 +76,27 @@ def memory(config: RunConfig, progress: dict[str, Any]) -> dict[str, int]:
     if device.startswith("cuda"):
         memory["peak_device_bytes"] = torch.cuda.max_memory_allocated(device)
     return memory
+
+
+def processes_since(
+    images: float,
+    seconds: float,
+    world: Alone | ProcessWorld,
+    runtime: Runtime,
+    config: RunConfig,
+    progress: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """On the leader of several processes, how each has fared since so many images and seconds; all call it."""
+    if not isinstance(world, ProcessWorld) or not isinstance(runtime, DistributedRuntime):
+        return []
+    done = (progress["images"] - images) / config.mesh.data
+    passed = progress["train_seconds"] - seconds
+    row = {
+        "process": world.rank,
+        "nodes": world.names[world.rank],
+        "waiting": runtime.waited / passed if passed else 0.0,
+        "sent_bytes": runtime.sent_bytes,
+        **memory(config, progress),
+        "images_per_second": done / passed if passed else 0.0,
+    }
+    return [json.loads(text) for text in world.collect(json.dumps(row))]

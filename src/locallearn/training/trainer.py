@@ -270,7 +270,7 @@ class Trainer:
             if isinstance(world, ProcessWorld) and self._loop is not None:
                 weights = world.whole(self._loop.nodes.weights())
                 if self.average:
-                    with self._loop.averaged():
+                    with self._loop.nodes.averaged():
                         self._averages = world.whole(self._loop.nodes.weights())
                 if world.leader and isinstance(self.network, SplitNetwork):
                     self.network.take_back()
@@ -399,7 +399,7 @@ class Trainer:
         if self._loop is None:
             return compute()
         if not self._averages:
-            with self._loop.averaged():
+            with self._loop.nodes.averaged():
                 return compute()
         present = {f"network/{name}": value.clone() for name, value in self.network.weights().items()}
         load_network(self.network, self._averages, Path("of all processes"))

@@ -28,7 +28,7 @@ from locallearn.training import provenance
 from locallearn.training.guard import FiniteGuard
 from locallearn.training.initial import start_from
 from locallearn.training.optim import build_optimizer, rates
-from locallearn.training.own_nodes import feature_shapes
+from locallearn.training.placement import feature_shapes
 from locallearn.training.setup import image_shape
 from locallearn.training.stop import StopRequest
 from locallearn.training.sums import Sums

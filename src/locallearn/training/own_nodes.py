@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor
 
 from locallearn.config import RunConfig
 from locallearn.core.image_shape import ImageShape
-from locallearn.core.local_step import LocalStep, autocast
+from locallearn.core.local_step import LocalStep
 from locallearn.core.model_stage import ModelStage
 from locallearn.core.module import Stage
 from locallearn.core.network import LocalNetwork, OptimizerFactory, network_name
 from locallearn.core.shard import rows, shard
 from locallearn.core.split_network import SplitNetwork
-from locallearn.costs.steps import dry_steps
 from locallearn.errors import ConfigError
-from locallearn.nn.macs import dry_run
 from locallearn.nn.peers import Peers
-from locallearn.nn.ssl_head import FeatureNoise
-from locallearn.plan.mesh import Placement, place_nodes
+from locallearn.plan.mesh import place_nodes
 from locallearn.runtime.cuda_graphs import CudaGraphsRuntime
 from locallearn.runtime.distributed import DistributedRuntime
 from locallearn.runtime.inline import InlineRuntime, Runtime
@@ -35,6 +30,7 @@ from locallearn.runtime.world import Alone, ProcessWorld
 from locallearn.training import checkpoint as checkpoints
 from locallearn.training.followed import Followed
 from locallearn.training.optim import build_optimizer
+from locallearn.training.placement import feature_shapes, feature_types, placement_of
 
 
 class Nodes:
@@ -71,31 +67,39 @@ class Nodes:
         self.network = network
         self.spread: SpreadNetwork | None = None
         self._followed: Followed | None = None
+        self.steps: dict[int, LocalStep] = {}
         self.runtime: Runtime
         if isinstance(world, Alone):
-            self.steps = {i: self._step(module, None) for i, module in enumerate(network)}
-            steps = list(self.steps.values())
-            if config.runtime == "threads":
-                threads = torch.get_num_threads()
-                network.run_apart()
-                kind = OverlappingThreadsRuntime if network.overlap else ThreadsRuntime
-                self.runtime = kind(steps, config.threads.at_once or threads, threads)
-            elif config.runtime == "cuda-graphs":
-                self.runtime = CudaGraphsRuntime(steps, torch.device(str(config.train.device)))
-            else:
-                self.runtime = InlineRuntime(steps, network.walk)
-            return
-        if isinstance(network, SplitNetwork):
-            self._split(config, network, world)
-            return
-        assert image is not None
+            self._hold_all(config, network)
+        elif isinstance(network, SplitNetwork):
+            self._hold_stages(config, network, world)
+        else:
+            assert image is not None
+            self._hold_groups(config, network, image, world)
+
+    def _hold_all(self, config: RunConfig, network: LocalNetwork) -> None:
+        """The whole network in this process."""
+        self.steps = {i: self._step(module, None) for i, module in enumerate(network)}
+        steps = list(self.steps.values())
+        if config.runtime == "threads":
+            threads = torch.get_num_threads()
+            network.run_apart()
+            kind = OverlappingThreadsRuntime if network.overlap else ThreadsRuntime
+            self.runtime = kind(steps, config.threads.at_once or threads, threads)
+        elif config.runtime == "cuda-graphs":
+            self.runtime = CudaGraphsRuntime(steps, torch.device(str(config.train.device)))
+        else:
+            self.runtime = InlineRuntime(steps, network.walk)
+
+    def _hold_groups(self, config: RunConfig, network: LocalNetwork, image: ImageShape, world: ProcessWorld) -> None:
+        """A network of the package's own on the mesh: this process has some groups of some modules."""
         placement = placement_of(config, network, image, world)
         modules, rank = list(network), world.rank
         held = {i: shard(modules[i], placement.held(i, rank), world.mesh.data) for i in placement.modules(rank)}
         self.network = LocalNetwork(list(held.values()))
         self.steps = {i: self._step(module, self._peers(world, i, module)) for i, module in held.items()}
         names = [module.name for module in network]
-        self._followed = Followed(modules, held, placement, world.rank)
+        self._followed = Followed(modules, held, placement, rank)
         plain = config.context == "none"
         self.runtime = DistributedRuntime(
             world,
@@ -110,7 +114,7 @@ class Nodes:
             read=self._followed.read,
         )
 
-    def _split(self, config: RunConfig, network: SplitNetwork, world: ProcessWorld) -> None:
+    def _hold_stages(self, config: RunConfig, network: SplitNetwork, world: ProcessWorld) -> None:
         """A user's model on depth and data of the mesh: this process has some stages, and nothing of the others."""
         if config.mesh.width > 1:
             raise ConfigError("mesh.width", config.mesh.width, "1 with a network from ll.split")
@@ -191,52 +195,3 @@ class Nodes:
         prefixes = (f"optimizer/{module.name}/", f"sums/{module.name}/")
         own = {k: v for k, v in tensors.items() if k in weights or k.startswith(prefixes)}
         return {k: rows(v, groups, self._groups[i]) for k, v in own.items()}
-
-
-def placement_of(config: RunConfig, network: LocalNetwork, image: ImageShape, world: ProcessWorld) -> Placement:
-    """Where the network's nodes are.
-
-    Raises:
-        ConfigError: the mesh does not fit the network, or a method cannot be spread over it.
-    """
-    modules = list(network)
-    mesh = world.mesh
-    costs = [1.0] * config.depth
-    if 1 < mesh.depth < config.depth:
-        counted = dry_steps(network, image, config.train)
-        costs = [float(module.macs * module.groups) for module in counted]
-    split = (mesh.width > 1 or mesh.data > 1) and any(isinstance(m, nn.Dropout) for m in network.modules())
-    if split:
-        raise ConfigError("dropout", config.dropout, "0 where mesh.width or mesh.data is above 1")
-    if (mesh.width > 1 or mesh.data > 1) and any(isinstance(m, FeatureNoise) for m in network.modules()):
-        expected = "another where mesh.width or mesh.data is above 1, for its noise is drawn for whole batches"
-        raise ConfigError("method", config.method, expected)
-    if mesh.data > 1:
-        fixed = [module.name for module in modules if not module.objective.replicable]
-        if fixed:
-            raise ConfigError("mesh.data", mesh.data, f"1 with the loss of module {fixed[0]}")
-    groups = [module.groups for module in modules[: config.depth]]
-    return place_nodes(mesh, groups, costs, len(modules) > config.depth)
-
-
-def feature_shapes(network: LocalNetwork, image: ImageShape) -> list[tuple[int, ...]]:
-    """Features of one image over all groups of every module in training, (C, H, W) or (C,)."""
-    shape, shapes = network.given(image), []
-    for module in network:
-        shape = dry_run(module.blocks, shape).shape
-        shapes.append(shape)
-    return shapes
-
-
-def feature_types(network: LocalNetwork, image: ImageShape, config: RunConfig) -> list[torch.dtype]:
-    """Types of the features of every module in training, found on tensors without data."""
-    network, types = copy.deepcopy(network).to("meta").train(), []
-    device = torch.device(str(config.train.device)).type
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        network.to_empty(device=device)
-        features = torch.empty(2, *image.sizes, device=device)
-        for module in network:
-            with autocast(features.device, str(config.train.precision)):
-                features = module.blocks(features)
-            types.append(features.dtype)
-    return types

@@ -34,7 +34,7 @@ from locallearn.training.observer import Observer, Quiet
 from locallearn.training.record import RunFolder
 from locallearn.training.settings import change, with_settings
 from locallearn.training.setup import resolve, with_changes
-from locallearn.training.shared_folder import check_shared
+from locallearn.training.shared_folder import one_writer
 from locallearn.training.stage_by_stage import SequentialTraining
 
 
@@ -69,8 +69,7 @@ def train(
         resolved = from_toml(world.share(to_toml(_from_weights(resolve(config, dataset)))))
         training = build(resolved, dataset, folder, observer, world)
         shown = _loggers(folder, resolved, observer, world)
-        with _one_writer(folder, world):
-            check_shared(folder.path, world)
+        with one_writer(folder, world), _saying_how_to_go_on(folder):
             if world.leader:  # only now, so that what cannot be built leaves no folder behind
                 folder.create(resolved, overwrite)
             world.sync()
@@ -139,8 +138,7 @@ def resume(
             config = dataclasses.replace(config, init_from=None)
         training = build(resolve(config, dataset), dataset, folder, observer, world)
         shown = _loggers(folder, config, observer, world)
-        with _one_writer(folder, world):
-            check_shared(folder.path, world)
+        with one_writer(folder, world), _saying_how_to_go_on(folder):
             if changed and world.leader:
                 change(folder, before, wanted)
             world.sync()
@@ -168,18 +166,14 @@ def _summary(folder: RunFolder, config: RunConfig, observer: Observer | None) ->
 
 
 @contextlib.contextmanager
-def _one_writer(folder: RunFolder, world: Alone | ProcessWorld) -> Iterator[None]:
-    """Keep others from training this run; where the disk is full, say how to go on. The leader does so for all."""
-    if world.leader:
-        folder.claim()
+def _saying_how_to_go_on(folder: RunFolder) -> Iterator[None]:
+    """Where the disk is full, say how to go on when there is room."""
     try:
         yield
     except DiskError as error:
         kept = (folder.path / "config.toml").is_file()
         how = f"locallearn train --resume {folder.path}" if kept else "the same command"
         raise DiskError(f"{error}; make room and continue with: {how}") from None
-    finally:
-        folder.release()
 
 
 @contextlib.contextmanager

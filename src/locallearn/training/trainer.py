@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,48 +12,28 @@ import torch
 from torch import Tensor
 
 from locallearn.arguments import checked_on_failure
-from locallearn.config import (
-    CheckpointConfig,
-    DataConfig,
-    OptimizerConfig,
-    RunConfig,
-    ThreadsConfig,
-    TrainConfig,
-    to_dict,
-    to_toml,
-)
-from locallearn.config.checks import check, choice, is_real, non_negative, positive_int
+from locallearn.config import RunConfig
+from locallearn.config.checks import positive_int
 from locallearn.core.network import LocalNetwork, OptimizerFactory
-from locallearn.core.placed import devices_of
 from locallearn.core.split import adamw
 from locallearn.core.split_network import SplitNetwork
 from locallearn.data.store import Batch
-from locallearn.errors import ConfigError, UsageError
-from locallearn.files import short_temporary_folder, write_atomically
+from locallearn.errors import UsageError
+from locallearn.files import short_temporary_folder
 from locallearn.nn.features import prediction
 from locallearn.runtime.world import Alone, ProcessWorld, process_world
 from locallearn.training.checkpoint import load_network
-from locallearn.training.described import described, identity_of, mesh_of
+from locallearn.training.described import identity_of
 from locallearn.training.evaluate import Evaluation, evaluate
 from locallearn.training.lines import lines_if_watched
 from locallearn.training.loaders import LoaderSource, read_network
-from locallearn.training.loggers import Loggers
 from locallearn.training.loop import Loop
-from locallearn.training.observer import TOLD, Observer, Quiet
-from locallearn.training.record import SPLIT, RunFolder
-from locallearn.training.shared_folder import check_shared
+from locallearn.training.observer import Observer, Quiet
+from locallearn.training.own_run import gather, has_begun, train_in
+from locallearn.training.record import RunFolder
 from locallearn.training.stage_features import checked_stage, stage_places, stage_reader
+from locallearn.training.trainer_options import TrainerOptions
 from locallearn.training.work import ScheduleFactory, Work
-
-RUNTIMES = ("inline", "threads", "distributed")
-PRECISIONS = ("fp32", "bf16", "fp16")
-
-
-def _is_device(value: object) -> bool:
-    try:
-        return isinstance(torch.device(value), torch.device)  # type: ignore[call-overload]
-    except (TypeError, RuntimeError):
-        return False
 
 
 class Trainer:
@@ -130,61 +110,16 @@ class Trainer:
         loggers: Sequence[str] = (),
         observer: Observer | None = None,
     ) -> None:
-        if not isinstance(network, LocalNetwork):
-            raise ConfigError("network", type(network).__name__, "a network from ll.split or ll.build_network")
-        for name, value in (("optimizer", optimizer), ("schedule", schedule)):
-            check(name, value, callable, f"a function that makes one stage's {name}")
-        choice("schedule_unit", schedule_unit, "step", "epoch")
-        choice("runtime", runtime, *RUNTIMES)
-        choice("precision", precision, *PRECISIONS)
-        positive_int("accumulate", accumulate)
-        positive_int("threads", threads)
-        mesh = mesh_of(network, runtime, replicas)
-        non_negative("clip_norm", clip_norm)
-        check("average", average, lambda v: is_real(v) and 0 <= v < 1, "a number in [0, 1)")
-        check("device", device, _is_device, "cpu, cuda[:N] or another device of torch's")
-        check(
-            "observer",
-            observer,
-            lambda v: all(hasattr(v, name) for name in TOLD),
-            f"an object with {', '.join(TOLD)}",
-        )
-        check("run", run, lambda v: isinstance(v, (str, Path)), "a folder, or None to keep nothing")
-        if isinstance(loggers, str) or (loggers and run is None):
-            raise ConfigError("loggers", loggers, "a sequence of names, with a run")
+        self.options = options = TrainerOptions(
+            network, optimizer, schedule, schedule_unit, runtime, run, precision, clip_norm, accumulate, average,
+            seed, device, devices, replicas, threads, checkpoint_every, keep_last, loggers, observer,
+        )  # fmt: skip
         self.loggers = tuple(loggers)
         self.network = network
-        self.optimizer: OptimizerFactory = optimizer or adamw
-        self.schedule, self.schedule_unit = schedule, schedule_unit
-        self.accumulate, self.average = accumulate, average
         self.folder = None if run is None else RunFolder(Path(run))
         self.observer = observer or lines_if_watched()
-        parameter = next(network.parameters())
-        self.device = torch.device(device) if device is not None else parameter.device
-        self.devices, self._home = devices, self.device
-        if devices is not None:
-            self.device = self._first_device(devices, device, runtime)
-        if runtime == "threads" and self.device.type != "cpu":
-            raise ConfigError("runtime", runtime, f"inline on {self.device}; threads share the cores of a CPU")
-        clip = network.clip_norm if clip_norm is None else clip_norm
-        self.config = RunConfig(
-            method=SPLIT,
-            **described(network),
-            seed=seed,
-            runtime=runtime,  # type: ignore[arg-type]
-            data=DataConfig(name="loader"),
-            optimizer=OptimizerConfig(clip_norm=clip),
-            train=TrainConfig(
-                precision=precision,  # type: ignore[arg-type]
-                device=str(self.device),
-                channels_last=False,
-                threads=threads,
-            ),
-            threads=ThreadsConfig(),
-            mesh=mesh,
-            checkpoint=CheckpointConfig(every_steps=checkpoint_every, keep_last=keep_last),
-        )
-        self.precision = precision
+        self._home, self.device = options.home, options.place()
+        self.config = options.config(self.device)
         self._loop: Loop | None = None
         self._averages: dict[str, Tensor] = {}
         """Of all stages, where others train some of them."""
@@ -216,22 +151,7 @@ class Trainer:
         config = dataclasses.replace(self.config, train=train)
         if getattr(loader, "num_workers", 0) or getattr(validation, "num_workers", 0):
             short_temporary_folder()
-        source = self._source(loader)
-        again = None if validation is None else self._source(validation)
-        where = "this Trainer again" if self.folder is None else f"a Trainer with run={str(self.folder.path)!r}"
-        work = Work(
-            self.network,
-            source,
-            None if again is None else lambda network: self._evaluate(network, again),
-            source=type(loader).__name__,
-            optimizer=self.optimizer,
-            schedule=self.schedule,
-            every_epoch=self.schedule_unit == "epoch",
-            accumulate=self.accumulate,
-            average=self.average,
-            identity=identity_of(config),
-            resume=f"continue with fit of {where}",
-        )
+        work = self._work(config, loader, validation)
         before = torch.get_num_threads()
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
@@ -243,19 +163,31 @@ class Trainer:
             if isinstance(self.network, SplitNetwork) and self.network.placed:
                 self.network.gather(self._home)
 
-    def _first_device(self, devices: Sequence[Any], device: Any, runtime: str) -> torch.device:
-        """Where batches go and losses are looked at, with several devices."""
-        if not isinstance(self.network, SplitNetwork):
-            raise ConfigError("devices", devices, "None, but for a network of ll.split")
-        if device is not None or runtime == "distributed":
-            raise ConfigError("devices", devices, "None with device=, or with runtime='distributed'")
-        return devices_of(self.network.pieces, devices)[0]
+    def _work(self, config: RunConfig, loader: Iterable[Any], validation: Iterable[Any] | None) -> Work:
+        """What is trained, and on what."""
+        options = self.options
+        source = self._source(loader)
+        again = None if validation is None else self._source(validation)
+        where = "this Trainer again" if self.folder is None else f"a Trainer with run={str(self.folder.path)!r}"
+        return Work(
+            self.network,
+            source,
+            None if again is None else lambda network: self._evaluate(network, again),
+            source=type(loader).__name__,
+            optimizer=options.optimizer or adamw,
+            schedule=options.schedule,
+            every_epoch=options.schedule_unit == "epoch",
+            accumulate=options.accumulate,
+            average=options.average,
+            identity=identity_of(config),
+            resume=f"continue with fit of {where}",
+        )
 
     def _prepare(self) -> None:
         """Put the network where it trains."""
         self.network.train()
-        if self.devices is not None and isinstance(self.network, SplitNetwork):
-            self.network.place(self.devices)
+        if self.options.devices is not None and isinstance(self.network, SplitNetwork):
+            self.network.place(self.options.devices)
         else:
             self.network.to(self.device)
 
@@ -268,65 +200,15 @@ class Trainer:
         with process_world(config, self.device) if distributed else contextlib.nullcontext(Alone()) as world:
             summary = self._fit_in(world, config, work)
             if isinstance(world, ProcessWorld) and self._loop is not None:
-                weights = world.whole(self._loop.nodes.weights())
-                if self.average:
-                    with self._loop.nodes.averaged():
-                        self._averages = world.whole(self._loop.nodes.weights())
-                if world.leader and isinstance(self.network, SplitNetwork):
-                    self.network.take_back()
-                    load_network(self.network, weights, Path("of all processes"))
+                self._averages = gather(self._loop, world, self.network)
             return summary
 
     def _fit_in(self, world: Alone | ProcessWorld, config: RunConfig, work: Work) -> dict[str, Any]:
-        observer = self.observer if world.leader else Quiet()
+        begun = self.folder is not None and has_begun(self.folder, config, world)
+        self._loop = Loop(config, work, self.folder, self.observer if world.leader else Quiet(), world)
         if self.folder is None:
-            self._loop = Loop(config, work, None, observer, world)
             return self._loop.run()
-        begun = (self.folder.path / "config.toml").is_file() if world.leader else False
-        begun = bool(world.share("begun" if begun else ""))
-        if begun and world.leader:
-            self._check_same(self.folder.config(), config)
-        elif world.leader:
-            self.folder.check_free(overwrite=False)
-        self._loop = Loop(config, work, self.folder, observer, world)
-        with self._written(world, config, begun):
-            if begun:
-                self._loop.restore()
-                summary = self.folder.usable_summary(observer.on_warning)
-                if summary is not None and self._loop.epochs_done >= self._loop.epochs:
-                    return summary if world.leader else {}
-                if world.leader:
-                    write_atomically(self.folder.path / "config.toml", to_toml(config))
-            world.sync()
-            return self._loop.run()
-
-    @contextlib.contextmanager
-    def _written(self, world: Alone | ProcessWorld, config: RunConfig, begun: bool) -> Iterator[None]:
-        """The run's folder is this training's alone while it lasts, and its loggers are open."""
-        assert self.folder is not None
-        if not world.leader:
-            check_shared(self.folder.path, world)
-            yield
-            return
-        logged = Loggers(self.loggers, self.folder.path, to_dict(config), warn=self.observer.on_warning)
-        self.folder.claim()
-        try:
-            check_shared(self.folder.path, world)
-            if not begun:
-                self.folder.create(config)
-            with self.folder.logging_to(logged):
-                yield
-        finally:
-            self.folder.release()
-
-    def _check_same(self, before: RunConfig, now: RunConfig) -> None:
-        """Refuse to continue another training: all but the number of epochs must be as it was."""
-        assert self.folder is not None
-        if (identity_of(before), before.seed) != (identity_of(now), now.seed):
-            raise UsageError(
-                f"run: {self.folder.path} holds another training ({before.model}, K = {before.depth}, seed "
-                f"{before.seed}); use another folder, or the same network and settings"
-            )
+        return train_in(self.folder, self._loop, begun, self.loggers)
 
     @property
     def rates(self) -> list[float]:
@@ -347,11 +229,7 @@ class Trainer:
         """
         source = LoaderSource(loader, self.network.given_batch, self._home, self.config.seed)
         found = self._averaged(lambda: self._evaluate(self.network, source))
-        return {
-            **found.accuracies,
-            "nodes": found.nodes,
-            "examples": found.images,
-        }
+        return {**found.accuracies, "nodes": found.nodes, "examples": found.images}
 
     @checked_on_failure
     def predict(self, loader: Iterable[Any]) -> Tensor:
@@ -378,14 +256,14 @@ class Trainer:
             UsageError: no such stage, or no linear layer makes the scores of the last one.
         """
         chosen = checked_stage(stage, len(stage_places(self.network)))
-        read = stage_reader(self.network, [chosen], self.precision)
+        read = stage_reader(self.network, [chosen], self.options.precision)
         return self._read(loader, lambda batch: read(batch)[0])
 
     def _read(self, loader: Iterable[Any], read: Callable[[Batch], Tensor | None]) -> Tensor:
         """What is read of every batch in eval mode, put together, in fp32."""
 
         def values() -> list[Tensor]:
-            found = [output for _, output in read_network(self.network, loader, read, self.precision)]
+            found = [output for _, output in read_network(self.network, loader, read, self.options.precision)]
             return [output.float() for output in found if output is not None]
 
         self.network.to(self._home)
@@ -412,4 +290,4 @@ class Trainer:
         return LoaderSource(loader, self.network.given_batch, self.device, self.config.seed)
 
     def _evaluate(self, network: LocalNetwork, source: LoaderSource) -> Evaluation:
-        return evaluate(network, source.epoch(0, 0), self.precision)
+        return evaluate(network, source.epoch(0, 0), self.options.precision)

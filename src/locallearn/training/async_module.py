@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from locallearn.config import RunConfig, digest
+from locallearn.config import digest
 from locallearn.core.assembly import build_network
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.local_step import LocalStep, autocast
 from locallearn.core.network import LocalNetwork
 from locallearn.costs.memory import ActivationMeter
-from locallearn.data.datasets import Dataset
 from locallearn.data.store import Batch
 from locallearn.data.streaming import open_store
 from locallearn.errors import CheckpointError, DivergedError
-from locallearn.runtime.boundary import BoundaryError, BoundaryReceiver, BoundarySender, Message
+from locallearn.runtime.boundary import BoundaryReceiver, BoundarySender, Message
 from locallearn.runtime.replay import ReplayBuffer, Sample
 from locallearn.training import checkpoint as checkpoints
 from locallearn.training import provenance
+from locallearn.training.async_input import WAIT_SECONDS, ModuleInput
+from locallearn.training.async_job import AsyncJob, module_folder
+from locallearn.training.async_pace import new_pace, note, told
 from locallearn.training.guard import FiniteGuard
 from locallearn.training.initial import start_from
 from locallearn.training.optim import build_optimizer, rates
@@ -36,35 +38,8 @@ from locallearn.training.sums import Sums
 Report = Callable[[dict[str, Any]], None]
 """Tells the launcher something, in plain JSON values; ``kind`` says what."""
 
-_WAIT_SECONDS = 0.2
-"""A process that waits for features looks up this often [s]."""
-
 _TELL_SECONDS = 0.1
 """A process tells its step this often at most, so that the launcher need not be quick to read [s]."""
-
-
-@dataclass(frozen=True)
-class AsyncJob:
-    """What a module's process is given.
-
-    Attributes:
-        config: the run's resolved configuration.
-        dataset: its images, in shared memory.
-        run: the run's folder.
-        sockets: the folder of the boundaries' sockets.
-        index: the module, counted from 0.
-    """
-
-    config: RunConfig
-    dataset: Dataset
-    run: Path
-    sockets: Path
-    index: int
-
-
-def module_folder(run: Path, name: str) -> Path:
-    """Where the process of a module keeps its checkpoints."""
-    return run / "modules" / name
 
 
 _PROGRESS = {"digest": str, "step": int, "clock": int, "epochs": list, "pace": dict}
@@ -94,7 +69,6 @@ class ModuleTraining:
         self.device = torch.device(train.device)
         image = self._image = image_shape(job.dataset)
         network = build_network(job.config, image)
-        names = [module.name for module in network]
         self.index, self.module = job.index, list(network)[job.index].to(self.device)
         self.module.lay_out(bool(train.channels_last))
         optimizer = build_optimizer(job.config.optimizer, self.module.parameters(), self.module.groups)
@@ -118,19 +92,24 @@ class ModuleTraining:
         self.kept = checkpoints.CheckpointFolder(folder, job.config.checkpoint.keep_last)
         self.step = 0
         self._told = -math.inf
-        self.progress: dict[str, Any] = {"clock": 0, "epochs": [], "pace": _new_pace()}
-        self.buffer: ReplayBuffer[Message] = ReplayBuffer(
-            job.config.asynchronous.buffer_size, job.config.asynchronous.max_reuse
-        )
+        self.progress: dict[str, Any] = {"clock": 0, "epochs": [], "pace": new_pace()}
+        self._connect(job, network, image)
+
+    def _connect(self, job: AsyncJob, network: LocalNetwork, image: ImageShape) -> None:
+        """Listen for the module before, and reach for the next one."""
+        names = [module.name for module in network]
+        settings = job.config.asynchronous
+        self.buffer: ReplayBuffer[Message] = ReplayBuffer(settings.buffer_size, settings.max_reuse)
         self.receiver: BoundaryReceiver | None = None
         self.sender: BoundarySender | None = None
-        self.link = f"modules {names[max(job.index - 1, 0)]} and {self.module.name}"
+        link = f"modules {names[max(job.index - 1, 0)]} and {self.module.name}"
         if job.index:
             path = job.sockets / self.module.name
             shape = feature_shapes(network, image)[job.index - 1]
-            self.receiver = BoundaryReceiver(path, self.buffer, shape, f"between {self.link}")
+            self.receiver = BoundaryReceiver(path, self.buffer, shape, f"between {link}")
         if job.index + 1 < len(names):
             self.sender = BoundarySender(job.sockets / names[job.index + 1])
+        self.input = ModuleInput(job.config, self.store, self.device, self.receiver, link, self.stop)
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 
@@ -187,10 +166,11 @@ class ModuleTraining:
 
     def run(self) -> None:
         """Train to the end, then serve the next module until the launcher ends the process."""
-        batches = self._batches()
+        batches = self.input.batches(self.step)
         while self.clock < self._end:
             begin = time.perf_counter()
             found = next(batches)
+            self.progress["pace"]["waited"] += self.input.waited
             if found is None:
                 self.write_checkpoint()
                 return
@@ -200,38 +180,6 @@ class ModuleTraining:
             self._after_step(range(done + 1, self.clock // self.steps_per_epoch + 1))
         self.report({"kind": "finished", "peak_rss_bytes": provenance.peak_rss_bytes()})
         self._serve()
-
-    def _batches(self, fresh: bool = False) -> Iterator[tuple[Tensor, Batch, int, Sample[Message] | None] | None]:
-        """Features, their batch and its epoch, without end; None once the launcher asks for an end.
-
-        Args:
-            fresh: every batch once at most.
-        """
-        if self.receiver is None:
-            epoch, start = divmod(self.step, self.steps_per_epoch)
-            while True:
-                for batch in self.store.epoch(epoch, self.config.train.batch_size, start):
-                    yield None if self.stop.requested else (batch.images, batch, epoch, None)
-                epoch, start = epoch + 1, 0
-        while True:
-            begin = time.perf_counter()
-            sample = None
-            while sample is None and not self.stop.requested:
-                sample = self.receiver.take(_WAIT_SECONDS, fresh)
-            self.progress["pace"]["waited"] += time.perf_counter() - begin
-            yield None if sample is None else self._received(sample)
-
-    def _received(self, sample: Sample[Message]) -> tuple[Tensor, Batch, int, Sample[Message]]:
-        """The batch that received features are of, made again from its number."""
-        message = sample.item
-        batch = next(self.store.epoch(message.epoch, self.config.train.batch_size, message.step))
-        if len(batch.labels) != len(message.features):
-            counts = f"{len(message.features)} images' features came for a batch of {len(batch.labels)}"
-            raise BoundaryError(f"between {self.link}: {counts}")
-        features = message.features.to(self.device)
-        if features.dim() == 4 and self.config.train.channels_last:
-            features = features.contiguous(memory_format=torch.channels_last)
-        return features, batch, message.epoch, sample
 
     def _step(self, features: Tensor, batch: Batch, epoch: int, sample: Sample[Message] | None) -> None:
         """Train on one batch, hand its features on, and move the clock."""
@@ -252,7 +200,7 @@ class ModuleTraining:
         self.guard.note([loss], self.step)
         if self.guard.is_due(self.step):
             self._check(self.guard.bad_loss())
-        _note(self.progress["pace"], sample)
+        note(self.progress["pace"], sample)
         settings = self.config.asynchronous
         if settings.slow_module == self.index + 1:
             time.sleep((settings.slow_factor - 1) * (time.perf_counter() - begin))
@@ -267,33 +215,23 @@ class ModuleTraining:
             report = self._epoch_report()
             new = [{**report, "epoch": epoch} for epoch in epochs]
             self.progress["epochs"] += new
-            self.progress["pace"] = _new_pace()
+            self.progress["pace"] = new_pace()
             self.sums.reset()
             self.write_checkpoint()
-            for told in new:
-                self.report(told)
+            for each in new:
+                self.report(each)
         elif every and self.step % every == 0:
             self.write_checkpoint()
 
     def _epoch_report(self) -> dict[str, Any]:
-        pace = self.progress["pace"]
-        steps = pace["steps"]
-        told = {
-            "steps": steps,
-            "seconds": pace["seconds"],
-            "waited_seconds": pace["waited"],
-            "staleness": pace["staleness"] / steps,
-            "largest_staleness": pace["largest_staleness"],
-            "reuse": pace["uses"] / steps,
-            "dropped": self.buffer.dropped,
-        }
+        pace = told(self.progress["pace"], self.buffer.dropped)
         self.buffer.dropped = 0
         return {
             "kind": "epoch",
             "learning_rate": float(self.local.optimizer.param_groups[0]["lr"]),
             "images": self.sums.tensors["images"].item(),
             "activation_bytes": self.progress["activation_bytes"],
-            "nodes": [{**node, **told} for node in self.sums.nodes()],
+            "nodes": [{**node, **pace} for node in self.sums.nodes()],
         }
 
     def _check(self, problem: str | None) -> None:
@@ -305,28 +243,13 @@ class ModuleTraining:
         """Give the next module features in eval mode, of each batch once, as fast as it uses them."""
         self.module.eval()
         while self.sender is None and not self.stop.requested:
-            time.sleep(_WAIT_SECONDS)
-        for found in self._batches(fresh=True):
+            time.sleep(WAIT_SECONDS)
+        for found in self.input.batches(self.step, fresh=True):
             if found is None or self.sender is None:
                 return
-            features, batch, epoch, _ = found
             with autocast(self.device, self.local.precision):
-                out = self.module(features)
-            while not self.sender.wait_for_room(_WAIT_SECONDS):
+                out = self.module(found.features)
+            while not self.sender.wait_for_room(WAIT_SECONDS):
                 if self.stop.requested:
                     return
-            self.sender.put(Message(out, epoch, batch.step, self.clock, final=True))
-
-
-def _new_pace() -> dict[str, float]:
-    """Sums over the steps of an epoch."""
-    return {"steps": 0, "seconds": 0.0, "waited": 0.0, "staleness": 0, "largest_staleness": 0, "uses": 0}
-
-
-def _note(pace: dict[str, float], sample: Sample[Message] | None) -> None:
-    """Add how old a batch's features are [batches], and how often they were used before."""
-    pace["steps"] += 1
-    if sample is not None:
-        pace["staleness"] += sample.staleness
-        pace["largest_staleness"] = max(pace["largest_staleness"], sample.staleness)
-        pace["uses"] += sample.uses
+            self.sender.put(Message(out, found.epoch, found.batch.step, self.clock, final=True))

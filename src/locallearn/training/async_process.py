@@ -16,7 +16,8 @@ import torch
 from torch import multiprocessing
 
 from locallearn.errors import CheckpointError, DivergedError, LocalLearnError, UsageError
-from locallearn.training.async_module import AsyncJob, ModuleTraining
+from locallearn.training.async_job import AsyncJob
+from locallearn.training.async_module import ModuleTraining
 from locallearn.training.stop import StopRequest
 
 _CONTEXT = multiprocessing.get_context("forkserver")

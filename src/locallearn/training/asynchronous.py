@@ -22,7 +22,7 @@ from locallearn.errors import CheckpointError, InterruptedRunError, LocalLearnEr
 from locallearn.files import short_temporary_folder
 from locallearn.training import checkpoint as checkpoints
 from locallearn.training import provenance, record
-from locallearn.training.async_module import AsyncJob, module_folder
+from locallearn.training.async_job import AsyncJob, module_folder
 from locallearn.training.async_process import ModuleProcess
 from locallearn.training.evaluate import Evaluation, evaluate, module_label
 from locallearn.training.observer import Observer

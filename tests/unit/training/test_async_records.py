@@ -8,7 +8,8 @@ import small
 from locallearn.data import datasets
 from locallearn.errors import CheckpointError
 from locallearn.training import checkpoint as checkpoints
-from locallearn.training.async_module import AsyncJob, ModuleTraining, module_folder
+from locallearn.training.async_job import AsyncJob, module_folder
+from locallearn.training.async_module import ModuleTraining
 from locallearn.training.asynchronous import AsynchronousTraining
 from locallearn.training.record import RunFolder
 from locallearn.training.setup import resolve

@@ -27,8 +27,6 @@ MOST_THREADS = 1024
 """A process that starts more is ended by the system rather than by an error."""
 MOST_PIXELS = 8192
 """Of one side of an image."""
-MOST_NODES = 100_000
-"""Modules, or groups, that a record may name: larger numbers are damage, and nothing is to count up to them."""
 MOST_UNITS = 65_536
 """Of one layer."""
 

@@ -6,25 +6,20 @@ does not tell its memory) is ``None`` or absent.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from locallearn.config.checks import MOST_NODES
-
-Place = Annotated[int, Field(ge=1, le=MOST_NODES)]
-"""A module or a group, counted from 1."""
+from locallearn.config.recorded_node import RecordedNode
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
 
-class Node(_Model):
+class Node(RecordedNode):
     """One node and what was measured of it (losses, fractions in [0, 1])."""
 
-    module: Place | Literal["classifier"]
-    group: Place
     accuracy: float | None = None
     loss: float | None = None
     terms: dict[str, float | None] = Field(default_factory=dict)

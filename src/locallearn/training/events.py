@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from locallearn.config.checks import MOST_NODES
+from locallearn.config.recorded_node import are_nodes
 from locallearn.errors import UsageError
 from locallearn.files import check_readable
 
@@ -74,23 +74,9 @@ def _event(text: str) -> tuple[dict[str, Any] | None, str]:
     for key, kind in ({"step": int} | _FIELDS.get(event["event"], {})).items():
         if not isinstance(event.get(key), kind):
             return None, f"an event without {key}"
-    if not _are_nodes(event.get("nodes", [])):
+    if not are_nodes(event.get("nodes", [])):
         return None, "an event whose nodes are none"
     return event, ""
-
-
-def _are_nodes(values: Any) -> bool:
-    """Whether they are objects with a module (or the classifier) and a group, which count from 1."""
-    return isinstance(values, list) and all(
-        isinstance(node, dict)
-        and _is_place(node.get("group"))
-        and (node.get("module") == "classifier" or _is_place(node.get("module")))
-        for node in values
-    )
-
-
-def _is_place(value: Any) -> bool:
-    return type(value) is int and 1 <= value <= MOST_NODES
 
 
 def read_summary(path: Path) -> dict[str, Any] | None:
@@ -109,6 +95,6 @@ def read_summary(path: Path) -> dict[str, Any] | None:
     for key, kind in _SUMMARY_FIELDS.items():
         if not isinstance(found, dict) or not isinstance(found.get(key), kind):
             raise DamagedRecordError(f"{path}: not a summary of a run (no {key})")
-    if not _are_nodes(found["nodes"]):
+    if not are_nodes(found["nodes"]):
         raise DamagedRecordError(f"{path}: not a summary of a run (no nodes)")
     return found

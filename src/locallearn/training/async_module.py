@@ -18,7 +18,6 @@ from locallearn.core.local_step import LocalStep, autocast
 from locallearn.core.network import LocalNetwork
 from locallearn.costs.memory import ActivationMeter
 from locallearn.data.store import Batch
-from locallearn.data.streaming import open_store
 from locallearn.errors import CheckpointError, DivergedError
 from locallearn.runtime.boundary import BoundaryReceiver, BoundarySender, Message
 from locallearn.runtime.replay import ReplayBuffer, Sample
@@ -31,7 +30,7 @@ from locallearn.training.guard import FiniteGuard
 from locallearn.training.initial import start_from
 from locallearn.training.optim import build_optimizer, rates
 from locallearn.training.placement import feature_shapes
-from locallearn.training.setup import image_shape
+from locallearn.training.setup import image_shape, store_of
 from locallearn.training.stop import StopRequest
 from locallearn.training.sums import Sums
 
@@ -77,15 +76,7 @@ class ModuleTraining:
         )
         only = LocalNetwork([self.module])
         self.sums, self.guard = Sums(only, self.device), FiniteGuard(only, self.device)
-        self.store = open_store(
-            job.dataset.train,
-            job.dataset,
-            job.config.augment,
-            self.device,
-            job.config.seed,
-            bool(train.channels_last),
-            data=job.config.data,
-        )
+        self.store = store_of(job.config, job.dataset, job.dataset.train, self.device, job.config.augment)
         self.steps_per_epoch = self.store.steps(train.batch_size)
         self.rates = rates(job.config, self.steps_per_epoch)
         folder = module_folder(job.run, self.module.name)

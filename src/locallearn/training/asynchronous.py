@@ -17,7 +17,6 @@ from locallearn.config import RunConfig, digest
 from locallearn.core.assembly import build_network
 from locallearn.data.datasets import Dataset, ImageSet, ImagesOnDisk
 from locallearn.data.store import Store
-from locallearn.data.streaming import open_store
 from locallearn.errors import CheckpointError, InterruptedRunError, LocalLearnError
 from locallearn.files import short_temporary_folder
 from locallearn.training import checkpoint as checkpoints
@@ -27,7 +26,7 @@ from locallearn.training.async_process import ModuleProcess
 from locallearn.training.evaluate import Evaluation, evaluate, module_label
 from locallearn.training.observer import Observer
 from locallearn.training.record import RunFolder
-from locallearn.training.setup import image_shape
+from locallearn.training.setup import image_shape, store_of
 from locallearn.training.stop import StopRequest
 from locallearn.training.summary import summarise
 
@@ -77,8 +76,7 @@ class AsynchronousTraining:
         self.progress["commits"] = []
 
     def _store(self, images: ImageSet | ImagesOnDisk) -> Store:
-        last, data = bool(self.config.train.channels_last), self.config.data
-        return open_store(images, self.dataset, None, self.device, self.config.seed, last, data=data)
+        return store_of(self.config, self.dataset, images, self.device)
 
     def restore(self) -> None:
         """Read from the record what was done; every module's process goes on from its own newest checkpoint."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from locallearn.config import AugmentConfig, RunConfig
+from locallearn.config import RunConfig
 from locallearn.core.assembly import build_network
 from locallearn.core.network import LocalNetwork
-from locallearn.data.datasets import Dataset, ImageSet, ImagesOnDisk
-from locallearn.data.store import Store
-from locallearn.data.streaming import open_store
+from locallearn.data.datasets import Dataset
 from locallearn.runtime.world import Alone, ProcessWorld
 from locallearn.training.allocator import keep_freed_memory
 from locallearn.training.evaluate import Evaluation, evaluate_run
@@ -18,7 +16,7 @@ from locallearn.training.loop import Loop
 from locallearn.training.observer import Observer
 from locallearn.training.record import RunFolder
 from locallearn.training.scorers import build_scorer
-from locallearn.training.setup import image_shape
+from locallearn.training.setup import image_shape, store_of
 from locallearn.training.tried_parts import try_parts
 from locallearn.training.work import Work
 
@@ -58,11 +56,11 @@ class Training(Loop):
                 observer.on_warning(f"weights are from {config.init_from}; {told}")
         network.lay_out(bool(train.channels_last))
         self.dataset = dataset
-        self.train_store = _store(config, dataset, dataset.train, device, config.augment, network)
+        self.train_store = store_of(config, dataset, dataset.train, device, config.augment, network)
         try_parts(network, config, self.train_store)
-        self.test_store = _store(config, dataset, dataset.test, device, None)
+        self.test_store = store_of(config, dataset, dataset.test, device)
         held_out = dataset.validation
-        self.validation_store = None if held_out is None else _store(config, dataset, held_out, device, None)
+        self.validation_store = None if held_out is None else store_of(config, dataset, held_out, device)
         work = Work(
             network,
             self.train_store,
@@ -84,17 +82,3 @@ class Training(Loop):
         """Of a network, on the training images that are held out."""
         assert self.validation_store is not None
         return evaluate_run(network, self.config, self.train_store, self.validation_store)
-
-
-def _store(
-    config: RunConfig,
-    dataset: Dataset,
-    images: ImageSet | ImagesOnDisk,
-    device: torch.device,
-    augment: AugmentConfig | None,
-    network: LocalNetwork | None = None,
-) -> Store:
-    """Images as the losses of a network want them in training, or as they are."""
-    views, masking = (1, None) if network is None else (network.views, network.masking)
-    last = bool(config.train.channels_last)
-    return open_store(images, dataset, augment, device, config.seed, last, views, masking, config.data)

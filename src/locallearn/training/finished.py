@@ -16,14 +16,13 @@ from locallearn.core.network import LocalNetwork
 from locallearn.data.datasets import Dataset, ImageSet, ImagesOnDisk, load
 from locallearn.data.folder import read_images
 from locallearn.data.store import Store
-from locallearn.data.streaming import open_store
 from locallearn.errors import CheckpointError, UsageError
 from locallearn.losses.functional import layerwise_ensemble
 from locallearn.training.checkpoint import BEST, Checkpoint, CheckpointFolder, load_network
 from locallearn.training.checkpoint import load as load_checkpoint
 from locallearn.training.evaluate import Evaluation, classifies, evaluate_run
 from locallearn.training.record import RunFolder
-from locallearn.training.setup import image_shape, resolve, with_changes
+from locallearn.training.setup import image_shape, resolve, store_of, with_changes
 
 
 class OpenedRun:
@@ -81,8 +80,7 @@ class OpenedRun:
 
     def store(self, images: ImageSet | ImagesOnDisk) -> Store:
         """The images on the run's device, normalised and unchanged."""
-        last, data = bool(self.config.train.channels_last), self.config.data
-        return open_store(images, self.dataset, None, self.device, self.config.seed, last, data=data)
+        return store_of(self.config, self.dataset, images, self.device)
 
     def _classes(self, probabilities_BC: Tensor) -> list[tuple[str, float]]:
         best, index = probabilities_BC.max(-1)

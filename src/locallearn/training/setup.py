@@ -7,11 +7,13 @@ from typing import Literal
 
 import torch
 
-from locallearn.config import EVERY_BATCH, MeshConfig, RunConfig, RuntimeName, sides
+from locallearn.config import EVERY_BATCH, AugmentConfig, MeshConfig, RunConfig, RuntimeName, sides
 from locallearn.config.checks import MOST_THREADS, check
 from locallearn.core.image_shape import ImageShape
-from locallearn.data.datasets import Dataset, resolve_augment
-from locallearn.data.store import steps_of_epoch
+from locallearn.core.network import LocalNetwork
+from locallearn.data.datasets import Dataset, ImageSet, ImagesOnDisk, resolve_augment
+from locallearn.data.store import Store, steps_of_epoch
+from locallearn.data.streaming import open_store
 from locallearn.errors import ConfigError
 from locallearn.nn.native import build
 from locallearn.processor import slow_in_bf16
@@ -99,6 +101,29 @@ def check_device(name: str | None) -> torch.device:
 def image_shape(dataset: Dataset) -> ImageShape:
     """What a network for this data set is built for."""
     return ImageShape(dataset.channels, dataset.image_size, len(dataset.classes))
+
+
+def store_of(
+    config: RunConfig,
+    dataset: Dataset,
+    images: ImageSet | ImagesOnDisk,
+    device: torch.device,
+    augment: AugmentConfig | None = None,
+    network: LocalNetwork | None = None,
+) -> Store:
+    """Images of a run in batches on a device.
+
+    Args:
+        config: a resolved configuration.
+        dataset: its data.
+        images: some of them.
+        device: where batches go.
+        augment: how images are changed; None leaves them as they are.
+        network: in training, the network whose losses say how many views of an image they need and what is masked.
+    """
+    views, masking = (1, None) if network is None else (network.views, network.masking)
+    last = bool(config.train.channels_last)
+    return open_store(images, dataset, augment, device, config.seed, last, views, masking, config.data)
 
 
 def with_changes(

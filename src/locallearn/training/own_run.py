@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,13 +60,11 @@ def train_in(folder: RunFolder, loop: Loop, begun: bool, loggers: Sequence[str])
         The summary; on other processes than the leader nothing.
     """
     world, config, warn = loop.world, loop.config, loop.observer.on_warning
-    logging = contextlib.nullcontext()
-    if world.leader:
-        logging = folder.logging_to(Loggers(loggers, folder.path, to_dict(config), warn=warn))
+    shown = Loggers(loggers if world.leader else (), folder.path, to_dict(config), warn=warn)
     with one_writer(folder, world):
         if world.leader and not begun:
             folder.create(config)
-        with logging:
+        with folder.logging_to(shown):
             if begun:
                 loop.restore()
                 summary = folder.usable_summary(warn)

@@ -6,6 +6,7 @@ import torch
 
 from locallearn.config import RunConfig
 from locallearn.core.assembly import build_network
+from locallearn.core.image_shape import ImageShape
 from locallearn.core.network import LocalNetwork
 from locallearn.data.datasets import Dataset
 from locallearn.runtime.world import Alone, ProcessWorld
@@ -48,13 +49,7 @@ class Training(Loop):
         if device.type == "cpu":
             keep_freed_memory()
         image = image_shape(dataset)
-        network = build_network(config, image).to(device)
-        if config.init_from is not None:
-            fresh = start_from(network, config)
-            if fresh:
-                told = f"the heads of modules {', '.join(fresh)} are not in it, and start from random weights"
-                observer.on_warning(f"weights are from {config.init_from}; {told}")
-        network.lay_out(bool(train.channels_last))
+        network = _initial_network(config, image, device, observer)
         self.dataset = dataset
         self.train_store = store_of(config, dataset, dataset.train, device, config.augment, network)
         try_parts(network, config, self.train_store)
@@ -82,3 +77,15 @@ class Training(Loop):
         """Of a network, on the training images that are held out."""
         assert self.validation_store is not None
         return evaluate_run(network, self.config, self.train_store, self.validation_store)
+
+
+def _initial_network(config: RunConfig, image: ImageShape, device: torch.device, observer: Observer) -> LocalNetwork:
+    """The network with the weights that its training begins with, as it lies in memory."""
+    network = build_network(config, image).to(device)
+    if config.init_from is not None:
+        fresh = start_from(network, config)
+        if fresh:
+            told = f"the heads of modules {', '.join(fresh)} are not in it, and start from random weights"
+            observer.on_warning(f"weights are from {config.init_from}; {told}")
+    network.lay_out(bool(config.train.channels_last))
+    return network

@@ -60,11 +60,7 @@ class Resumable:
         smallest = work.train.smallest(train.batch_size)
         if smallest and config.mesh.data > smallest:
             raise ConfigError("mesh.data", config.mesh.data, f"at most {smallest}, the images of the last batch")
-        keep = config.checkpoint
-        self.kept: checkpoints.CheckpointFolder | None = None
-        if folder is not None:
-            keep_steps = keep.keep_epochs * (self.steps_per_epoch or 0)
-            self.kept = checkpoints.CheckpointFolder(folder.checkpoints, keep.keep_last, keep_steps)
+        self.kept = None if folder is None else self._kept_in(folder)
         self.sums = Sums(self.nodes.network, self.device)
         self.step = 0
         self.epochs_done = 0
@@ -77,6 +73,11 @@ class Resumable:
         self.progress: dict[str, Any] = {"images": 0.0, "train_seconds": 0.0, "best": None, "last": None}
         if self.scorer.identity is not None:
             self.progress["scorer"] = self.scorer.identity
+
+    def _kept_in(self, folder: RunFolder) -> checkpoints.CheckpointFolder:
+        keep = self.config.checkpoint
+        keep_steps = keep.keep_epochs * (self.steps_per_epoch or 0)
+        return checkpoints.CheckpointFolder(folder.checkpoints, keep.keep_last, keep_steps)
 
     @property
     def known_steps(self) -> int:

@@ -214,6 +214,27 @@ def _is_of_another_file(error: OSError, path: Path, folder: Path | None) -> bool
     return name not in (str(path), str(path.parent)) and not (folder and name.startswith(str(folder)))
 
 
+def own_folder(variable: str, usual: str) -> Path:
+    """A folder of this user's: the one that an XDG variable names, else one in the home folder.
+
+    Names that depend on the present folder do not count: whoever made that folder could have put files there.
+
+    Args:
+        variable: such as ``XDG_CACHE_HOME``.
+        usual: relative to the home folder.
+
+    Raises:
+        RuntimeError: nobody has a home here.
+    """
+    named = Path(os.environ.get(variable, ""))
+    if named.is_absolute():
+        return named
+    home = Path.home()
+    if not home.is_absolute():
+        raise RuntimeError(f"{home} is no home folder; expected HOME to begin with /")
+    return home / usual
+
+
 def only_ours(status: os.stat_result) -> bool:
     """Whether a regular file or a folder belongs to this user, and nobody else can write to it."""
     kind = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)

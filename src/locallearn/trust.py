@@ -12,7 +12,7 @@ import json
 import os
 from pathlib import Path
 
-from locallearn.files import only_ours
+from locallearn.files import only_ours, own_folder
 
 _CAREFUL = os.O_NOFOLLOW | os.O_NONBLOCK  # no link, and no waiting for the other end of a pipe
 
@@ -44,7 +44,7 @@ def is_remembered(path: Path, content: bytes) -> bool:
 
 
 def _ledger() -> Path:
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "locallearn" / "named-plugins.jsonl"
+    return own_folder("XDG_CONFIG_HOME", ".config") / "locallearn" / "named-plugins.jsonl"
 
 
 def _line(path: Path, content: bytes) -> str:

@@ -195,6 +195,39 @@ def test_notes_that_others_can_write_do_not_count(tmp_path, call, monkeypatch):
     plugins.load([plugin])  # and where nothing can be noted, what the user names is imported all the same
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "folder"),
+    [("XDG_CONFIG_HOME", ".", ""), ("XDG_CONFIG_HOME", "a", "a"), ("HOME", ".", ".config")],
+)
+def test_notes_in_the_present_folder_do_not_count(variable, value, folder, tmp_path, call, monkeypatch):
+    """A folder from elsewhere may bring notes along; names that depend on where a command is called reach them."""
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("x = 1")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / folder))
+    call("recipes", "--plugin", plugin)
+    forget()
+    assert trust.is_remembered(plugin, b"x = 1")
+    assert list((tmp_path / folder / "locallearn").iterdir())
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setenv(variable, value)
+    monkeypatch.chdir(tmp_path)
+    assert not trust.is_remembered(plugin, b"x = 1")
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_processes_that_a_command_starts_look_for_modules_where_it_does(safe, tmp_path):
+    """The installed command does not look into the present folder; ``python -m locallearn`` does."""
+    (tmp_path / "beside.py").write_text("print('ran')")
+    code = (
+        "import subprocess, sys; from locallearn.cli.main import program; sys.argv = ['locallearn', '--version']\n"
+        "try: program()\n"
+        "except SystemExit: subprocess.run([sys.executable, '-c', 'import beside'], stderr=subprocess.DEVNULL)"
+    )
+    command = [sys.executable, *(["-P"] if safe else []), "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ("ran" in done.stdout) is not safe
+
+
 def test_a_configuration_in_python_is_no_word_of_the_users(tmp_path, call):
     plugin = tmp_path / "mine.py"
     plugin.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")

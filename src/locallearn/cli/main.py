@@ -147,6 +147,13 @@ def _usage() -> str:
     return "\n".join(lines)
 
 
+def _present_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # somebody has removed it
+        return ""
+
+
 def program() -> None:
     """Run the command and leave the program."""
     for name in ("stdout", "stderr"):
@@ -156,6 +163,8 @@ def program() -> None:
         if isinstance(stream, io.TextIOWrapper):
             utf8 = stream.encoding.lower().replace("-", "") == "utf8"
             stream.reconfigure(errors="surrogateescape" if utf8 and not stream.isatty() else "backslashreplace")
+    if not {"", os.curdir, _present_folder()} & set(sys.path):
+        os.environ.setdefault("PYTHONSAFEPATH", "1")  # nor do the processes that it starts import files from there
     if os.environ.get("WORLD_SIZE", "1") == "1":
         sys.exit(main())
     end_with_launcher()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.cli.own_model import SHORT_NAMES
+from locallearn.config import ImageSize, sides
 from locallearn.errors import UsageError, one_line
 from locallearn.nn.features import prediction
 
@@ -54,12 +55,15 @@ def named_model(name: str, inputs: Inputs, option: str) -> tuple[nn.Module, Any]
 def _timm(name: str, inputs: Inputs) -> tuple[nn.Module, Any]:
     timm: Any = _package("timm", f"timm:{name}")
     name, settings = _settings(name)
+    if ":" in name or "/" in name:
+        raise UsageError(f"timm:{name} is no model of timm's own; expected a name of timm.list_models()")
     try:
         model = timm.create_model(name, pretrained=False, **settings)
     except Exception as error:
-        raise UsageError(f"timm:{name}: {type(error).__name__}: {one_line(error)}") from error
-    channels, size, _ = model.default_cfg.get("input_size", (3, 224, 224))
-    return model, random_images(model, channels, inputs.image_size or size, inputs.batch_size)
+        raise UsageError(f"timm:{name}: {type(error).__name__}: {one_line(error)[:300]}") from error
+    channels, height, width = model.default_cfg.get("input_size", (3, 224, 224))
+    size = inputs.image_size or settings.get("img_size") or (height, width)
+    return model, random_images(model, settings.get("in_chans", channels), size, inputs.batch_size)
 
 
 def _transformers(given: str, inputs: Inputs) -> tuple[nn.Module, Any]:
@@ -69,7 +73,8 @@ def _transformers(given: str, inputs: Inputs) -> tuple[nn.Module, Any]:
     pictures = "image_size" in settings or inputs.image_size is None
     try:
         if "/" in name or name.endswith(".json"):
-            config = transformers.AutoConfig.from_pretrained(name, local_files_only=True, **settings)
+            only = {"local_files_only": True, "trust_remote_code": False}
+            config = transformers.AutoConfig.from_pretrained(name, **only, **settings)
         else:
             config = transformers.AutoConfig.for_model(name, **settings)
     except Exception as error:
@@ -81,7 +86,7 @@ def _transformers(given: str, inputs: Inputs) -> tuple[nn.Module, Any]:
     kind = _auto_class(transformers, config, given)
     if kind == "AutoModelForImageClassification" and "num_labels" not in settings:
         config.num_labels = 1000
-    model = getattr(transformers, kind).from_config(config)
+    model = getattr(transformers, kind).from_config(config, trust_remote_code=False)
     return model, _hf_batch(kind, config, inputs)
 
 
@@ -109,10 +114,10 @@ def _hf_batch(kind: str, config: Any, inputs: Inputs) -> dict[str, Tensor]:
     return {"input_ids": ids, "labels": ids}
 
 
-def random_images(model: nn.Module, channels: int, size: int, batch_size: int) -> tuple[Tensor, Tensor]:
+def random_images(model: nn.Module, channels: int, size: ImageSize, batch_size: int) -> tuple[Tensor, Tensor]:
     """Random images and, for as many classes as the model scores, labels."""
     draw = torch.Generator().manual_seed(0)
-    images = torch.randn(batch_size, channels, size, size, generator=draw)
+    images = torch.randn(batch_size, channels, *sides(size), generator=draw)
     try:
         with torch.no_grad(), torch.random.fork_rng():
             scores = prediction(model.eval()(images[:1]))

@@ -14,16 +14,14 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_only
 
 from locallearn.data.store import Batch
 from locallearn.errors import UsageError
-from locallearn.nn.features import fitted_mask, seen_by_objective
+from locallearn.nn.features import seen_by_objective
+from locallearn.nn.padding import MASKS, fitted_mask
 
 LABELS = ("labels", "label", "targets", "target", "future_values", "target_values")
 """Names under which a batch that is a mapping has its labels."""
 
 SPANS = ("start_positions", "end_positions")
 """Names of the first and the last token of an answer in a batch of questions, which are labels too."""
-
-MASKS = ("attention_mask", "padding_mask", "key_padding_mask", "src_key_padding_mask")
-"""Arguments that say which tokens are padding: 0 in the first; in the others true, as torch's attention has it."""
 
 
 @dataclass(frozen=True)
@@ -120,15 +118,16 @@ class CalledBatch(Batch):
             return self
         return dataclasses.replace(self, labels=labels.masked_fill(~kept, -100))
 
-    def seen(self, features: Tensor, tokens: str) -> Tensor:
+    def seen(self, features: Tensor, tokens: str, mask_place: str = "") -> Tensor:
         """What an objective sees of ordered features of this batch; tokens that the model's mask hides do not count.
 
         Args:
             features: [B, C, H, W], [B, C] or [B, T, C].
             tokens: as for ``seen_by_objective``.
+            mask_place: where the mask's tokens are among the features, as of a ``Piece``.
         """
         call = self.call
-        mask = fitted_mask(call.kept, features.shape[1]) if call is not None and features.dim() == 3 else None
+        mask = None if call is None or features.dim() != 3 else fitted_mask(call.kept, features.shape[1], mask_place)
         return seen_by_objective(features, tokens, mask)
 
     @property

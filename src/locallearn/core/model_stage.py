@@ -214,7 +214,7 @@ class ModelStage(Stage):
         features = features_of(output)
         assert features is not None
         ordered = self.piece.layout.ordered(features)
-        seen, labelled = batch.seen(ordered, self.tokens), batch.without_padding()
+        seen, labelled = batch.seen(ordered, self.tokens, self.piece.mask_place), batch.without_padding()
         if self.objective.replicable:
             labelled = labelled.with_labels_of_all()
         if self.given is None:

@@ -54,7 +54,7 @@ def shard(module: LocalModule, groups: range, replicas: int = 1) -> LocalModule:
             for held in (layer._parameters, layer._buffers):
                 for name, tensor in held.items():
                     if tensor is not None:
-                        held[name] = _own(tensor, groups, module.groups)
+                        held[name] = _own(tensor, f"{type(layer).__name__}.{name}", groups, module.groups)
         for layer in part.modules():
             if isinstance(layer, Residual):
                 layer.shortcut_of(groups, module.groups)
@@ -62,14 +62,22 @@ def shard(module: LocalModule, groups: range, replicas: int = 1) -> LocalModule:
     return narrowed(part) if len(groups) < module.groups and replicas == 1 else part
 
 
-def _own(tensor: Tensor, groups: range, total: int) -> Any:
-    own = rows(tensor.detach(), groups, total).clone()
+def _own(tensor: Tensor, name: str, groups: range, total: int) -> Any:
+    stacked = tensor.dim() > 0 and len(tensor) % total == 0
+    if not stacked and isinstance(tensor, nn.Parameter):
+        shape = " x ".join(map(str, tensor.shape)) or "one number"
+        expected = f"1 with parameter {name} ({shape}), of which {total} groups have no rows of their own"
+        raise ConfigError("mesh.width", total // len(groups), expected)
+    own = (rows(tensor.detach(), groups, total) if stacked else tensor.detach()).clone()
     return nn.Parameter(own) if isinstance(tensor, nn.Parameter) else own
 
 
 _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Conv2d: ("out_channels",),
     nn.modules.batchnorm._BatchNorm: ("num_features",),
+    nn.modules.instancenorm._InstanceNorm: ("num_features",),
+    nn.GroupNorm: ("num_channels",),
+    nn.PReLU: ("num_parameters",),
 }
 """Attributes that count rows."""
 
@@ -82,20 +90,30 @@ def _narrow(layer: Any, groups: range, total: int) -> None:
             setattr(layer, name, getattr(layer, name) // total * n)
     if isinstance(layer, nn.Conv2d):
         _narrow_conv(layer, groups, total)
+    elif isinstance(layer, nn.GroupNorm):
+        layer.num_groups = _share(layer.num_groups, "normalisation", groups, total)
+    elif isinstance(layer, nn.modules.conv._ConvNd):
+        kind = type(layer).__name__
+        raise ConfigError("mesh.width", total // n, f"1 with a {kind}, whose groups are not shared out; or a Conv2d")
     elif getattr(layer, "groups", None) == total:
         setattr(layer, "groups", n)  # noqa: B010 (of any layer)
     elif isinstance(layer, GroupLinear):
         layer.outputs = layer.outputs // total * n
 
 
+def _share(own: int, kind: str, groups: range, total: int) -> int:
+    """How many of the groups that a layer itself has belong to some groups."""
+    if own % total:
+        expected = f"1 with a {kind} of {own} groups, which cannot be shared out by {total}"
+        raise ConfigError("mesh.width", total // len(groups), expected)
+    return own // total * len(groups)
+
+
 def _narrow_conv(layer: nn.Conv2d, groups: range, total: int) -> None:
     """A convolution's own groups, of which a depthwise one has as many as channels, are shared out like its rows."""
     if layer.groups == 1:  # it sees all channels
         return
-    if layer.groups % total:
-        expected = f"1 with a convolution of {layer.groups} groups, which cannot be shared out by {total}"
-        raise ConfigError("mesh.width", total // len(groups), expected)
-    layer.groups = layer.groups // total * len(groups)
+    layer.groups = _share(layer.groups, "convolution", groups, total)
     own, layer.in_channels = OwnChannels(groups, total), layer.in_channels // total * len(groups)
     # the first layer after a cut is given the channels of all groups
     layer.register_forward_pre_hook(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.core.batches import ModelCall
+from locallearn.core.first_passes import FirstPasses
 from locallearn.core.module import each_of
 from locallearn.core.recorder import Ran, Recorder
 from locallearn.core.stage_ends import ResidualSums
@@ -46,11 +47,21 @@ def _instead(tensor: Tensor, _placeholder: Tensor) -> Tensor:
     return tensor
 
 
-def _placeholder(device: torch.device, changed: bool) -> Callable[[Tensor], Tensor]:
-    """Zeros that take the memory of one number, where the model does not write into them."""
+def _placeholder(device: torch.device, changed: bool, other: bool) -> Callable[[Tensor], Tensor]:
+    """Zeros that take the memory of one number, where the model does not write into them; or other numbers."""
+    if other:
+        draw = torch.Generator().manual_seed(0)
+        return lambda x: _other(x, draw).to(device)
     if changed:
         return lambda x: torch.zeros(x.shape, dtype=x.dtype, device=device)
     return lambda x: torch.zeros((), dtype=x.dtype, device=device).expand(x.shape)
+
+
+def _other(like: Tensor, draw: torch.Generator) -> Tensor:
+    """Large random numbers, and ones where there are whole numbers."""
+    if not like.is_floating_point():
+        return torch.ones(like.shape, dtype=like.dtype)
+    return (1000 * torch.randn(like.shape, generator=draw)).to(like.dtype)
 
 
 class StagePass:
@@ -91,6 +102,7 @@ class StagePass:
         self._begin: Callable[[], None] = lambda: None
         self._given: tuple[Tensor, ...] = ()
         self._forwards: dict[str, Callable[..., Any]] = {}
+        self._first, self._other = FirstPasses(model, piece, self.start), False
         for path, number in sent:
             model.get_submodule(path).register_forward_hook(partial(self._note, (path, number)))
         if piece.path:
@@ -103,7 +115,18 @@ class StagePass:
             features: what the stage before handed on.
             call: the batch.
             begin: is called where the stage's own computation begins.
+
+        Raises:
+            ConfigError: it computes from something that does not cross the cut where it begins.
         """
+
+        def run(other: bool) -> Any:
+            self._other = other
+            return self._pass(features, call, begin)
+
+        return self._first(run, self.crossed, each_of(features)[0], begin)
+
+    def _pass(self, features: Any, call: ModelCall, begin: Callable[[], None]) -> Any:
         self._given = each_of(features)
         self._begin = begin
         self._plan = self._answers(self.recorder(call)) if self.start else {}
@@ -169,7 +192,7 @@ class StagePass:
 
     def _answer(self, ran: Ran) -> Any:
         device = self._given[0].device
-        answer = map_tensors(ran.output, _placeholder(device, ran.changed))
+        answer = map_tensors(ran.output, _placeholder(device, ran.changed, self._other))
         for number, name in enumerate(ran.tensors):
             if name in self._slots:
                 tensor = self._given[self._slots[name]]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from locallearn.files import only_ours
+from locallearn.files import only_ours, own_folder
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("vectors.h", "conv.c", "norm.c"))
 _COMPILE = ("-O3", "-fopenmp", "-fPIC", "-c")  # linked without OpenMP: torch's own is there, with its threads
@@ -62,7 +62,7 @@ def compiler() -> tuple[str, ...]:
 
 
 def _folder() -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "locallearn"
+    base = own_folder("XDG_CACHE_HOME", ".cache") / "locallearn"
     base.mkdir(parents=True, exist_ok=True)
     folder = base / "kernels"
     folder.mkdir(exist_ok=True, mode=0o700)

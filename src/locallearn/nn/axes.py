@@ -13,7 +13,9 @@ RECURRENT = ("MkldnnRnnLayerBackward", "CudnnRnnBackward", "MiopenRnnBackward")
 LAST = ("AddmmBackward", "MmBackward", "LinearBackward", "EmbeddingBackward", "NativeLayerNormBackward", *RECURRENT)
 """Operations whose output has its channels on the last axis."""
 
-SECOND = ("ConvolutionBackward", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "NativeGroupNorm")
+BATCH_NORMS = ("NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm")
+
+SECOND = ("ConvolutionBackward", *BATCH_NORMS, "NativeGroupNorm")
 """Operations whose output has its channels on the axis after the batch."""
 
 VIEWS = ("ViewBackward", "UnsafeViewBackward", "ReshapeAliasBackward", "SqueezeBackward", "UnsqueezeBackward")

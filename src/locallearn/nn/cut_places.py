@@ -89,9 +89,19 @@ def balanced_places(trace: Trace, depth: int, usable: Usable) -> list[Call]:
         if not uneven(_costs(trace, best)):
             return best
     if best is None:
-        where = f"can be cut after {ends_of(places)}" if places else "has no legal cut"
+        where = f"can be cut after {ends_of(places)}" if places else f"has no legal cut{_why_none(trace, usable)}"
         raise ConfigError("depth", depth, f"at most {len(places) + 1}: this model {where}")
     return best
+
+
+def _why_none(trace: Trace, usable: Usable) -> str:
+    """What the outermost submodule nearest to half of the cost would have to be, as a phrase in brackets."""
+    inner = [call for call in trace.calls[:-1] if 0 < call.macs < trace.macs]
+    for call in sorted(inner, key=lambda call: (abs(2 * call.macs - trace.macs), call.path.count("."))):
+        obstacle = _obstacle(trace, call, usable)
+        if obstacle:
+            return f" (a cut after {call.path} would need {obstacle})"
+    return ""
 
 
 def _costs(trace: Trace, cuts: Sequence[Call]) -> list[int]:
@@ -132,7 +142,7 @@ def chain(
     kept: list[Call] = []
     found = [(trace.sum_after(call) if sums else None) or call for call in legal_cuts(trace, usable)]
     found.sort(key=lambda call: call.end)
-    places = [call for call in found if jumped or not trace.crossing(call, loss=False)]
+    places = [call for call in found if jumped or not trace.crossing(call, loss=False, idle=False)]
     for _, group in itertools.groupby(places, key=lambda call: call.macs):
         best = min(reversed(list(group)), key=lambda call: call.path.count("."))
         start = kept[-1].end if kept else -1

@@ -207,18 +207,6 @@ def seen_by_objective(features: Tensor, tokens: str, mask: Tensor | None = None)
     return F.layer_norm(token_BC, token_BC.shape[-1:])
 
 
-def fitted_mask(kept: Tensor | None, tokens: int) -> Tensor | None:
-    """A mask [B, T] of input tokens for features of another length.
-
-    Up to 4 tokens more stand before the inputs' and count; else a feature is masked as the input nearest to it.
-    """
-    if kept is None or kept.shape[1] == tokens:
-        return kept
-    if 0 < tokens - kept.shape[1] <= 4:
-        return F.pad(kept, (tokens - kept.shape[1], 0), value=True)
-    return F.interpolate(kept[:, None].float(), tokens, mode="nearest")[:, 0] > 0
-
-
 def check_tokens(tokens: str) -> None:
     """Refuse an unknown choice of tokens."""
     if tokens not in TOKENS:

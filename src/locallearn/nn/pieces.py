@@ -72,6 +72,7 @@ class Piece:
             part of the loss trains nothing here.
         idle: names of parameters that the features do not depend on, so that nothing trains them.
         shares: what the stage's loss has of the model's own loss beside its prediction.
+        mask_place: where the tokens of the model's mask are among the features; empty where nothing tells.
     """
 
     path: str
@@ -87,6 +88,7 @@ class Piece:
     lost: tuple[str, ...]
     idle: tuple[str, ...]
     shares: tuple[Share, ...] = ()
+    mask_place: str = ""
 
 
 def pieces(
@@ -159,7 +161,19 @@ def _piece(
     lost = () if last else tuple(dict.fromkeys(map(trace.maker, trace.lost(start, call))))
     idle = () if last else tuple(idle_parameters(trace, start, call))
     return Piece(
-        call.path, call.summed, shape, tuple(own), tuple(reads), buffers, macs, layout, crosses, again, lost, idle
+        call.path,
+        call.summed,
+        shape,
+        tuple(own),
+        tuple(reads),
+        buffers,
+        macs,
+        layout,
+        crosses,
+        again,
+        lost,
+        idle,
+        mask_place=call.mask_place,
     )
 
 

@@ -12,11 +12,12 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from locallearn.errors import UsageError
-from locallearn.nn.axes import channel_axis
+from locallearn.nn.axes import BATCH_NORMS, channel_axis
 from locallearn.nn.checkpointing import non_reentrant
 from locallearn.nn.copies import copied, untouched, without_data
 from locallearn.nn.features import features_of, own_loss, prediction, tensors_of
 from locallearn.nn.hooks import removed_after
+from locallearn.nn.padding import find_places
 from locallearn.nn.products import ProductCounter
 from locallearn.nn.trace import Call, Trace
 from locallearn.nn.variants import find_batch_axes, find_other_tokens
@@ -72,6 +73,7 @@ def _run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     if not found.leaves:
         raise UsageError(f"model: the output of {type(model).__name__} has no tensor that gradients come from")
     find_batch_axes(found, model, args, kwargs)
+    find_places(found, model, args, kwargs)
     if len(found.scores) == 3:
         find_other_tokens(found, model, args, kwargs)
     return found
@@ -104,7 +106,8 @@ def _record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         kept=_kept(model),
         aliases=_aliases(model),
     )
-    _walk([x.grad_fn for x in roots], names, found)
+    seen = _walk([x.grad_fn for x in roots], names, found)
+    _walk_beside([x.grad_fn for x in tensors_of(output)], seen, found)
     for call in calls:
         if call.node is not None:
             call.channels = channel_axis(*call.node)
@@ -171,8 +174,11 @@ def _aliases(model: nn.Module) -> dict[str, str]:
     return {path: first[id(part)] for path, part in model.named_modules(remove_duplicate=False)}
 
 
-def _walk(roots: Iterable[_NODE], names: Mapping[int, str], found: Trace) -> None:
-    """Fill in the edges and the leaves of the graph that ends in ``roots``: the prediction, then the model's loss."""
+def _walk(roots: Iterable[_NODE], names: Mapping[int, str], found: Trace) -> set[_NODE]:
+    """Fill in the edges and the leaves of the graph that ends in ``roots``: the prediction, then the model's loss.
+
+    Its operations are returned.
+    """
     seen: set[_NODE] = set()
     before = 0
     for root in roots:
@@ -193,6 +199,29 @@ def _walk(roots: Iterable[_NODE], names: Mapping[int, str], found: Trace) -> Non
                     waiting.append(earlier)
     if found.has_loss and found.scores:
         found.loss_edges = frozenset(range(before, len(found.edges)))
+    return seen
+
+
+def _walk_beside(outputs: Iterable[_NODE | None], seen: set[_NODE], found: Trace) -> None:
+    """Fill in what batch norms are given that only other outputs than the prediction use: statistics."""
+    before, waiting, others = len(found.edges), [node for node in outputs if node is not None], set[_NODE]()
+    while waiting:
+        node = waiting.pop()
+        if node not in others and node not in seen:
+            others.add(node)
+            waiting += [earlier for earlier, _ in node.next_functions if earlier is not None]
+    waiting = [node for node in others if node.name().startswith(BATCH_NORMS)]
+    seen = seen | set(waiting)
+    while waiting:
+        node = waiting.pop()
+        for earlier, output in node.next_functions:
+            if earlier is None or hasattr(earlier, "variable"):
+                continue
+            found.edges.append((node, earlier, output))
+            if earlier not in seen:
+                seen.add(earlier)
+                waiting.append(earlier)
+    found.idle_edges = frozenset(range(before, len(found.edges)))
 
 
 def _find_recomputed(model: nn.Module, roots: Iterable[Tensor], calls: list[Call]) -> None:

@@ -36,6 +36,7 @@ class Call:
         summed: whether it stands for the place after the sum that its output goes into.
         other_tokens: whether its positions are other tokens than those that the model scores.
         recomputed: whether it runs again in the backward pass (activation checkpointing).
+        mask_place: where the tokens of the model's mask are among its features; empty where nothing tells.
     """
 
     path: str
@@ -50,6 +51,7 @@ class Call:
     other_tokens: bool = False
     summed: bool = False
     recomputed: bool = False
+    mask_place: str = ""
 
 
 @dataclass
@@ -67,6 +69,7 @@ class Trace:
         names: of the model's parameters.
         trainable: names of those that require gradients.
         loss_edges: those of the edges that are in the graph of the model's own loss alone.
+        idle_edges: those that lead to batch norms in neither graph, which keep statistics all the same.
         buffers: names of the model's buffers that ``state_dict`` has.
         kept: (path, attribute, operation that made it) of single numbers that submodules keep in attributes.
         aliases: other paths of submodules that have several, by the path that calls have.
@@ -81,6 +84,7 @@ class Trace:
     names: tuple[str, ...] = ()
     trainable: frozenset[str] = frozenset()
     loss_edges: frozenset[int] = frozenset()
+    idle_edges: frozenset[int] = frozenset()
     buffers: tuple[str, ...] = ()
     kept: Sequence[tuple[str, str, _NODE]] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
@@ -114,16 +118,18 @@ class Trace:
             found.setdefault((earlier, output), []).append(later)
         return found
 
-    def crossing(self, call: Call, loss: bool = True) -> list[tuple[_NODE, int]]:
+    def crossing(self, call: Call, loss: bool = True, idle: bool = True) -> list[tuple[_NODE, int]]:
         """What is made before the end of a call and used after it, other than the call's own output.
 
         Args:
             call: the call.
             loss: whether what the model's own loss alone uses counts.
+            idle: whether what only batch norms beside prediction and loss are given counts.
         """
         later, earlier = self._numbers
         over = np.flatnonzero((earlier < call.end) & (call.end <= later))
-        found = {self.edges[i][1:]: None for i in over if loss or i not in self.loss_edges}
+        apart = (frozenset() if loss else self.loss_edges) | (frozenset() if idle else self.idle_edges)
+        found = {self.edges[i][1:]: None for i in over if i not in apart}
         if call.node is not None:
             found.pop(call.node, None)
         return list(found)

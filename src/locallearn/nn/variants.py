@@ -19,7 +19,7 @@ def find_batch_axes(found: Trace, model: nn.Module, args: tuple[Any, ...], kwarg
     """Note the axis of the examples in every output: the one that grows by a row when the batch does."""
     rows = batch_size(args, kwargs)
     for more in (1, rows):  # it may take batches of an even size only, or of this size only
-        shapes = _shapes(found, model, *_grown((args, dict(kwargs)), rows, more))
+        shapes = shapes_of(found, model, *_grown((args, dict(kwargs)), rows, more))
         if shapes is not None:
             for call, shape in zip(found.calls, shapes, strict=True):
                 call.batch = _grew(call.shape, shape, more)
@@ -39,7 +39,7 @@ def find_other_tokens(found: Trace, model: nn.Module, args: tuple[Any, ...], kwa
     for names in ([[name] for name in sequences] + [decoder]) if len(sequences) > 1 else []:
         shorter = {name: x[:, :-1].contiguous() if name in names else x for name, x in inputs.items()}
         positional = tuple(shorter.pop(i) for i in range(len(args)))
-        shapes = _shapes(found, model, positional, {str(name): x for name, x in shorter.items()})
+        shapes = shapes_of(found, model, positional, {str(name): x for name, x in shorter.items()})
         if shapes is None:
             continue
         followed = shapes[-1] != found.scores
@@ -63,7 +63,7 @@ def _grown(values: Any, rows: int, more: int) -> Any:
 
 
 @torch.no_grad()
-def _shapes(
+def shapes_of(
     found: Trace, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> list[tuple[int, ...] | None] | None:
     """Shapes of the first outputs of the same calls for another batch; None where it does not run, or runs others."""

@@ -112,8 +112,9 @@ def _check_independent(
 ) -> None:
     """Refuse a module in which a group's features have a gradient in another group's weights.
 
-    All weights of ``model``, which is a copy, are drawn anew first: a scale that starts at zero would hide such a
-    gradient. It runs as in training and as in evaluation, since training may drop layers at random.
+    All weights of ``model``, which is a copy, are drawn anew first, and buffers that are zero: a scale that starts
+    at zero would hide such a gradient. It runs as in training and as in evaluation, since training may drop layers at
+    random.
     """
     features: list[Tensor] = []
 
@@ -129,6 +130,9 @@ def _check_independent(
         torch.manual_seed(0)
         for parameter in model.parameters():
             nn.init.uniform_(parameter, 0.5, 1.5) if parameter.dim() < 2 else nn.init.normal_(parameter)
+        for buffer in model.buffers():
+            if buffer.is_floating_point() and not buffer.any():
+                nn.init.uniform_(buffer, 0.5, 1.5)
         for training in (True, False):
             features.clear()
             model.train(training)(*args, **kwargs)

@@ -74,7 +74,8 @@ def _read(network: SplitNetwork, stages: Sequence[ModelStage], pool: int, batch:
     def at_cut(k: int, output: Any) -> None:
         features = features_of(output)
         if features is not None:
-            found[cut[k].name] = _seen(cut[k].piece.layout.ordered(features), cut[k].tokens, batch, pool)
+            piece, tokens = cut[k].piece, cut[k].tokens
+            found[cut[k].name] = _seen(piece.layout.ordered(features), tokens, batch, pool, piece.mask_place)
         if cut[k] is stages[-1]:
             raise _ReadError
 
@@ -116,7 +117,7 @@ def _last(
     return _seen(Axes(axis, given.dim() - 1).ordered(given), stage.tokens, batch, pool)
 
 
-def _seen(ordered: Tensor, tokens: str, batch: Batch, pool: int) -> Tensor:
+def _seen(ordered: Tensor, tokens: str, batch: Batch, pool: int, mask_place: str = "") -> Tensor:
     """One vector an example."""
     assert isinstance(batch, CalledBatch)
-    return pooled(batch.seen(ordered, "mean" if tokens == "all" else tokens), pool)
+    return pooled(batch.seen(ordered, "mean" if tokens == "all" else tokens, mask_place), pool)

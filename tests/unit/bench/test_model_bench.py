@@ -2,9 +2,12 @@
 
 import copy
 import json
+import sys
+import types
 
 import pytest
 import torch
+from torch import nn
 
 from locallearn.bench.user_model import load
 from locallearn.bench.ways import Heads, Kind, Way, checkpoint_blocks, ways
@@ -15,6 +18,7 @@ from user_models import ResNet, Transformer, images, sequences
 
 OWN = """
 import torch
+from torch import nn
 from torch import nn
 
 
@@ -88,6 +92,50 @@ def test_models_of_transformers():
     assert type(load(f"hf:bert?{small}", inputs)[0]).__name__ == "BertForMaskedLM"
     model, _ = load("hf:vit-s16", Inputs(batch_size=1))
     assert sum(p.numel() for p in model.parameters()) == 22_050_664  # as timm's vit_small_patch16_224 has
+
+
+def timm_like(name, pretrained, in_chans=3, img_size=None):
+    """A model as timm makes it: what it was made for is in ``default_cfg``, whatever it is built with."""
+    model = nn.Sequential(
+        nn.Conv2d(in_chans, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    )
+    model.default_cfg = {"input_size": (3, 12, 20)}
+    return model
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "shape"),
+    [
+        ("", None, (2, 3, 12, 20)),
+        ("", 16, (2, 3, 16, 16)),
+        ("?img_size=24", None, (2, 3, 24, 24)),
+        ("?img_size=(8,16)&in_chans=1", None, (2, 1, 8, 16)),
+    ],
+)
+def test_pictures_are_of_the_size_that_a_model_of_timm_is_built_for(settings, size, shape, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", types.SimpleNamespace(create_model=timm_like))
+    _, (pictures, labels) = load(f"timm:any{settings}", Inputs(batch_size=2, image_size=size))
+    assert pictures.shape == shape
+    assert labels.max() < 5
+
+
+@pytest.mark.parametrize("name", ["hf-hub:somebody/model", "hf_hub:somebody/model", "local-dir:/tmp/model"])
+def test_models_of_timm_that_would_be_fetched_are_refused(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", types.SimpleNamespace(create_model=None))
+    with pytest.raises(LocalLearnError, match=f"bench model: timm:{name} is no model of timm's own"):
+        load(f"timm:{name}", Inputs())
+
+
+def test_code_beside_a_configuration_of_transformers_is_not_run(tmp_path, monkeypatch):
+    pytest.importorskip("transformers", reason="needs the package transformers")
+    code = {"AutoConfig": "beside.Own", "AutoModelForCausalLM": "beside.OwnModel"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-type", "auto_map": code}))
+    (tmp_path / "beside.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers asks whoever sits at the terminal
+    with pytest.raises(LocalLearnError, match="trust_remote_code") as found:
+        load(f"hf:{tmp_path}/", Inputs())
+    assert "\n" not in str(found.value)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(

@@ -221,11 +221,22 @@ def test_what_cannot_be_split_in_width_is_said():
             x = self.layer1(x + self.gate(self.layer1[0].conv1(x).flip(1)))
             return self.fc(self.layer2(x).mean((2, 3)))
 
+    class HiddenScale(ResNet):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("scale", torch.zeros(()))  # that a schedule of the user's sets later
+
+        def forward(self, x):
+            x = F.relu(self.bn1(self.conv1(x)))
+            return self.fc(self.layer2(self.layer1(x + self.scale * x.flip(1))).mean((2, 3)))
+
     ll.split(Mixing(), example=images(), cuts=["layer1"], width=2)  # after the cut every group sees every channel
     with pytest.raises(ConfigError, match="mixes groups"):
         ll.split(MixingInside(), example=images(), cuts=["layer1.1"], width=2)
     with pytest.raises(ConfigError, match="mixes groups"):
         ll.split(HiddenGate(), example=images(), cuts=["layer1.1"], width=2)
+    with pytest.raises(ConfigError, match="mixes groups"):
+        ll.split(HiddenScale(), example=images(), cuts=["layer1.1"], width=2)
 
 
 def test_wrong_calls_are_one_line():

@@ -1,0 +1,115 @@
+"""The first passes of a stage that computes alone, which tell whether it uses what it is not handed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from locallearn.core.generators import keeping, nothing
+from locallearn.errors import ConfigError
+from locallearn.nn.features import features_of, prediction
+from locallearn.nn.pieces import Piece
+
+_Pass = Callable[[bool], Any]
+"""A pass of the stage, in which placeholders of what other stages gave are zeros; if true, large and random."""
+
+_SEEN = 0.01
+"""Share of a tensor's largest value that placeholders change where it depends on them; rounding changes less."""
+
+
+class FirstPasses:
+    """The first pass of a stage in training, and the first one in evaluation.
+
+    Placeholders stand in its forward pass for what the stages before gave. Gradients tell what of that the stage
+    uses, and that is handed on. A value that is used without a gradient (of ``x.detach()``, an index, statistics that
+    a layer keeps) is noticed here: with other placeholders the stage gives or keeps something else.
+
+    Args:
+        model: with which the stage computes.
+        piece: the stage.
+        start: the submodule at whose end it begins; empty for the first stage, which needs no placeholders.
+    """
+
+    def __init__(self, model: nn.Module, piece: Piece, start: str) -> None:
+        self._model, self._piece, self._start = model, piece, start
+        self._modes: set[bool] = set()
+
+    def __call__(self, run: _Pass, crossed: Mapping[Any, Tensor], given: Tensor, begin: Callable[[], None]) -> Any:
+        """What a pass gives.
+
+        Args:
+            run: the pass.
+            crossed: what the stage hands on beside its features, after the pass.
+            given: the stage's features.
+            begin: puts generators to where the stage's draws begin; ``nothing`` where it draws nothing.
+
+        Raises:
+            ConfigError: what it gives or keeps depends on placeholders; the stage's buffers are as before then.
+        """
+        if not self._start or self._model.training in self._modes or type(given) is not Tensor or given.is_meta:
+            return run(False)
+        self._modes.add(self._model.training)
+        before = {name: self._model.get_buffer(name).clone() for name in self._piece.buffers}
+        with torch.no_grad(), contextlib.nullcontext() if begin is nothing else keeping(given.device):
+            other = self._tried(run, crossed, before)
+        output = run(False)
+        found = self._made(output, crossed)
+        used = ["what it gives"] if other is None else [name for name in found if _differ(found[name], other[name])]
+        if not used:
+            return output
+        self._put(before)
+        expected = (
+            f"another one for stages that compute apart: the stage after it makes {used[0]} of a value from before"
+        )
+        reason = "the cut that no gradient passes, and that it is not handed; runtime inline trains it"
+        raise ConfigError("cuts", self._start, f"{expected} {reason}")
+
+    def _tried(
+        self, run: _Pass, crossed: Mapping[Any, Tensor], before: Mapping[str, Tensor]
+    ) -> dict[str, Tensor] | None:
+        """What it makes with other placeholders; None where it fails then. It keeps nothing of it."""
+        counts = [(part, name, value) for part in self._model.modules() for name, value in _numbers(part).items()]
+        try:
+            return self._made(run(True), crossed)
+        except Exception:  # an index out of range, or what comes again with zeros
+            return None
+        finally:
+            self._put(before)
+            for part, name, value in counts:
+                setattr(part, name, value)
+
+    def _made(self, output: Any, crossed: Mapping[Any, Tensor]) -> dict[str, Tensor]:
+        """Copies of what the stage gives and keeps, by name.
+
+        The model's own loss is not among it: the numbers of other stages that it adds are theirs, and 0 here.
+        """
+        features = features_of(output) if self._piece.path else prediction(output)
+        made = {name: self._model.get_buffer(name) for name in self._piece.buffers}
+        made |= {"what it gives": features} if features is not None else {}
+        made |= {f"what it hands on of {path} ({n})": x for (path, n), x in crossed.items()}
+        return {name: x.detach().clone() for name, x in made.items()}
+
+    @torch.no_grad()
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self._model.get_buffer(name).copy_(value)
+
+
+def _numbers(part: nn.Module) -> dict[str, Any]:
+    """What a module counts in attributes of its own."""
+    return {name: value for name, value in vars(part).items() if type(value) in (bool, int, float)}
+
+
+def _differ(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape:
+        return True
+    if not a.numel():
+        return False
+    a, b = a.double(), b.double()
+    if not b.isfinite().all():  # of numbers as large as the placeholders; or in both, of weights that are none
+        return bool(a.isfinite().all())
+    return float((a - b).abs().amax()) > _SEEN * float(a.abs().amax())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,12 +55,20 @@ class FirstPasses:
             return run(False)
         self._modes.add(self._model.training)
         before = {name: self._model.get_buffer(name).clone() for name in self._piece.buffers}
-        with torch.no_grad(), contextlib.nullcontext() if begin is nothing else keeping(given.device):
-            other = self._tried(run, crossed, before)
+
+        def tried(others: bool) -> dict[str, Tensor] | None:
+            with torch.no_grad(), contextlib.nullcontext() if begin is nothing else keeping(given.device):
+                return self._tried(partial(run, others), crossed, before)
+
+        other = tried(True)
         output = run(False)
         found = self._made(output, crossed)
-        used = ["what it gives"] if other is None else [name for name in found if _differ(found[name], other[name])]
+        if not _differing(found, other):
+            return output
+        again = tried(False)  # a model may draw without a seed
+        used = _differing(found, other) if again is None or not _differing(found, again) else []
         if not used:
+            self._put(found)
             return output
         self._put(before)
         expected = (
@@ -69,12 +78,12 @@ class FirstPasses:
         raise ConfigError("cuts", self._start, f"{expected} {reason}")
 
     def _tried(
-        self, run: _Pass, crossed: Mapping[Any, Tensor], before: Mapping[str, Tensor]
+        self, run: Callable[[], Any], crossed: Mapping[Any, Tensor], before: Mapping[str, Tensor]
     ) -> dict[str, Tensor] | None:
-        """What it makes with other placeholders; None where it fails then. It keeps nothing of it."""
+        """What a pass makes, of which nothing is kept; None where it fails."""
         counts = [(part, name, value) for part in self._model.modules() for name, value in _numbers(part).items()]
         try:
-            return self._made(run(True), crossed)
+            return self._made(run(), crossed)
         except Exception:  # an index out of range, or what comes again with zeros
             return None
         finally:
@@ -95,13 +104,17 @@ class FirstPasses:
 
     @torch.no_grad()
     def _put(self, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            self._model.get_buffer(name).copy_(value)
+        for name in self._piece.buffers:
+            self._model.get_buffer(name).copy_(values[name])
 
 
 def _numbers(part: nn.Module) -> dict[str, Any]:
     """What a module counts in attributes of its own."""
     return {name: value for name, value in vars(part).items() if type(value) in (bool, int, float)}
+
+
+def _differing(found: Mapping[str, Tensor], other: Mapping[str, Tensor] | None) -> list[str]:
+    return ["what it gives"] if other is None else [name for name in found if _differ(found[name], other[name])]
 
 
 def _differ(a: Tensor, b: Tensor) -> bool:

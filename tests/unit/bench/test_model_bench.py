@@ -132,7 +132,7 @@ def test_code_beside_a_configuration_of_transformers_is_not_run(tmp_path, monkey
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-type", "auto_map": code}))
     (tmp_path / "beside.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers asks whoever sits at the terminal
-    with pytest.raises(LocalLearnError, match="trust_remote_code") as found:
+    with pytest.raises(LocalLearnError, match="custom code") as found:
         load(f"hf:{tmp_path}/", Inputs())
     assert "\n" not in str(found.value)
     assert not (tmp_path / "ran").exists()

@@ -29,7 +29,7 @@ class IdleHead(nn.Module):
         a = self.a(x)
         c = self.c(self.b(a))
         if self.kept:
-            c = c * a.detach().mean((2, 3), keepdim=True).sigmoid()
+            return self.fc((c * (a.detach() > 0)).mean((2, 3)))
         out = self.fc(c.mean((2, 3)))
         return {"out": out, "aux": self.aux(a.detach() if self.detached else a)}
 

@@ -65,12 +65,12 @@ class FirstPasses:
         found = self._made(output, crossed)
         if not _differing(found, other):
             return output
+        self._put(before)
         again = tried(False)  # a model may draw without a seed
         used = _differing(found, other) if again is None or not _differing(found, again) else []
         if not used:
             self._put(found)
             return output
-        self._put(before)
         expected = (
             f"another one for stages that compute apart: the stage after it makes {used[0]} of a value from before"
         )

@@ -40,13 +40,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table as the thesis prints it."""
+    """A table as the thesis prints it; a note says what its columns are, where headings do not."""
 
     name: str
     title: str
     corner: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True)

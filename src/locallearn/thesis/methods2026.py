@@ -54,6 +54,16 @@ COLUMNS = {
 }
 """What the tables show, by its heading."""
 
+NOTE = (
+    "Accuracy: of the last layer on the test images. Largest node: multiply-accumulates (MACs) of one image in a "
+    "forward pass of the node that computes most, its auxiliary head included; a node is what one device would train "
+    "(one group of one module). Activations: the most that a step keeps at once for its backward passes, all modules "
+    "in turn in one process. Parameters: of network and heads together. A step: mean time over the training, on the "
+    "machine that trained. Traffic: what all nodes send each other in a step if each has a device of its own. K is "
+    "the number of modules, G of groups in a module. The number in brackets is that of seeds."
+)
+"""What the columns are."""
+
 
 def name_of(method: str, depth: int, model: str = "resnet32") -> str:
     """Name of a cell: ``cifar10-resnet32-auglocal-k16``."""
@@ -149,6 +159,7 @@ TABLE = Table(
     "Method",
     tuple(COLUMNS),
     tuple(_resnet_rows()),
+    NOTE,
 )
 """Test accuracy of the last layer, and what every method costs."""
 
@@ -161,6 +172,7 @@ VIT_TABLE = Table(
         cost_row("End to end", VIT_E2E),
         *(cost_row(label, name_of(method, 4, "vit-tiny")) for label, method in ON_VIT.items()),
     ),
+    NOTE,
 )
 """The same of a vision transformer."""
 
@@ -171,8 +183,11 @@ FIGURE = Curves(
         CurvePanel(
             "ResNet-32, CIFAR-10",
             "modules",
-            tuple(_line(label, method) for label, method in {**SHARED, **OURS}.items() if method in DRAWN),
+            (
+                Line(E2E, "End to end (K = 1)", tuple((depth, E2E) for depth in FIGURE_DEPTHS)),
+                *(_line(label, method) for label, method in {**SHARED, **OURS}.items() if method in DRAWN),
+            ),
         ),
     ),
 )
-"""K against accuracy, with the spread over seeds."""
+"""K against accuracy, with the spread over seeds; end to end, which has no K, is a level."""

@@ -19,7 +19,7 @@ from locallearn.config import OptimizerConfig, RunConfig, ScheduleConfig
 from locallearn.plan.cuts import GN_DEPTHS
 from locallearn.recipes.named import recipe
 from locallearn.thesis.layout import Row, Table, Value
-from locallearn.thesis.methods2026 import AS_PUBLISHED, COLUMNS, HEADS, configs, cost_row
+from locallearn.thesis.methods2026 import AS_PUBLISHED, COLUMNS, HEADS, NOTE, configs, cost_row
 from locallearn.thesis.methods2026 import name_of as methods2026_name
 
 EPOCHS = 400
@@ -121,6 +121,7 @@ TABLE = Table(
         cost_row("ContSup (2023), mode E", methods2026_name("contsup", 16)),
         *(cost_row(label, name_of(end, "resnet18")) for end, (label, _) in _scpl().items()),
     ),
+    NOTE,
 )
 """The second table: what each method reaches as its authors train it."""
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from locallearn.report.compare import Measured
 from locallearn.report.plots import draw, new_axes
@@ -17,9 +18,12 @@ KINDS = {
     "probes": ("epoch", "linear probe of the last module [%]"),
     "last_layer": ("epoch", "test accuracy [%]"),
     "loss": ("epoch", "training loss of the last module"),
-    "modules": ("modules", "test accuracy [%]"),
+    "modules": ("number of modules K", "test accuracy [%]"),
 }
 """What is on each axis, by a panel's field."""
+
+LEVEL = LineStyle("#111111", (4, 1.8), width=1.4)
+"""How a network is drawn whose accuracy does not depend on the place."""
 
 
 class MeasuredCurve(NamedTuple):
@@ -43,13 +47,14 @@ class MeasuredCurve(NamedTuple):
 
 
 def measured_curves(panel: Mapping[str, Any], measured: Measured) -> list[MeasuredCurve]:
-    """The curves of a panel that something is measured of.
+    """The curves of a panel that something is measured of; none where that is a level alone, to compare curves with.
 
     Raises:
         ValueError: records of one cell are of different configurations, which are never put together.
     """
-    found = []
-    for index, line in enumerate(panel["lines"]):
+    found: list[MeasuredCurve] = []
+    levels = [line for line in panel["lines"] if len({cell for _, cell in line.get("cells", ())}) == 1]
+    for index, line in enumerate(line for line in panel["lines"] if line not in levels):
         if line.get("cells"):
             found += _over_cells(line, measured, run_style(index))
             continue
@@ -63,7 +68,7 @@ def measured_curves(panel: Mapping[str, Any], measured: Measured) -> list[Measur
             spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
             mean = [statistics.mean(v) for v in values]
             found.append(MeasuredCurve(line["label"], run_style(index), x, mean, spread, len(series)))
-    return found
+    return [curve for line in levels for curve in _over_cells(line, measured, LEVEL)] + found if found else []
 
 
 def _over_cells(line: Mapping[str, Any], measured: Measured, style: LineStyle) -> list[MeasuredCurve]:
@@ -108,6 +113,11 @@ def curves_figure(curves: Sequence[MeasuredCurve], field: str, legend: bool = Fa
             low = [y - s for y, s in zip(curve.y, curve.spread, strict=True)]
             high = [y + s for y, s in zip(curve.y, curve.spread, strict=True)]
             axes.fill_between(curve.x, low, high, color=curve.style.colour, alpha=0.15, linewidth=0)
+    if field == "modules":  # which double
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator(sorted({x for curve in curves for x in curve.x})))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter("{x:g}")
     if legend:
         axes.legend(fontsize=7, frameon=False, loc="best")
     return figure

@@ -89,6 +89,7 @@ class Grid(NamedTuple):
     title: str
     headings: list[str]
     rows: list[tuple[str, list[Shown | str]]]
+    note: str = ""
 
 
 def numbers(records: Sequence[Mapping[str, Any]], field: str) -> list[float]:
@@ -133,7 +134,7 @@ def _signed(value: float, digits: int) -> str:
 def table_grid(table: Mapping[str, Any], measured: Measured) -> Grid:
     """A table with everything that is measured of it."""
     rows = [(row["label"], [show(value, measured) for value in row["values"]]) for row in table["rows"]]
-    return Grid(table["name"], table["title"], [table["corner"], *table["columns"]], rows)
+    return Grid(table["name"], table["title"], [table["corner"], *table["columns"]], rows, table.get("note", ""))
 
 
 def figure_grid(figure: Mapping[str, Any], panel: Mapping[str, Any], measured: Measured) -> Grid:
@@ -223,6 +224,7 @@ def markdown(study: StudyData, pictures: Mapping[str, str] | None = None) -> str
     parts = [f"## Protocol `{study['name']}`", study["description"], LEGEND]
     for grid in grids(study):
         lines = [f"### {grid.name.replace('-', ' ').capitalize()}. {grid.title}", ""]
+        lines += [grid.note, ""] if grid.note else []
         lines.append("| " + " | ".join(grid.headings) + " |")
         lines.append("| --- |" + " ---: |" * (len(grid.headings) - 1))
         for label, values in grid.rows:

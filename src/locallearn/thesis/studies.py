@@ -163,7 +163,7 @@ def _print_claims(console: Console, found: Sequence[Mapping[str, Any]]) -> None:
 
 def _as_printed(grid: drawing.Grid) -> RichTable:
     """In the thesis's shape: its columns, two lines a value."""
-    table = RichTable(title=_title(grid), show_lines=True)
+    table = RichTable(title=_title(grid), caption=grid.note or None, show_lines=True)
     for index, heading in enumerate(grid.headings):
         heading = heading.replace(" accuracy", "\naccuracy").replace(" speed-up", "\nspeed-up")
         table.add_column(heading, justify="right" if index else "left", no_wrap=True)
@@ -174,7 +174,7 @@ def _as_printed(grid: drawing.Grid) -> RichTable:
 
 def _one_value_a_row(grid: drawing.Grid) -> RichTable:
     """For a terminal that is too narrow for the thesis's shape."""
-    table = RichTable(title=_title(grid))
+    table = RichTable(title=_title(grid), caption=grid.note or None)
     for heading in (grid.headings[0] or "row", "column", "measured", "published"):
         table.add_column(heading, justify="left" if heading in (grid.headings[0], "column") else "right")
     for label, values in grid.rows:

@@ -11,7 +11,7 @@ from locallearn.costs.nodes import cost
 from locallearn.thesis.catalogue import cells_of, layout
 from locallearn.thesis.cell_records import comparable
 from locallearn.thesis.matrix import cells
-from locallearn.thesis.methods2026 import FIGURE_DEPTHS, LAYERWISE, configs, name_of
+from locallearn.thesis.methods2026 import E2E, FIGURE_DEPTHS, LAYERWISE, NOTE, configs, name_of
 from locallearn.thesis.protocols import Study
 from locallearn.thesis.results_curves import curves_figure, measured_curves
 from locallearn.thesis.results_grids import table_grid
@@ -62,6 +62,7 @@ def test_columns_are_read_from_records():
         "A step in training [ms]",
         "Traffic a step [MiB]",
     ]
+    assert grid.note == NOTE
     rows = dict(grid.rows)
     assert [value.measured for value in rows["AugLocal (2024), K = 16"]] == [
         "60.00", "10.01", "3.0", "1036", "500", "2.5",
@@ -95,5 +96,12 @@ def test_the_figure_is_k_against_accuracy_with_the_spread():
     assert curve.y == pytest.approx([61, 58, 42])
     assert curve.spread == pytest.approx([2**0.5, 0, 8**0.5])
     assert measured_curves(panel, measured_of(records[:2])) == []  # one K alone
+    end_to_end = [record(E2E, seed, 65.0) for seed in range(2)]
+    assert measured_curves(panel, measured_of(end_to_end)) == []  # a level alone
+    level, other = measured_curves(panel, measured_of([*end_to_end, *records]))
+    assert (level.label, level.x, level.y) == ("End to end (K = 1)", [2, 4, 8, 16], [65.0] * 4)
+    assert other == curve
     assert FIGURE_DEPTHS == (2, 4, 8, 16)
-    assert curves_figure([curve], panel["field"]).axes[0].get_xlabel() == "modules"
+    axes = curves_figure([curve], panel["field"]).axes[0]
+    assert axes.get_xlabel() == "number of modules K"
+    assert list(axes.get_xticks()) == [2, 4, 16]

@@ -37,6 +37,7 @@ AUGLOCAL = small.config("gn-dgl", 2, (2,), objective=ObjectiveConfig(head="auglo
 FOLLOWING = ObjectiveConfig(head="momentum", head_options={"momentum": 0.5})
 MAN = small.config("dgl", 3, (1,), objective=FOLLOWING, optimizer=GENTLE)
 GN_MAN = small.config("gn-dgl", 2, (2,), objective=FOLLOWING, optimizer=GENTLE)
+OVERLAP = dataclasses.replace(DGL3, overlap=1)
 SPLIT = small.config("gn-dgl", 2, (2,), objective=ObjectiveConfig(stop_gradient=False), optimizer=GENTLE)
 GN3 = small.config("gn-dgl", 2, (3,), model="tiny-vgg", optimizer=GENTLE)
 ADAM = small.config("dgl", 2, (1,), optimizer=OptimizerConfig(name="adam", learning_rate=1e-3, clip_norm=1.0))
@@ -56,6 +57,9 @@ EXACT = {
         "mae": on(MAE, 2),
         "man": on(MAN, 2),
         "gn_man": on(GN_MAN, 2),
+        "overlap": on(OVERLAP, 2),
+        "overlap_gn": on(dataclasses.replace(GN, overlap=1), 2),
+        "overlap_man": on(dataclasses.replace(MAN, overlap=1, context="image"), 2),
         "context_image": on(dataclasses.replace(DGL3, context="image"), 2),
         "context_before": on(small.config("predsim", 3, (1,), optimizer=GENTLE, context="before"), 2),
         "vgg": on(dataclasses.replace(VGG, dropout=0.2), 2),
@@ -79,6 +83,7 @@ ROUNDED = {
         "width_man": on(GN_MAN, 1, 2),
         "data_man": on(GN_MAN, 1, 1, 2),
         "halved_weights": on(MAN, 2),
+        "halved_returns": on(OVERLAP, 2),
         "data_context": on(dataclasses.replace(DGL, context="image"), 1, 1, 2),
         "width_split": on(SPLIT, 1, 2),
         "data": on(DGL, 1, 1, 2),
@@ -102,6 +107,7 @@ ROUNDED = {
         "both_man": on(GN_MAN, 2, 2),
         "width_data": on(GN, 1, 2, 2),
         "depth_data": on(DGL, 2, 1, 2),
+        "depth_data_overlap": on(OVERLAP, 2, 1, 2),
     },
     6: {"uneven": on(GN3, 2, 3), "three": on(DGL, 2, 1, 3)},
 }

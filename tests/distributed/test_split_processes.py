@@ -62,3 +62,12 @@ def test_bf16_trains_in_processes_too(tmp_path, monkeypatch):
     monkeypatch.setenv("PRECISION", "bf16")
     one = alone("vit", tmp_path / "one.pt", 1)
     assert differing(one, together(2, "vit", tmp_path / "several.pt", 1)) == []
+
+
+def test_overlapping_stages_train_in_processes_what_one_trains(tmp_path, monkeypatch):
+    """The second process gives the gradient back that the first one's last stage is trained with, too."""
+    without = alone("vit", tmp_path / "without.pt", 1)
+    monkeypatch.setenv("OVERLAP", "1")
+    one = alone("vit", tmp_path / "one.pt", 1)
+    assert differing(one, together(2, "vit", tmp_path / "several.pt", 1)) == []
+    assert differing(one, without) != []

@@ -25,7 +25,8 @@ watch = Watch()
 name, output, epochs, *run = sys.argv[1:]
 make, batch, settings = CASES[name]
 torch.manual_seed(0)
-network = ll.split(make().train(), example=batch, depth=3, optimizer=sgd, **settings)
+extra = {"overlap": int(os.environ.get("OVERLAP", "0"))}
+network = ll.split(make().train(), example=batch, depth=3, optimizer=sgd, **settings, **extra)
 small = {k: v[:2] for k, v in batch.items()} if isinstance(batch, dict) else tuple(v[:2] for v in batch)
 trainer = ll.Trainer(
     network,

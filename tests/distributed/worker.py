@@ -19,7 +19,7 @@ from locallearn.core import local_step as core
 from locallearn.data.store import Batch, ImageStore
 from locallearn.losses import two_views
 from locallearn.nn import groups
-from locallearn.runtime.transport import WEIGHTS, Sender
+from locallearn.runtime.transport import GRADIENTS, WEIGHTS, Sender
 from locallearn.runtime.width_peers import ProcessPeers
 from locallearn.training import runs
 
@@ -51,11 +51,11 @@ def lost_batch():
     """One step does not train."""
     call = core.LocalStep.__call__
 
-    def sometimes(self, features, batch, index=0, rate=None):
+    def sometimes(self, features, batch, index=0, rate=None, hand_on=None):
         if index != 3:
-            return call(self, features, batch, index, rate)
+            return call(self, features, batch, index, rate, hand_on)
         with patched(self.optimizer, "step", lambda: None):
-            return call(self, features, batch, index, rate)
+            return call(self, features, batch, index, rate, hand_on)
 
     return patched(core.LocalStep, "__call__", sometimes)
 
@@ -66,6 +66,16 @@ def halved_weights():
 
     def halved(self, features, step, last=False):
         put(self, tuple(x / 2 for x in features) if self.kind >= WEIGHTS else features, step, last)
+
+    return patched(Sender, "put", halved)
+
+
+def halved_returns():
+    """A module gives back half of the gradient that the one before it waits for."""
+    put = Sender.put
+
+    def halved(self, features, step, last=False):
+        put(self, features / 2 if self.kind == GRADIENTS else features, step, last)
 
     return patched(Sender, "put", halved)
 
@@ -177,6 +187,7 @@ FAULTS = {
         halved_gradient,
         lost_batch,
         halved_weights,
+        halved_returns,
         own_statistics,
         own_gradient,
         stale_features,

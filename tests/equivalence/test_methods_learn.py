@@ -38,6 +38,7 @@ CASES = {
     "dgl transport": ("dgl", 3, 1, {"loss": "transport"}),
     "gn-dgl transport": ("gn-dgl", 3, 2, {"loss": "transport"}),
     "dgl rebuilt-input": ("dgl", 3, 1, {"loss": "rebuilt-input"}),
+    "gn-dgl input-similarity": ("gn-dgl", 3, 2, {"loss": "input-similarity", "diversity_weight": 0.0}),
     "blockwise-ssl": ("blockwise-ssl", 3, 1, {"head": "wide-projector", "head_options": WIDE}),
     "blockwise-ssl G=2": ("blockwise-ssl", 3, 2, {"head": "wide-projector", "head_options": WIDE}),
     "gn-dgl auglocal": ("gn-dgl", 3, 2, {"head": "auglocal"}),
@@ -71,6 +72,7 @@ WITHOUT = {
     "infopro mlp-sr": 2,
     "dgl supervised-contrastive": 2,
     "dgl rebuilt-input": 2,
+    "gn-dgl input-similarity": 6,
     "gn-dgl supervised-contrastive": 6,
 }
 """How many nodes have no classifier, where some have none."""

@@ -40,7 +40,8 @@ class PlanOptions:
     """Auxiliary heads to try; smaller heads are faster and less accurate."""
     cuts: tuple[str, ...] = ("auto",)
     """Where modules end: auto (the thesis's table, else balanced), balanced (multiply-accumulates of the blocks),
-    memory (of blocks and heads, counted) or time (of blocks and heads, measured on this machine)."""
+    memory (of blocks and heads, counted) or time (of blocks and heads, measured on this machine). With a model of
+    your own auto is what ll.split chooses."""
     objective: Annotated[ObjectiveConfig, tyro.conf.arg(name="")] = field(default_factory=ObjectiveConfig)
     optimizer: Literal["sgd", "adam"] = "sgd"
     """SGD with momentum, or Adam, which remembers twice as much."""
@@ -73,7 +74,7 @@ class PlanOptions:
     repeats: int = 10
     """Measurements of each module, with --measure; medians are shown."""
     device: str | None = None
-    """Where to measure, cpu or cuda[:N]; by default the GPU where there is one."""
+    """Where to measure, with --measure or --cuts time, cpu or cuda[:N]; by default the GPU where there is one."""
     json: bool = False
     """Print JSON."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from locallearn.cli.own_model import own_model, refuse_changed
 from locallearn.cli.plan_options import PlanOptions
 from locallearn.config import ObjectiveConfig, OptimizerConfig
-from locallearn.errors import UsageError
+from locallearn.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from locallearn.costs.alternatives import Alternative
@@ -25,17 +25,24 @@ def counted(
         ConfigError: an option has no meaning with a model of the user's own.
         UsageError: the function fails, or gives something else than a model and a batch.
     """
-    refuse_changed(options, "method", "widths", "cuts", "measure", "repeats", "device")
+    refuse_changed(options, "method", "widths", "measure", "repeats")
+    if options.cuts[0] == "balanced":
+        raise ConfigError("--cuts", "balanced", "auto, memory or time with a model of your own")
+    if options.cuts[0] != "time":
+        refuse_changed(options, "device")
     refuse_changed(options, "image_size", "channels", "classes", "batch_size")
     from locallearn.core.split_network import SplitNetwork
+    from locallearn.costs.own_balance import BalancedCuts
     from locallearn.costs.own_planner import DEFAULT_HEAD, ModelToPlan
+    from locallearn.training.setup import check_device
 
     model, batch = own_model(options.model)
     if isinstance(model, SplitNetwork):
         raise UsageError(f"--model: {options.model} gives a network that is split already; plan splits your model")
     precision = None if options.precision == "fp32" else options.precision
     own = ModelToPlan(model, batch, options.objective, OptimizerConfig(name=options.optimizer), precision)
-    head = ObjectiveConfig().head
+    head, by = ObjectiveConfig().head, options.cuts[0]
+    device = check_device(options.device) if by == "time" else None
     candidates, refused = own.candidates(
         machine=machine,
         depths=options.depths,
@@ -43,6 +50,7 @@ def counted(
         batches=options.batches,
         in_flight=options.in_flight,
         on_step=on_step,
+        cuts_of=None if by == "auto" else BalancedCuts(own, by, device),  # type: ignore[arg-type]
     )
     on_step("the usual ways")
     others = own.usual_ways(machine=machine, devices=options.devices, depths=options.depths, batches=options.batches)

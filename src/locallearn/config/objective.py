@@ -33,7 +33,8 @@ class ObjectiveConfig:
 
     loss: str | None = None
     """Local loss: cross-entropy, predsim, infopro, supervised-contrastive, transport (another loss and a penalty on
-    how far blocks move features) or rebuilt-input; on two views of every image nt-xent, barlow-twins or vicreg.
+    how far blocks move features), rebuilt-input or input-similarity (examples as alike as in the module's input); on
+    two views of every image nt-xent, barlow-twins or vicreg.
     By default the method's own: cross-entropy for dgl and gn-dgl, nt-xent for simclr and dgssl, barlow-twins for
     blockwise-ssl; mae has masked-pixels alone, greedy-infomax patch-infonce."""
     head: str = "1c2f"

@@ -132,6 +132,7 @@ OWN: dict[str, dict[str, type | None]] = {
         "barlow-twins": None,
         "cross-entropy": None,
         "infopro": None,
+        "input-similarity": None,
         "masked-pixels": None,
         "next-token": TokenOptions,
         "nt-xent": None,

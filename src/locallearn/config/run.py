@@ -69,8 +69,8 @@ class RunConfig:
     none, image, or before (what the module before was given). It travels forward with the features."""
     overlap: int = 0
     """With 1 a module's loss also trains the module before it: its gradient crosses one cut, and no other. Off (0) no
-    gradient crosses a cut, which is what local learning is; runtimes inline and threads have the exception, whose
-    graphs are of two modules at a time (docs/guides/methods.md)."""
+    gradient crosses a cut, which is what local learning is; runtimes inline, threads and distributed have the
+    exception, whose graphs are of two modules at a time (docs/guides/methods.md)."""
     patch_size: int | None = None
     """Side of the patches that a vision transformer cuts images into [pixels]; by default the model's own."""
     seed: int = 0
@@ -135,14 +135,17 @@ class RunConfig:
             raise ConfigError("checkpoint.keep_epochs", self.checkpoint.keep_epochs, "0 with runtime asynchronous")
 
     def _check_overlap(self) -> None:
-        """Gradients go from module to module in one process alone."""
+        """Gradients go back to the module before where modules train on every batch, each whole."""
         if not self.overlap:
             return
         if self.depth == 1:
             raise ConfigError("overlap", self.overlap, "0 with depth 1: there is no module before")
-        if self.runtime not in ("inline", "threads"):
-            expected = "inline or threads with overlap 1, where a module's gradient goes back into the module before"
+        if self.runtime not in ("inline", "threads", "distributed"):
+            expected = "inline, threads or distributed with overlap 1, whose gradients go back to the module before"
             raise ConfigError("runtime", self.runtime, expected)
+        if self.mesh.width > 1:
+            expected = "1 with overlap 1, where the losses of all groups of a module reach all of the one before"
+            raise ConfigError("mesh.width", self.mesh.width, expected)
         if self.train.precision == "fp16":
             raise ConfigError(
                 "train.precision", "fp16", "fp32 or bf16 with overlap 1: every stage scales its own loss"

@@ -67,7 +67,9 @@ def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:
         place = Place(backbone.blocks, shapes, span.stop - 1, k, config.depth, span.start, before)
         module = _module(str(k), blocks, plan, shape, config, backbone, image, place)
         if module.objective.views != layout.views:
-            expected = f"a loss on {layout.views} view(s) of every image with method {config.method}"
+            one = "a loss on one view, like cross-entropy, {}; dgssl has losses on two"
+            two = "a loss on two views of every image, like nt-xent, {}; dgl has losses on one"
+            expected = (one if layout.views == 1 else two).format(f"with method {config.method}")
             raise ConfigError("objective.loss", plan.objective.loss, expected)
         if (module.objective.masking is not None) != layout.masked:
             expected = "a loss on whole images, or method mae"

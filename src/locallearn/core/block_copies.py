@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from locallearn.config import ObjectiveConfig
 from locallearn.core.batches import ModelCall
 from locallearn.core.block_arguments import CopiedBlock
+from locallearn.core.grouped_copies import Grouping
 from locallearn.core.recorded_blocks import RecordedBlocks
 from locallearn.core.split_context import AfterCut
 from locallearn.core.tasks import Task
@@ -77,29 +79,35 @@ class BlockCopies:
     A copy is called as its block is: with the features, and with what that is given beside them in the same pass.
 
     Args:
-        name: of the heads, one of ``COPYING``.
-        options: settings of their own.
-        model: the network's copy of the user's model.
+        config: names the heads, one of ``COPYING``, with settings of their own.
+        model: the network's copy of the user's model, in which other stages' blocks are followed.
+        plain: the user's model without groups, whose blocks are copied.
         found: a forward pass of it.
         parts: all stages.
         call: the example.
         task: what is learnt.
         seed: of initial weights.
+        groups: G of every stage but the last.
     """
 
     def __init__(
         self,
-        name: str,
-        options: object,
+        config: ObjectiveConfig,
         model: nn.Module,
+        plain: nn.Module,
         found: Trace,
         parts: Sequence[Piece],
         call: ModelCall,
         task: Task,
         seed: int,
+        groups: int = 1,
     ) -> None:
-        self.name, self.model, self.found, self.parts, self.task, self.seed = name, model, found, parts, task, seed
-        self.settings: Any = heads.options(name, options, "settings.head_options")
+        self.name, self.model, self.plain = config.head, model, plain
+        self.found, self.parts, self.task, self.seed = found, parts, task, seed
+        self.settings: Any = heads.options(config.head, config.head_options, "settings.head_options")
+        self.grouping = None
+        if groups > 1:
+            self.grouping = Grouping(config.head, groups, config.stop_gradient, config.pool_others)
         self.chosen = [self._chosen(k) for k in range(1, len(parts))]
         wanted = {block.path for blocks in self.chosen for block in blocks}
         self.recorded = RecordedBlocks(model, call, wanted) if wanted else None
@@ -143,24 +151,28 @@ class BlockCopies:
             layers, shape = BehindCopies(), self.parts[k - 1].shape
             for block in self.chosen[k - 1]:
                 if shape != block.given[1:]:
-                    layers.append(self._fitted(shape, block.given[1:]))
-                layers.append(fresh(self._copy(block, k)))
+                    layers.append(self._fitted(shape, block.given[1:], first=not len(layers)))
+                layers.append(fresh(self._copy(block, k, first=not len(layers))))
                 shape = block.made[1:]
             layers.append(self._scored("0c1f", shape, k, given))
+            if self.grouping is not None:
+                self.grouping.check(layers, self.parts[k - 1].shape)
             return layers
 
         return make
 
-    def _copy(self, block: Later, k: int) -> CopiedBlock:
+    def _copy(self, block: Later, k: int, first: bool = True) -> CopiedBlock:
         assert self.recorded is not None
         before = self.parts[k - 2].path if k > 1 else ""
         arguments = self.recorded.arguments(block.path, block.given, before, self.parts[k - 1].path)
         if arguments is None:
             expected = f"another head: {block.path} takes more than features and what stage {k} has at hand"
             raise ConfigError("head", self.name, expected)
-        return CopiedBlock(copied(self.model.get_submodule(block.path)), arguments)
+        if self.grouping is not None:
+            return CopiedBlock(self.grouping.of_block(self.plain, self.found, block.path, first), arguments)
+        return CopiedBlock(copied(self.plain.get_submodule(block.path)), arguments)
 
-    def _fitted(self, shape: tuple[int, ...], wanted: tuple[int, ...]) -> nn.Module:
+    def _fitted(self, shape: tuple[int, ...], wanted: tuple[int, ...], first: bool) -> nn.Module:
         """Brings features to the channels and the size that a copied block takes."""
         if len(shape) != len(wanted) or (len(shape) == 2 and shape[0] != wanted[0]):
             expected = f"another head: the blocks sampled take {wanted}, and not {shape}"
@@ -168,13 +180,17 @@ class BlockCopies:
         if len(shape) < 3:
             return nn.Linear(list(shape)[-1], list(wanted)[-1])
         stride = max(1, shape[1] // wanted[1]), max(1, shape[2] // wanted[2])
-        layers = [nn.Conv2d(shape[0], wanted[0], 1, stride, bias=False), nn.BatchNorm2d(wanted[0]), nn.ReLU()]
-        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(wanted[1:]))
+        if self.grouping is not None and stride[0] != stride[1]:
+            stride = 1, 1
+        conv: nn.Module = nn.Conv2d(shape[0], wanted[0], 1, stride, bias=False)
+        if self.grouping is not None:
+            conv = self.grouping.of_convolution(conv, "what brings features to a block", first)  # type: ignore[arg-type]
+        return nn.Sequential(conv, nn.BatchNorm2d(wanted[0]), nn.ReLU(), nn.AdaptiveAvgPool2d(wanted[1:]))
 
     def _scored(self, name: str, shape: tuple[int, ...], k: int, given: HeadInput) -> nn.Module:
         """The head on what the copies give, whose scores have the form of the model's own; initialised."""
         head = self._head(name, shape, self.task.form(self.parts[k - 1].shape), given)
-        initialise(head, 1, self.seed, str(k), "head")
+        initialise(head, given.groups, self.seed, str(k), "head")
         return head
 
     def _head(self, name: str, shape: tuple[int, ...], form: str, given: HeadInput) -> nn.Module:
@@ -188,8 +204,11 @@ class BlockCopies:
                 return SharedHead(shape[1], scorer)
             return TokenHead(name, shape[1], given.outputs, given.hidden)
         if not self.task.name and form == "maps":
+            if given.groups > 1:
+                raise ConfigError("width", given.groups, f"1 with head {self.name} where every position is scored")
             return MapHead(name, shape, given.outputs, self.task.size, given.hidden)
-        head = build_head(name, shape[-1:] if tokens else shape, given.outputs, hidden=given.hidden)
+        seen = shape[-1:] if tokens else shape
+        head = build_head(name, seen, given.outputs, groups=given.groups, hidden=given.hidden)
         return nn.Sequential(TokenMean(), head) if tokens else head
 
 

@@ -1,13 +1,16 @@
-"""Overlapping stages: a stage's loss reaches into the stage before it. The one exception to local learning here.
+r"""Overlapping stages: a stage's loss reaches into the stage before it. The one exception to local learning here.
+
+.. math:: \Delta\theta_k \propto -\nabla_{\theta_k} (L_k + L_{k+1})
 
 Gradients cross one cut and stop at the next. LoCo (Xiong, Ren and Urtasun, NeurIPS 2020) has stages that share a
 block, interlocking backpropagation (Gomez et al., JMLR 2022) lets the loss of every module reach N - 1 modules below,
-and HPFF (Su et al., ECCV 2024) trains pairs of modules; this is the second, with N = 2.
+and HPFF (Su et al., ECCV 2024) trains pairs of modules; this is the second, with N = 2. The network's own classifier
+on the features of several groups is no module, and its loss reaches none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +48,17 @@ def check_overlap(overlap: int, pieces: Sequence[Piece]) -> None:
         if piece.reads:
             expected = f"0 where stage {k} reads {piece.reads[0]}, which an earlier one trains"
             raise ConfigError("overlap", overlap, expected)
+
+
+def check_reads(stage: int, owners: Iterable[int], runtime: str) -> None:
+    """Refuse a stage, counted from 0, that reads weights of the stage before it, which wait for its own loss.
+
+    Raises:
+        ConfigError: it does; ``runtime`` is one in which stages do not compute in turn.
+    """
+    if stage - 1 in owners:
+        expected = f"inline with overlap 1 where stage {stage + 1} reads weights that stage {stage} trains"
+        raise ConfigError("runtime", runtime, expected)
 
 
 @dataclass

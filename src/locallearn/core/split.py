@@ -88,7 +88,7 @@ def split(
         optimizer: makes the optimizer of one module from its parameters.
         clip_norm: largest gradient norm of a module; 0 means no clipping.
         overlap: with 1 a module's loss also trains the module before it: a gradient of the features crosses one cut,
-            and no other. It keeps activations of two modules, and trains with runtimes ``inline`` and ``threads``.
+            and no other. It keeps activations of two modules.
         context: what every module after the first is given beside features, through an adapter that becomes a part
             of the model and stays in what ``merge`` gives (ContSup): ``image``, the model's input, or ``before``,
             what the module before was given. The submodule at a cut is then ``PATH.block``, beside ``PATH.adapter``.

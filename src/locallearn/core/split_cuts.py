@@ -33,6 +33,7 @@ class CutModel:
 
     Attributes:
         model: the copy, with width groups where these are asked for.
+        dense: what it is a copy of, without.
         call: the example, as the model is called with it.
         found: a forward pass on it.
         task: what the stages learn.
@@ -41,6 +42,7 @@ class CutModel:
     """
 
     model: nn.Module
+    dense: nn.Module
     call: ModelCall
     found: Trace
     task: Task
@@ -71,7 +73,7 @@ def cut_model(model: nn.Module, example: Any, options: SplitOptions) -> CutModel
     grouped: list[str] = []
     if options.width > 1:
         grouped = split_channels(model_copy, call.args, call.kwargs, found, parts, options.width)
-    return CutModel(model_copy, call, found, task, parts, grouped)
+    return CutModel(model_copy, model, call, found, task, parts, grouped)
 
 
 def _lay_out(found: Trace, layout: str) -> None:

@@ -39,7 +39,7 @@ def stage_objectives(cut: CutModel, options: SplitOptions) -> tuple[list[Objecti
     if options.copying:
         tokens = check_copying(config.head, cut.task, cut.pieces, tokens)
         copies = BlockCopies(
-            config.head, config.head_options, cut.model, cut.found, cut.pieces, cut.call, cut.task, options.seed
+            config, cut.model, cut.dense, cut.found, cut.pieces, cut.call, cut.task, options.seed, options.width
         )
     made: list[Objective] = []
     sees: list[str] = []

@@ -46,9 +46,9 @@ class SplitOptions:
             raise ConfigError("cuts", self.cuts, "either cuts or depth, and not both; cuts are a list of paths")
         if self.tokens is not None:
             check_tokens(self.tokens)
-        if self.copying and self.width > 1:
-            expected = f"1 with head {self.head} in a model of your own, whose blocks it copies"
-            raise ConfigError("width", self.width, expected)
+        if self.head == "momentum" and self.width > 1:
+            expected = "1 with head momentum, for the last module has one group, and no block of several to follow"
+            raise ConfigError("width", self.width, f"{expected}; heads auglocal and 1c2f go with groups")
 
     @property
     def copying(self) -> bool:

@@ -32,8 +32,8 @@ def check_copying(head: str, task: Task, parts: Sequence[Piece], tokens: str | N
     Raises:
         ConfigError: it is to see less, or the loss has no head.
     """
-    if task.name == "rebuilt-input":
-        raise ConfigError("head", head, "another one with rebuilt-input, which has no scores for the head to give")
+    if task.name in ("rebuilt-input", "input-similarity"):
+        raise ConfigError("head", head, f"another one with {task.name}, which has no scores for the head to give")
     if task.name == "predsim" and any(len(part.shape) == 2 for part in parts[:-1]):
         raise ConfigError("head", head, "another one with predsim on tokens, which compares a vector of each example")
     if tokens not in (None, "all"):

@@ -19,7 +19,10 @@ from locallearn.nn.modes import evaluating
 from locallearn.nn.score_heads import grid
 from locallearn.nn.trace import Trace
 
-LOCAL = ("predsim", "infopro", "supervised-contrastive", "transport", "rebuilt-input", "random-targets")
+LOCAL = (
+    *("predsim", "infopro", "supervised-contrastive", "transport"),
+    *("rebuilt-input", "input-similarity", "random-targets"),
+)
 """Losses of stages before the last one, which has that of its scores."""
 OF_EXAMPLES = ("predsim", "infopro", "supervised-contrastive", "random-targets")
 """Losses that need one class for every example."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from locallearn.config import RunConfig
 from locallearn.core.assembly import build_network
 from locallearn.core.image_shape import ImageShape
 from locallearn.core.local_step import autocast
-from locallearn.core.module import LocalModule
+from locallearn.core.module import LocalModule, each_of
 from locallearn.core.network import LocalNetwork
 from locallearn.costs.memory import ActivationMeter
 from locallearn.costs.steps import batch_like, without_data
@@ -36,10 +36,17 @@ By = Literal["memory", "time"]
 
 @dataclass(frozen=True)
 class BlockCost:
-    """What a block takes, and what a head on its features takes beside it: bytes, or seconds."""
+    """What a block takes, and what a head on its features takes beside it: bytes, or seconds.
+
+    Attributes:
+        block: the block.
+        head: the head.
+        shared: of the block what the block before it keeps as well, and a module of both once.
+    """
 
     block: float
     head: float
+    shared: float = 0.0
 
 
 def balanced_cuts(costs: Sequence[BlockCost], names: Sequence[str], depth: int) -> tuple[str, ...]:
@@ -52,8 +59,12 @@ def balanced_cuts(costs: Sequence[BlockCost], names: Sequence[str], depth: int) 
     """
     sums = [0.0]
     for cost in costs:
-        sums.append(sums[-1] + cost.block)
-    found = cuts.balanced_by(lambda i, j: sums[j] - sums[i] + costs[j - 1].head, len(costs), depth)
+        sums.append(sums[-1] + cost.block - cost.shared)
+
+    def module(i: int, j: int) -> float:
+        return sums[j] - sums[i] + costs[i].shared + costs[j - 1].head
+
+    found = cuts.balanced_by(module, len(costs), depth)
     return tuple(names[cut] for cut in found)
 
 
@@ -83,7 +94,7 @@ def block_costs_of(
         with torch.device("meta"):
             network = build_network(whole, image)
         with without_data(network, image, config.train) as (twin, batch):
-            return _of_all(twin, batch, precision, _kept_bytes), names
+            return _of_all(twin, batch, precision, _KeptBytes()), names
     device = device or torch.device("cpu")
     network = build_network(whole, image).to(device).train()
     batch = batch_like(network, image, config.train.batch_size * network.views, device)
@@ -109,12 +120,21 @@ def _of_all(network: LocalNetwork, batch: Batch, precision: str, gauge: Gauge) -
     return found
 
 
-def _kept_bytes(module: LocalModule, features: Tensor, batch: Batch) -> BlockCost:
-    with ActivationMeter(module.parameters()) as meter:
-        out = module(features, batch)
-        block = meter.live_bytes
-        module.loss(out, batch)
-        return BlockCost(block, meter.peak_bytes - block)
+class _KeptBytes:
+    """What modules keep, each in its own step; of what is handed on it notes whether both keep it."""
+
+    def __init__(self) -> None:
+        self._keeps_features = False
+
+    def __call__(self, module: LocalModule, features: Any, batch: Batch) -> BlockCost:
+        """Of one module, in order."""
+        with ActivationMeter(module.parameters()) as meter:
+            out = module(features, batch)
+            block, given = meter.live_bytes, each_of(features)[0]
+            shared = given.untyped_storage().nbytes() if self._keeps_features and meter.holds(given) else 0
+            self._keeps_features = meter.holds(module.features(out))
+            module.loss(out, batch)
+            return BlockCost(block, meter.peak_bytes - block, shared)
 
 
 def _seconds(module: LocalModule, features: Tensor, batch: Batch, repeats: int) -> BlockCost:

@@ -36,6 +36,10 @@ class ActivationMeter:
     def __exit__(self, *exception: Any) -> None:
         self._hooks.__exit__(*exception)
 
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether the memory of a tensor is kept now."""
+        return self._references[tensor.untyped_storage()._cdata] > 0
+
     def _pack(self, tensor: Tensor) -> _Held:
         return _Held(self, tensor)
 

@@ -58,6 +58,7 @@ class ModelToPlan:
         batches: int = 8,
         in_flight: int = 2,
         on_step: Callable[[str], None] | None = None,
+        cuts_of: Callable[[int, str], Sequence[str]] | None = None,
     ) -> tuple[list[Candidate], list[Refusal]]:
         """Predict every candidate, each on one device and on a device a node, for ``choose`` and ``sift``.
 
@@ -68,6 +69,8 @@ class ModelToPlan:
             batches: of the predicted run, from an empty pipeline to the last update.
             in_flight: batches that a stage may have begun and the next one not yet taken forward.
             on_step: is told what is looked at next.
+            cuts_of: the submodules that cuts follow, for K > 1 and a head (``locallearn.costs.own_balance``); by
+                default those of ``ll.split``.
 
         Returns:
             The candidates, and those that the model cannot be split into.
@@ -83,7 +86,7 @@ class ModelToPlan:
             if on_step:
                 on_step(f"K = {depth}, head {head}")
             try:
-                network = self.split(depth, head)
+                network = self.split(depth, head, cuts_of(depth, head) if cuts_of and depth > 1 else None)
             except ConfigError as error:
                 refused.append(Refusal(depth, 1, head, depth, str(error)))
                 continue
@@ -112,8 +115,8 @@ class ModelToPlan:
         rest = with_spare(_untrained_bytes(self.split(1, DEFAULT_HEAD)))
         return [dataclasses.replace(one, memory=one.memory + rest) for one in found]
 
-    def split(self, depth: int, head: str) -> SplitNetwork:
-        """The model in K stages.
+    def split(self, depth: int, head: str, cuts: Sequence[str] | None = None) -> SplitNetwork:
+        """The model in K stages, cut after these submodules or where ``ll.split`` chooses.
 
         Raises:
             ConfigError: it cannot be cut so.
@@ -123,7 +126,8 @@ class ModelToPlan:
             return split(
                 self.model,
                 example=self.batch,
-                depth=depth,
+                depth=None if cuts is not None else depth,
+                cuts=cuts,
                 head=None if head == DEFAULT_HEAD else head,
                 objective=self.settings.loss,
                 settings=self.settings,

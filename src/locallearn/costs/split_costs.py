@@ -10,10 +10,10 @@ import dataclasses
 import itertools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,23 @@ def split_costs(network: SplitNetwork, batch: Any, precision: str | None) -> Spl
     Raises:
         UsageError: a step on the batch fails.
     """
+    return of_a_copy(network, batch, partial(_count, precision=precision))
+
+
+T = TypeVar("T")
+
+
+def of_a_copy(network: SplitNetwork, batch: Any, count: Callable[[SplitNetwork, CalledBatch], T]) -> T:
+    """What is counted of a copy of a network and a batch without data, or with it where the model looks at values.
+
+    Args:
+        network: of ``ll.split``; it is never run.
+        batch: as ``SplitNetwork.step`` takes it.
+        count: counts.
+
+    Raises:
+        UsageError: a step on the batch fails.
+    """
     given = network.given_batch(batch)
     parts = nn.ModuleList([network.model, *(stage.objective for stage in network.model_stages)])
     where = next(network.model.parameters()).device
@@ -109,7 +126,7 @@ def split_costs(network: SplitNetwork, batch: Any, precision: str | None) -> Spl
                 device = torch.device("cpu") if pretend and where.type == "meta" else where
                 twin = _twin(network, without_data(parts, device) if pretend else copied(parts))
                 with untouched(parts):
-                    return _count(twin, _moved(given, device, pretend), precision)
+                    return count(twin, _moved(given, device, pretend))
         except UsageError:
             if not pretend:
                 raise

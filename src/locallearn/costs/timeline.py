@@ -134,19 +134,21 @@ def timeline(
 def run_local(cost: Cost, machine: Machine, batches: int, in_flight: int) -> Run:
     """Local learning on a device a node; arguments as for ``timeline``."""
     modules = cost.modules
-    if any(module.returned_bytes for module in modules):
-        raise ConfigError("overlap", 1, "0 with predicted times and plans: no gradient travels between devices here")
+    overlap = any(module.returned_bytes for module in modules)
 
     def seconds(work: NodeWork) -> float:
         module = modules[work.module - 1]
-        macs = {"F": module.block_macs, "H": module.head_macs, "B": 2 * module.macs}[work.kind]
-        return machine.seconds(macs * cost.batch_size, work.device, 3 * module.macs * cost.batch_size)
+        again = 2 * module.block_macs if overlap and work.module < len(modules) else 0
+        macs = {"F": module.block_macs, "H": module.head_macs, "B": 2 * module.macs, "G": again}[work.kind]
+        return machine.seconds(macs * cost.batch_size, work.device, (3 * module.macs + again) * cost.batch_size)
 
     def message_bytes(need: Need) -> float:
         module = modules[need.work.module - 1]
         if need.what == "read":
             return sum(r.n_bytes for r in cost.reads if (r.reader, r.owner) == (need.reader, need.work.module))
         sizes = {"features": module.output_bytes, "shared": module.shared_bytes, "scores": module.score_bytes}
+        if need.what == "gradient":  # each node of the module before is sent what is of its own features
+            return module.returned_bytes / modules[need.work.module - 2].groups
         return modules[need.work.module - 2].followed_bytes if need.what == "weights" else sizes[need.what]
 
     schedule = plans.local(
@@ -157,6 +159,7 @@ def run_local(cost: Cost, machine: Machine, batches: int, in_flight: int) -> Run
         [module.score_bytes > 0 for module in modules],
         [module.followed_bytes > 0 for module in modules],
         sorted({(read.reader, read.owner) for read in cost.reads}),
+        overlap,
     )
     return simulate(schedule, seconds, machine.links(message_bytes))
 

@@ -3,6 +3,7 @@
 # heads and objectives register themselves under their names
 from locallearn.losses import (
     infopro,
+    input_similarity,
     masked,
     objectives,
     patch_infonce,
@@ -22,6 +23,7 @@ __all__ = [
     "auglocal",
     "flat_head",
     "infopro",
+    "input_similarity",
     "masked",
     "momentum",
     "objectives",

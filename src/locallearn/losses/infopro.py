@@ -36,7 +36,13 @@ def weights_at(ends: Weights, k: int, depth: int) -> tuple[float, float]:
 
 
 class InfoPro(Objective):
-    """l1 times reconstruction plus l2 times a supervised loss, for one group.
+    r"""Reconstruction of the image and a supervised loss, for one group (InfoPro, Wang et al., 2021).
+
+    .. math:: l_1 \mathrm{BCE}(D(h), x) + l_2 L(\mathrm{head}(h), y)
+
+    with L the supervised contrastive loss of a projection or the cross entropy of scores, D a decoder that enlarges
+    features to the image, and weights that go linearly from the first module's to the last but one's. Of the
+    contrastive loss images that are alone in their class have no part; the public code counts them as 0.
 
     Args:
         decoder: maps features [B, C, H, W] to scores [B, channels, height, width] of the image.

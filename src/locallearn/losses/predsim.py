@@ -15,7 +15,12 @@ from locallearn.nn.similarity import PooledClassifier, SimilarityHead
 
 
 class PredSim(Objective):
-    """(1 - w) times cross entropy plus w times the similarity loss, of every group, and the diversity penalty.
+    r"""A local classifier, and features as alike as their labels are (Nokland and Eidnes, 2019), of each group.
+
+    .. math:: (1 - w) L_{CE} + \frac{w}{B^2} \sum_{ij} (S(f(h))_{ij} - S(y)_{ij})^2
+
+    with S the cosine similarities of all pairs of examples; and the diversity penalty between groups. What differs
+    from their code with VGGs is that features are seen after dropout.
 
     Args:
         classifier: maps features to logits [G, B, classes]; None with w = 1 (``sim`` alone).

@@ -21,7 +21,9 @@ _OTHERS = 8
 
 
 class Fusion(nn.Module):
-    """Adds what an adapter makes of the context to a module's features (ContSup, Yu et al., 2023).
+    r"""Adds what an adapter makes of the context to a module's features (ContSup, Yu et al., 2023).
+
+    .. math:: F_k(\mathrm{sg}[h_{k-1}] + A_k(\mathrm{sg}[c]))
 
     The adapter is trained with the module. What it is given is detached, so no gradient ever leaves the module.
 

@@ -14,11 +14,13 @@ from locallearn.nn.token_heads import Readout
 
 
 class MomentumHead(nn.Module):
-    """A head behind two copies of the next module's first block (MAN, Su et al., ECCV 2024).
+    r"""A head behind two copies of the next module's first block (MAN, Su et al., ECCV 2024).
 
-    The head sees ``bias(x) + follower(x)``. The follower's weights are an exponential moving average of the next
-    module's, begun at its initial ones, and are not trained; a gradient passes through them. The bias is trained with
-    the head. The authors' code begins the follower with weights of its own and lags one step more.
+    .. math:: \mathrm{head}(f(x; \beta) + f(x; \mu)), \quad \mu \leftarrow m \mu + (1 - m) \theta
+
+    with f the block, theta its own weights, beta those of ``bias`` and mu those of ``follower``: a moving average of
+    the next module's, begun at its initial ones, and not trained; a gradient passes through it. The bias is trained
+    with the head. The authors' code begins the follower with weights of its own and lags one step more.
 
     This is what flows back between modules: weights, once a step, and never a gradient. At a step they are those that
     module k + 1 has after its update on the batch before, whatever the runtime: threads wait for it, and processes

@@ -41,9 +41,7 @@ def split_channels(
     grouped = []
     for part, start, end in zip(parts, [-1, *ends], ends, strict=False):
         for path, layer in _layers(model, part, groups).items():
-            if isinstance(layer, nn.Conv2d) and _split(
-                layer, path, groups, _is_inner(trace, path, start, end, model)
-            ):
+            if isinstance(layer, nn.Conv2d) and _split(layer, path, groups, is_inner(trace, path, start, end, model)):
                 grouped.append(path)
     _check_independent(copied(model), args, dict(kwargs), parts[:-1], groups)
     return grouped
@@ -73,8 +71,8 @@ def _layers(model: nn.Module, part: Piece, groups: int) -> dict[str, nn.Module]:
     return layers
 
 
-def _is_inner(trace: Trace, path: str, start: float, end: float, model: nn.Module) -> bool:
-    """Whether another convolution of the module comes before this one."""
+def is_inner(trace: Trace, path: str, start: float, end: float, model: nn.Module) -> bool:
+    """Whether another convolution comes before this one between two moments of a forward pass."""
     convs = {
         call.node[0]: call.path
         for call in trace.calls

@@ -60,7 +60,7 @@ class Run:
         """From the first start to the last end [s]."""
         return max(span.end for span in self.spans)
 
-    def busy(self, device: int, kinds: str = "FHB") -> float:
+    def busy(self, device: int, kinds: str = "FHBG") -> float:
         """Seconds that a device computes."""
         return sum(s.end - s.start for s in self.spans if s.work.device == device and s.work.kind in kinds)
 

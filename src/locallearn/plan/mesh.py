@@ -30,8 +30,8 @@ class Action(NamedTuple):
 
     ``kind`` is ``"images"`` (make the batch), ``"receive"`` (the features of ``module`` from ``ranks``, by rising
     groups), ``"gather"`` (the features of ``module`` from all groups, among ``ranks``), ``"step"`` (train
-    ``module``; nothing else computes) or ``"send"`` (the features of ``module`` to ``ranks``). Modules count
-    from 0, the decoupled classifier is the last.
+    ``module``; nothing else computes) or ``"send"`` (the features of ``module`` to ``ranks``, once they are there:
+    before the module's backward pass). Modules count from 0, the decoupled classifier is the last.
     """
 
     kind: str

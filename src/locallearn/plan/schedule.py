@@ -18,7 +18,8 @@ class NodeWork(NamedTuple):
     """One piece of work.
 
     ``kind`` is ``"F"`` (forward pass of the blocks), ``"H"`` (forward pass of a node's heads), ``"B"`` (backward
-    pass and update) or ``"R"`` (ring all-reduce). ``module`` counts from 1, ``device`` and ``microbatch`` from 0;
+    pass and update), ``"G"`` (backward pass from the gradient that the next module returns, and the update that waits
+    for it) or ``"R"`` (ring all-reduce). ``module`` counts from 1, ``device`` and ``microbatch`` from 0;
     microbatches count through all batches.
     """
 
@@ -58,8 +59,9 @@ def local(
     shares_scores: Sequence[bool] | None = None,
     follows: Sequence[bool] | None = None,
     reads: Sequence[tuple[int, int]] = (),
+    overlap: bool = False,
 ) -> Schedule:
-    """Local learning: a device a node, module by module; no gradient ever flows backward.
+    """Local learning: a device a node, module by module; no gradient flows backward but where modules overlap.
 
     A node sends its features to all nodes of the next module and goes on without waiting for them. It begins a
     batch when the next module has fewer than ``in_flight`` batches to take from it.
@@ -74,27 +76,31 @@ def local(
             after the batch before (head ``momentum``); likewise.
         reads: (reader, owner), modules counted from 1: the reader waits for the owner's weights, of an earlier module
             after its update on the same batch, of a later one after the batch before.
+        overlap: whether the next module's loss trains a module, too, which waits for its gradient.
     """
     no = [False] * len(groups)
     features, scores, following = shares_features or no, shares_scores or no, follows or no
     order: list[tuple[NodeWork, ...]] = []
     needs: dict[NodeWork, tuple[Need, ...]] = {}
     nodes = [(k, device) for k in range(len(groups)) for device in devices_of(groups, k)]
+    kinds = ["FHBG"] * (len(groups) - 1) + ["FHB"] if overlap else ["FHB"] * len(groups)
     for k, device in nodes:
         for batch in range(batches):
             before = _of_module(groups, "F", k - 1, batch, "features") if k else []
             if k + 1 < len(groups) and batch >= in_flight:  # the next module's queue has room again
                 before += _of_module(groups, "F", k + 1, batch - in_flight, "")
             if following[k] and batch:
-                before.append(_of_module(groups, "B", k + 1, batch - 1, "weights")[device - sum(groups[:k])])
+                updated = _of_module(groups, kinds[k + 1][-1], k + 1, batch - 1, "weights")
+                before.append(updated[device - sum(groups[:k])])
             for owner in (o for r, o in reads if r == k + 1 and (o <= k or batch)):
-                trained = _of_module(groups, "B", owner - 1, batch - (owner > k), "read")
+                trained = _of_module(groups, kinds[owner - 1][-1], owner - 1, batch - (owner > k), "read")
                 before += [need._replace(reader=k + 1) for need in trained]
             peers = [_of_module(groups, kind, k, batch, what) for kind, what in (("F", "shared"), ("H", "scores"))]
-            waits = (before, peers[0] * features[k], peers[1] * scores[k])
-            for kind, wanted in zip("FHB", waits, strict=True):
+            back = _of_module(groups, "B", k + 1, batch, "gradient") if k + 1 < len(groups) else []
+            waits = (before, peers[0] * features[k], peers[1] * scores[k], back)
+            for kind, wanted in zip(kinds[k], waits, strict=False):
                 needs[NodeWork(device, kind, k + 1, batch)] = tuple(n for n in wanted if n.work.device != device)
-        order.append(tuple(NodeWork(device, kind, k + 1, batch) for batch in range(batches) for kind in "FHB"))
+        order.append(tuple(NodeWork(device, kind, k + 1, batch) for batch in range(batches) for kind in kinds[k]))
     return Schedule(tuple(order), needs)
 
 

@@ -34,6 +34,7 @@ KINDS = {
     "F": ("forward", "#0072b2"),
     "H": ("heads", "#d55e00"),
     "B": ("backward and update", "#00835f"),
+    "G": ("backward of the next module's loss, and update", "#56b4e9"),
     "R": ("all-reduce", "#b0528a"),
 }
 """What each kind of work is called, and its colour."""

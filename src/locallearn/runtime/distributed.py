@@ -5,7 +5,7 @@ Nothing is decided here: ``locallearn.plan.mesh.Placement.actions`` lists what a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from locallearn.config import MeshConfig
 from locallearn.core.batches import CalledBatch
 from locallearn.core.local_step import LocalStep
+from locallearn.core.module import Features
 from locallearn.core.weighing import check_rows
 from locallearn.data.store import Batch, LateBatch
 from locallearn.losses.objectives import LocalLoss
@@ -23,7 +24,8 @@ from locallearn.runtime.transport import WEIGHTS, Receiver, Sender
 from locallearn.runtime.width_peers import ProcessPeers
 from locallearn.runtime.world import ProcessWorld, names_of
 
-_WIRE = {None: None, "fp32": torch.float32, "bf16": torch.bfloat16}
+WIRE = {None: None, "fp32": torch.float32, "bf16": torch.bfloat16}
+"""Number formats of what processes send each other, by ``mesh.wire``."""
 
 
 class DistributedRuntime(Runtime):
@@ -87,7 +89,7 @@ class DistributedRuntime(Runtime):
             end: the step after the last one.
         """
         world, here = self.world, self.world.names[self.world.rank]
-        wire = _WIRE[self.config.wire]
+        wire = WIRE[self.config.wire]
         for action in self.actions:
             links = [Link(rank, world.names[rank]) for rank in action.ranks]
             if action.kind == "send":
@@ -208,22 +210,34 @@ class DistributedRuntime(Runtime):
             elif action.kind == "step":
                 features, loss = self._train(action.module, features, batch, index, rate, parts)
                 losses.append(loss)
-            else:
-                self._senders[-1].put(features, index, self.stopping)
         return [Trained(labels, losses, examples)]
 
     def _train(
         self, module: int, features: Tensor, batch: Batch, index: int, rate: float | None, parts: Sequence[range]
     ) -> tuple[Tensor, LocalLoss]:
+        self._prepare(module, index, parts)
+        found = self.steps[module](features, batch, index, rate, self._hands_on(module, index))
+        self._send_weights(module, index)
+        return found
+
+    def _hands_on(self, module: int, index: int) -> Callable[[Features], None] | None:
+        """Sends the features of a module whose next one is in another process, before its own backward pass."""
+        if not any(action.kind == "send" and action.module == module for action in self.actions):
+            return None
+        return lambda features: self._senders[-1].put(features, index, self.stopping)
+
+    def _prepare(self, module: int, index: int, parts: Sequence[range]) -> None:
+        """Before a module computes: whose rows are where, and what it reads of others."""
         if module in self._peers:
             self._peers[module].parts = parts
         self._take_weights(module, index)
-        found = self.steps[module](features, batch, index, rate)
+
+    def _send_weights(self, module: int, index: int) -> None:
+        """Send what other processes read of a module, which has been updated."""
         for (reader, owner), sender in sorted(self._weight_senders.items()):
             if owner == module:
                 weights = tuple(source.detach().clone() for source, _ in self._read[reader, owner])
                 sender.put(weights, index, self.stopping)
-        return found
 
     @torch.no_grad()
     def _take_weights(self, module: int, index: int) -> None:

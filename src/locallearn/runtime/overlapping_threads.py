@@ -9,8 +9,7 @@ from torch import Tensor
 
 from locallearn.core.local_step import LocalStep
 from locallearn.core.module import each_of
-from locallearn.core.overlap import CLASSIFIER, Waiting
-from locallearn.errors import ConfigError
+from locallearn.core.overlap import CLASSIFIER, Waiting, check_reads
 from locallearn.losses.objectives import LocalLoss
 from locallearn.runtime.threads import Job, ThreadsRuntime
 
@@ -48,9 +47,7 @@ class OverlappingThreadsRuntime(ThreadsRuntime):
         super().__init__(steps, at_once, threads)
         self._halves: dict[tuple[int, int], _Half] = {}
         for k, step in enumerate(steps):
-            if k - 1 in step.module.reads:
-                expected = f"inline with overlap 1 where stage {k + 1} reads weights that stage {k} trains"
-                raise ConfigError("runtime", "threads", expected)
+            check_reads(k, step.module.reads, "threads")
 
     def _train(self, module: int, job: Job, features: Tensor) -> list[tuple[int, LocalLoss]]:
         self._take(module, job)

@@ -25,8 +25,8 @@ from locallearn.runtime.world import naming
 
 HEADER, PAYLOAD = 0, 1
 """Tags: headers and features are on their way at the same time, each in order."""
-FEATURES, WEIGHTS = 0, 2
-"""Added to tags: what one stage hands on, and weights of it that another stage reads."""
+FEATURES, GRADIENTS, WEIGHTS = 0, 2, 4
+"""Added to tags: what one stage hands on, what of it the next one's loss gives back, and weights that others read."""
 
 
 class Sender:
@@ -39,7 +39,7 @@ class Sender:
         device: where features are.
         in_flight: batches that may be on their way, at least 1.
         wire: how floating point values travel; None leaves them as they are.
-        kind: ``FEATURES`` or ``WEIGHTS``.
+        kind: ``FEATURES``, ``GRADIENTS`` or ``WEIGHTS``.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Receiver:
         end: the step after the last one.
         ahead: batches that may be on their way or here before they are computed, at least 1.
         wire: how they travel; None means as they are.
-        kind: ``FEATURES`` or ``WEIGHTS``.
+        kind: ``FEATURES``, ``GRADIENTS`` or ``WEIGHTS``.
         count: tensors that a source sends for a batch.
     """
 

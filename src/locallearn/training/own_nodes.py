@@ -22,6 +22,7 @@ from locallearn.plan.mesh import place_nodes
 from locallearn.runtime.cuda_graphs import CudaGraphsRuntime
 from locallearn.runtime.distributed import DistributedRuntime
 from locallearn.runtime.inline import InlineRuntime, Runtime
+from locallearn.runtime.overlapping_processes import OverlappingDistributedRuntime
 from locallearn.runtime.overlapping_threads import OverlappingThreadsRuntime
 from locallearn.runtime.spread import SpreadNetwork
 from locallearn.runtime.threads import ThreadsRuntime
@@ -101,7 +102,8 @@ class Nodes:
         names = [module.name for module in network]
         self._followed = Followed(modules, held, placement, rank)
         plain = config.context == "none"
-        self.runtime = DistributedRuntime(
+        kind = OverlappingDistributedRuntime if config.overlap else DistributedRuntime
+        self.runtime = kind(
             world,
             placement,
             self.steps,
@@ -129,9 +131,8 @@ class Nodes:
         self.spread = SpreadNetwork(own, network.nodes, world, placement, read)
         self.steps = {i: self._step(stage, self._peers(world, i, stage)) for i, stage in own.items()}
         names, counts = [stage.name for stage in network], [1 + len(piece.crossing) for piece in pieces]
-        self.runtime = DistributedRuntime(
-            world, placement, self.steps, None, None, names, config.mesh, counts=counts, read=read
-        )
+        kind = OverlappingDistributedRuntime if network.overlap else DistributedRuntime
+        self.runtime = kind(world, placement, self.steps, None, None, names, config.mesh, counts=counts, read=read)
 
     def _peers(self, world: ProcessWorld, i: int, module: Stage) -> Peers:
         shared, own = module.groups < self._groups[i], isinstance(module, ModelStage)

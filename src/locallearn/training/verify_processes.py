@@ -30,7 +30,7 @@ def trial_mesh(config: RunConfig) -> MeshConfig | None:
         return None
     try:
         methods.build(config.method, dataclasses.replace(config, runtime="distributed", mesh=mesh))
-    except ConfigError:  # the method, or overlap, trains in one process only
+    except ConfigError:  # the method trains in one process only
         return None
     return mesh
 

@@ -25,6 +25,7 @@ LOSSES = (
     "transport",
     "random-targets",
     "rebuilt-input",
+    "input-similarity",
 )
 OF_TOKENS = {"shared", "terminal"}
 """Heads of users' own language models, which nothing of images has."""

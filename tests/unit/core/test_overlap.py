@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import small
-from locallearn.config import ObjectiveConfig, OptimizerConfig, TrainConfig
+from locallearn.config import MeshConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from locallearn.core.assembly import build_network
 from locallearn.core.image_shape import ImageShape
 from locallearn.core.local_step import LocalStep
@@ -131,9 +131,9 @@ def test_activations_are_those_of_two_modules_and_are_counted(torch_kernels):
     assert found.max_node_macs == plain.max_node_macs
 
 
-@pytest.mark.parametrize("runtime", ["cuda-graphs", "sequential", "asynchronous", "distributed"])
+@pytest.mark.parametrize("runtime", ["cuda-graphs", "sequential", "asynchronous"])
 def test_runtimes_that_cannot_send_gradients_back_refuse(runtime):
-    expected = "is not valid; expected inline or threads with overlap 1, where a module's gradient goes back"
+    expected = "is not valid; expected inline, threads or distributed with overlap 1, whose gradients go back"
     with pytest.raises(ConfigError, match=f"runtime: '{runtime}' {expected}"):
         small.config("dgl", 3, (1,), overlap=1, runtime=runtime)
 
@@ -147,12 +147,29 @@ def test_other_refusals_are_one_line():
         small.config("dgl", 3, (1,), overlap=1, train=dataclasses.replace(small.TRAIN, precision="fp16"))
     with pytest.raises(ConfigError, match="runtime: 'distributed'"):
         Trainer(made("dgl"), runtime="distributed")
-    with pytest.raises(ConfigError, match="overlap: 1 is not valid; expected 0 with predicted times"):
-        run_local(cost(small.config("dgl", 3, (1,), overlap=1), IMAGE), Machine(1e9), 2, 2)
+    with pytest.raises(ConfigError, match="mesh.width: 2 is not valid; expected 1 with overlap 1"):
+        small.config("gn-dgl", 2, (2,), overlap=1, runtime="distributed", mesh=MeshConfig(width=2))
     network = made("dgl")
     network.set_optimizers(lambda parameters: torch.optim.SGD(parameters, 0.1))
     with torch.autocast("cpu", torch.float16), pytest.raises(UsageError, match="no autocast to fp16 with overlap"):
         network.step((torch.randn(4, 3, 8, 8), torch.arange(4)))
+
+
+def test_predicted_times_wait_for_the_gradient():
+    """Two modules, each on a device: the first is done with a batch when the second's gradient has walked back."""
+    config = small.config("dgl", 2, (1,), overlap=1)
+    counted = cost(config, IMAGE)
+    one, two = counted.modules
+    rate, latency = 2.0, 1e3  # a multiply-accumulate a second
+    run = run_local(counted, Machine(rate, latency=latency), 2, 2)
+    first = counted.batch_size * one.block_macs + latency + counted.batch_size * 3 * two.macs + latency
+    own = counted.batch_size * 3 * one.macs
+    ends = [span.end for span in run.spans if span.work.kind == "G"]
+    assert ends[0] == pytest.approx(max(first, own) + counted.batch_size * 2 * one.block_macs)
+    assert run.wire_bytes == 2 * counted.traffic_bytes
+    assert counted.traffic_bytes == one.output_bytes + two.returned_bytes == 2 * one.output_bytes
+    plain = run_local(cost(small.config("dgl", 2, (1,)), IMAGE), Machine(rate, latency=latency), 2, 2)
+    assert run.makespan > plain.makespan
 
 
 def trained_on_threads(kind, case, at_once):
@@ -206,6 +223,7 @@ def test_a_run_trains_and_resumes_exactly(tmp_path):
         "gradients cross one boundary and no other": True,
         "training is repeatable": True,
         "a saved run resumes exactly": True,
+        "processes train what one trains": True,
     }
 
 

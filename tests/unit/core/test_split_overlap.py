@@ -149,8 +149,6 @@ def test_memory_is_that_of_two_stages_and_costs_are_counted():
 
 
 def test_what_cannot_overlap_is_one_line():
-    with pytest.raises(ConfigError, match="runtime: 'distributed' is not valid; expected inline or threads"):
-        ll.Trainer(network()[0], runtime="distributed")
     with pytest.raises(ConfigError, match="devices: .* is not valid; expected None with overlap 1"):
         network()[0].place(["cpu", "cpu"])
     with pytest.raises(ConfigError, match="overlap: 2 is not valid; expected 0, or 1"):

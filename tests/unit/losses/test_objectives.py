@@ -28,7 +28,7 @@ def test_the_losses_that_ship():
     ]
     on_views = ["barlow-twins", "nt-xent", "nt-xent-llm", "vicreg"]
     assert sorted(objectives) == sorted(
-        [*on_labels, *on_views, "masked-pixels", "patch-infonce", "rebuilt-input", "transport"]
+        [*on_labels, *on_views, "input-similarity", "masked-pixels", "patch-infonce", "rebuilt-input", "transport"]
     )
 
 

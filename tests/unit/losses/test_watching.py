@@ -4,16 +4,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import reference_losses
 import small
 from locallearn.config import ObjectiveConfig
 from locallearn.core.assembly import build_network
 from locallearn.core.image_shape import ImageShape
 from locallearn.core.local_step import LocalStep
 from locallearn.errors import ConfigError
+from locallearn.losses.input_similarity import InputSimilarity
 from locallearn.losses.objectives import Passage
 from locallearn.losses.rebuilt_input import RebuiltInput
 from locallearn.losses.trgl import transport
 from locallearn.nn.decoder import InputDecoder
+from locallearn.nn.init import initialise
+from locallearn.nn.similarity import SimilarityHead
 
 IMAGE = ImageShape(3, 8, 5)
 
@@ -120,3 +124,45 @@ def test_what_cannot_be_watched_is_one_line():
         module_of("transport", {"of": "transport"})
     with pytest.raises(ConfigError, match=r"width: 2 is not valid; expected 1 with rebuilt-input"):
         module_of("rebuilt-input", method="gn-dgl", width=2)
+
+
+def plain_vectors(x):
+    """The standard deviation over positions of every channel, written out."""
+    found = []
+    for image in x:
+        positions = image.flatten(1)
+        mean = positions.sum(1) / positions.shape[1]
+        found.append((((positions - mean[:, None]) ** 2).sum(1) / (positions.shape[1] - 1)).sqrt())
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("channels", [3, 5])
+def test_similarities_of_features_are_to_be_those_of_the_input(channels):
+    """Pair by pair; a picture of three channels is compared pixel by pixel. Each of two groups has its own loss."""
+    torch.manual_seed(0)
+    inputs, features = (torch.randn(6, c, 4, 4, dtype=torch.float64) for c in (channels, 8))
+    head = SimilarityHead((8, 4, 4), 2, False)
+    initialise(head, 2, 0, "1", "head")
+    objective = InputSimilarity(head.double(), 2)
+    features.requires_grad_()
+    loss = objective.of_passage(Passage(inputs.requires_grad_(), features, ()), small.batch_of(inputs, None))
+    given = inputs.flatten(1) if channels == 3 else plain_vectors(inputs)
+    wanted = reference_losses.plain_similarity(given)
+    for g in range(2):
+        own = F.conv2d(features[:, 4 * g : 4 * g + 4], head.layer.weight[4 * g : 4 * g + 4], padding=1)
+        found = reference_losses.plain_similarity(plain_vectors(own))
+        expected = sum((found[i, j] - wanted[i, j]) ** 2 for i in range(6) for j in range(6)) / 36
+        torch.testing.assert_close(loss.total[g], expected)
+    loss.total.sum().backward()
+    assert inputs.grad is None
+    assert features.grad.abs().sum() > 0
+    assert loss.logits is None
+
+
+def test_similarity_without_labels_needs_something_to_compare():
+    module, data = module_of("input-similarity"), batch()
+    assert module.loss(module(data.images, data), data).total.item() > 0
+    assert module.objective(module(data.images), data).total.tolist() == [0.0]
+    expected = "objective.diversity_weight: 0.5 is not valid; expected 0 with objective.loss input-similarity"
+    with pytest.raises(ConfigError, match=expected):
+        module_of("input-similarity", method="gn-dgl", width=2)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 from locallearn.core.module import LocalModule
 from locallearn.errors import ConfigError
@@ -81,6 +82,8 @@ _SIZES: dict[type[nn.Module], tuple[str, ...]] = {
 }
 """Attributes that count rows."""
 
+_OF_ALL = (nn.LayerNorm, nn.RMSNorm, _SpectralNorm)
+
 
 def _narrow(layer: Any, groups: range, total: int) -> None:
     """Set the sizes of one layer to those of some groups."""
@@ -95,6 +98,9 @@ def _narrow(layer: Any, groups: range, total: int) -> None:
     elif isinstance(layer, nn.modules.conv._ConvNd):
         kind = type(layer).__name__
         raise ConfigError("mesh.width", total // n, f"1 with a {kind}, whose groups are not shared out; or a Conv2d")
+    elif isinstance(layer, _OF_ALL):
+        kind = type(layer).__name__.removeprefix("_")
+        raise ConfigError("mesh.width", total // n, f"1 with a {kind}, which looks at the channels of all groups")
     elif getattr(layer, "groups", None) == total:
         setattr(layer, "groups", n)  # noqa: B010 (of any layer)
     elif isinstance(layer, GroupLinear):

@@ -46,7 +46,7 @@ def vicreg(projections_GBP: Tensor, weights: tuple[float, ...] = (25.0, 25.0, 1.
     the views and summed, as in the authors' code.
 
     Args:
-        projections_GBP: vectors [G, 2N, P]; N at least 2.
+        projections_GBP: vectors [G, 2N, P]; of one image nothing spreads.
         weights: of invariance, variance and covariance.
     """
     x_GBP = precise(projections_GBP)
@@ -61,10 +61,10 @@ def vicreg(projections_GBP: Tensor, weights: tuple[float, ...] = (25.0, 25.0, 1.
 def _spread(x_GNP: Tensor) -> tuple[Tensor, Tensor]:
     """Of one view, [G] each: the lack of standard deviation, and the squared covariances a feature."""
     _, n, features = x_GNP.shape
-    variance_GP = x_GNP.var(1)
+    variance_GP = x_GNP.var(1, correction=min(1, n - 1))
     lack_G = (1 - (variance_GP + 1e-4).sqrt()).clamp(min=0).mean(1)
     with _exact(x_GNP.device):
         centred_GNP = x_GNP - x_GNP.mean(1, keepdim=True)
-        covariance_GPP = centred_GNP.mT @ centred_GNP / (n - 1)
+        covariance_GPP = centred_GNP.mT @ centred_GNP / max(1, n - 1)
     crossed_G = covariance_GPP.square().sum((1, 2)) - covariance_GPP.diagonal(dim1=1, dim2=2).square().sum(1)
     return lack_G, crossed_G / features

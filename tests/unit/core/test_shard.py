@@ -111,6 +111,11 @@ def test_layers_of_others_compute_in_a_part_what_they_do_in_the_whole(name):
         (partial(nn.GroupNorm, 1, 8), "a normalisation of 1 groups, which cannot be shared out by 2"),
         (partial(Scaled, 1, 8, 1, 1), r"parameter Scaled\.weight \(1 x 8 x 1 x 1\), of which 2 groups have no rows"),
         (Scaled, r"parameter Scaled\.weight \(one number\), of which 2 groups have no rows"),
+        (partial(nn.LayerNorm, (8, 8, 8)), "a LayerNorm, which looks at the channels of all groups"),
+        (
+            lambda: nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 8, 1, groups=2)),
+            "a SpectralNorm, which looks at the channels of all groups",
+        ),
         (partial(nn.ConvTranspose2d, 8, 8, 1, groups=2), "a ConvTranspose2d, whose groups are not shared out"),
     ],
 )

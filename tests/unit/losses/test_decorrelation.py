@@ -68,3 +68,16 @@ def test_constant_projections_give_finite_losses_and_gradients():
         (gradient,) = torch.autograd.grad(loss(z).sum(), z)
         assert gradient.isfinite().all()
     assert barlow_twins(z).item() == 4.0  # no correlation at all
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_image_has_a_finite_loss(dtype):
+    """As the last batch of an epoch may have."""
+    x = torch.randn(2, 2, 8, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    loss = vicreg(x)
+    loss.sum().backward()
+    first, second = x.detach().float().chunk(2, dim=1)
+    expected = 25 * (first - second).square().mean((1, 2)) + 25 * (1 - math.sqrt(1e-4))
+    torch.testing.assert_close(loss.detach(), expected)
+    assert x.grad is not None
+    assert x.grad.isfinite().all()

@@ -28,10 +28,12 @@ def run(arguments: Sequence[str]) -> int:
     description = "Propose K, G, cuts and head that fit some devices, by predicted time (docs/guides/plan.md)."
     arguments = [argument.replace("--objective.", "--", 1) for argument in arguments]
     options = parse(PlanOptions, arguments, "plan", description)
+    own = names_own(options.model)
     for head in options.heads:
-        check_part("objective.head", head)
+        if not (own and head == "shared"):
+            check_part("objective.head", head)
     with working("importing torch", options.json) as tell:
-        values = _of_own(options, tell) if names_own(options.model) else _of_backbone(options, tell)
+        values = _of_own(options, tell) if own else _of_backbone(options, tell)
     if options.json:
         print(json.dumps(values))
     else:

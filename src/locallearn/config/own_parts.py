@@ -192,6 +192,9 @@ def check_part(kind: str, name: str) -> None:
     """
     if _is_own(kind, name):
         return
+    if kind == "objective.head" and name == "shared":
+        expected = "a head of images, such as 1c2f; shared reads the unembedding of a language model of your own"
+        raise ConfigError(kind, name, expected)
     if registry.is_filled(kind) or plugins.load_named() or plugins.loaded():
         names = list(registry.named(kind))
     else:

@@ -142,12 +142,22 @@ def predsim(config: RunConfig) -> Layout:
 
 def check_follows(config: RunConfig) -> None:
     """Refuse runtimes whose modules do not train on every batch, one step after the other, with head ``momentum``."""
-    expected = "inline, threads, cuda-graphs or distributed with head momentum, which follows the next module's steps"
-    _need(config, "runtime", expected, config.runtime in EVERY_BATCH)
+    if config.runtime not in EVERY_BATCH:
+        expected = "inline, threads, cuda-graphs or distributed with head momentum, which follows the next module"
+        raise ConfigError("runtime", config.runtime, expected)
+
+
+def _need_whole_images(config: RunConfig, loss: str) -> None:
+    """Refuse the losses of one method alone, which shows its modules parts of images."""
+    for name, method in ((MASKED_PIXELS, "mae"), (PATCH_INFONCE, "greedy-infomax")):
+        if loss == name:
+            expected = f"a loss on whole images with method {config.method}, or method {method}"
+            raise ConfigError("objective.loss", loss, expected)
 
 
 def _local(config: RunConfig, loss: str) -> Layout:
     """K modules of G groups that have the local loss of that name."""
+    _need_whole_images(config, loss)
     if config.objective.head == "momentum":
         check_follows(config)
     objective = dataclasses.replace(config.objective, loss=loss)
@@ -206,6 +216,7 @@ def blockwise_self_supervised(config: RunConfig) -> Layout:
 
 def _self_supervised(config: RunConfig, loss: str) -> Layout:
     """K modules of G groups without a classifier; the head of the last one is SimCLR's projection head."""
+    _need_whole_images(config, loss)
     _need(config, "runtime", "inline, threads, cuda-graphs or distributed", config.runtime in EVERY_BATCH)
     objective = dataclasses.replace(config.objective, loss=loss, diversity_weight=0.0)
     layouts = [ModuleLayout(groups, groups, objective) for groups in config.groups]

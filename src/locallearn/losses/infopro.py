@@ -95,7 +95,8 @@ def infopro(given: ObjectiveInput) -> InfoPro:
     """
     config = given.config
     if given.groups > 1:
-        raise ConfigError("width", given.groups, "1 with InfoPro, which splits in depth only (use gn-dgl for groups)")
+        expected = "1 with InfoPro, which splits in depth only; groups have other losses"
+        raise ConfigError("width", given.groups, expected)
     if len(given.shape) != 3:
         expected = "another loss for a module that ends in vectors (InfoPro decodes feature maps)"
         raise ConfigError("objective.loss", "infopro", expected)

@@ -103,7 +103,8 @@ def build_token_head(given: ObjectiveInput) -> nn.Module:
         if own is not None:
             return own
     if len(given.shape) != 2:
-        raise ConfigError("objective.loss", "token", "another loss for features that are not B x T x C tokens")
+        expected = "another loss, like cross-entropy, for features that are not B x T x C tokens"
+        raise ConfigError("objective.loss", given.config.loss or "token", expected)
     if name not in ("shared", "terminal"):
         return TokenHead(name, given.shape[1], given.classes, given.hidden)
     if given.scorer is None:

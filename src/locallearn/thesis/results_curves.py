@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from locallearn.report.compare import Measured
-from locallearn.report.plots import draw, new_axes
+from locallearn.report.plots import WIDTH, draw, new_axes
 from locallearn.report.styles import LineStyle, run_style
 
 KINDS = {
@@ -24,6 +24,10 @@ KINDS = {
 
 LEVEL = LineStyle("#111111", (4, 1.8), width=1.4)
 """How a network is drawn whose accuracy does not depend on the place."""
+
+
+_MANY, _LEGEND = 5, 1.6
+"""Curves from which on a legend stands beside them, and how wide it is [inches]."""
 
 
 class MeasuredCurve(NamedTuple):
@@ -104,9 +108,11 @@ def curves_figure(curves: Sequence[MeasuredCurve], field: str, legend: bool = Fa
     Args:
         curves: what to draw.
         field: the panel's field.
-        legend: put a legend into the picture, where it stands alone.
+        legend: put a legend into the picture, where it stands alone; of many curves beside them.
     """
-    figure, axes = new_axes(KINDS[field][0])
+    beside = _LEGEND if legend and len(curves) > _MANY else 0.0
+    figure, axes = new_axes(KINDS[field][0], width=WIDTH + beside)
+    figure.subplots_adjust(right=(WIDTH - 0.08) / (WIDTH + beside))
     for curve in curves:
         draw(axes, curve.x, curve.y, curve.label, curve.style)
         if curve.seeds > 1:
@@ -118,6 +124,10 @@ def curves_figure(curves: Sequence[MeasuredCurve], field: str, legend: bool = Fa
         axes.xaxis.set_major_locator(FixedLocator(sorted({x for curve in curves for x in curve.x})))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter("{x:g}")
-    if legend:
+        for line, curve in zip(list(axes.lines), curves, strict=True):
+            line.set(marker="" if curve.style == LEVEL else "o", markersize=3.5)
+    if beside:
+        axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    elif legend:
         axes.legend(fontsize=7, frameon=False, loc="best")
     return figure

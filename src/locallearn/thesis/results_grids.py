@@ -186,6 +186,9 @@ LEGEND = (
     "published value and the difference to it. A dash: not measured, or not published."
 )
 
+BANDS = "Lines are means over seeds; a band is their standard deviation, where there are several."
+"""What curves are."""
+
 
 def in_lines(value: Shown | str, strong: str = "") -> list[str]:
     """A value as one or two lines of text; ``strong`` is put around the measured mean."""
@@ -230,7 +233,7 @@ def markdown(study: StudyData, pictures: Mapping[str, str] | None = None) -> str
         for label, values in grid.rows:
             lines.append(f"| {label} | " + " | ".join("<br>".join(in_lines(v, "**")) for v in values) + " |")
         if pictures and grid.title in pictures:
-            lines += ["", f"![{grid.title}]({pictures[grid.title]})"]
+            lines += ["", f"![{grid.title}]({pictures[grid.title]})", "", BANDS]
         parts.append("\n".join(lines))
     if study["claims"]:
         parts.append("### Claims")

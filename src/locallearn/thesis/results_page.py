@@ -15,7 +15,7 @@ from locallearn.report.page import environment
 from locallearn.report.svg import to_svg
 from locallearn.thesis import results_plots as plots
 from locallearn.thesis.results_curves import caption, curves_figure, measured_curves
-from locallearn.thesis.results_grids import LEGEND, StudyData, curve_grid, figure_grid, numbers, table_grid
+from locallearn.thesis.results_grids import BANDS, LEGEND, StudyData, curve_grid, figure_grid, numbers, table_grid
 from locallearn.thesis.results_summary import FIGURE, points_of
 
 
@@ -23,7 +23,7 @@ def render(studies: Sequence[StudyData]) -> str:
     """The report of these studies as the text of an HTML file."""
     sections = [_section(study) for study in studies]
     page = environment(Path(__file__).parent).get_template("results.html.jinja")
-    return page.render(legend_text=LEGEND, run_headings=RUN_HEADINGS, studies=sections)
+    return page.render(legend_text=LEGEND, bands_text=BANDS, run_headings=RUN_HEADINGS, studies=sections)
 
 
 def _section(study: StudyData) -> dict[str, Any]:

@@ -91,6 +91,8 @@ def test_classifiers_have_neither_penalty_nor_stop_gradient_and_keep_label_smoot
         ("infopro", 2, (2,), {}, r"expected 1 \(InfoPro splits in depth only\) with method infopro"),
         ("infopro", 2, (1,), {"loss": "cross-entropy"}, "expected infopro with method infopro"),
         ("predsim", 2, (1,), {"loss": "infopro"}, "expected predsim with method predsim"),
+        ("dgl", 2, (1,), {"loss": "masked-pixels"}, "expected a loss on whole images with method dgl, or method mae"),
+        ("dgssl", 2, (1,), {"loss": "patch-infonce"}, "whole images with method dgssl, or method greedy-infomax"),
         ("single-thread", 2, (2,), {}, "depth: 2 is not valid; expected 1 with method single-thread"),
         ("single-thread", 1, (2,), {"loss": "predsim"}, "expected cross-entropy with method single-thread"),
     ],
@@ -105,6 +107,21 @@ def build(method, depth, width, model="tiny-resnet", **objective):
         method=method, model=model, depth=depth, width=width, objective=ObjectiveConfig(**objective), seed=4
     )
     return build_network(config, IMAGE)
+
+
+@pytest.mark.parametrize(
+    ("method", "width", "objective", "message"),
+    [
+        ("dgl", 1, {"loss": "next-token"}, "'next-token' is not valid; expected another loss, like cross-entropy"),
+        ("dgl", 1, {"loss": "nt-xent"}, "expected a loss on one view, like cross-entropy, with method dgl; "),
+        ("dgssl", 1, {"loss": "predsim"}, "expected a loss on two views of every image, like nt-xent, with method"),
+        ("gn-dgl", 2, {"loss": "infopro"}, "width: 2 is not valid; expected 1 with InfoPro, .* have other losses"),
+        ("dgl", 1, {"head": "shared"}, "expected a head of images, such as 1c2f; shared reads the unembedding"),
+    ],
+)
+def test_a_refusal_names_what_was_asked_for_and_what_would_be_right(method, width, objective, message):
+    with pytest.raises(ConfigError, match=message):
+        build(method, 2, (width,), **objective)
 
 
 def test_k1_baseline_has_local_heads_and_a_decoupled_classifier():

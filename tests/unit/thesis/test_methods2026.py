@@ -105,3 +105,6 @@ def test_the_figure_is_k_against_accuracy_with_the_spread():
     axes = curves_figure([curve], panel["field"]).axes[0]
     assert axes.get_xlabel() == "number of modules K"
     assert list(axes.get_xticks()) == [2, 4, 16]
+    few, many = (curves_figure([level, *[curve] * n], panel["field"], legend=True) for n in (1, 6))
+    assert many.get_figwidth() > few.get_figwidth()  # so many are named beside the plot, and hide nothing
+    assert [line.get_marker() for line in few.axes[0].lines] == ["", "o"]

@@ -1,5 +1,6 @@
 import contextlib
 import os
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -37,6 +38,12 @@ def _no_notes_of_the_users(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _copies_start_fast(_no_notes_of_the_users):
+    if "programs" in sys.modules:  # where tests start some
+        sys.modules["programs"].start()
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,9 @@ their output, with ``...`` for anything; ``sh`` blocks are commands without outp
 ``<!-- not run: REASON -->`` is left alone; after ``<!-- output of another run: WHICH -->`` commands run and their
 output is not compared. ``<!-- run first: COMMAND -->`` runs before the next block and is not shown. Code that is
 indented instead of fenced is refused.
+
+A command of ours runs in this process where it can, else in a copy of one that has imported torch; what has a pipe or
+something else of the shell's is run by bash.
 """
 
 import contextlib
@@ -17,10 +20,12 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import programs
 from locallearn.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +34,8 @@ _FENCE = re.compile(r"^( *)(```+)(\S*).*$")
 _NOT_RUN = re.compile(r"<!-- not run: (.+) -->")
 _RUN_FIRST = re.compile(r"<!-- run first: (.+) -->")
 _OTHER = "<!-- output of another run: "
+_LOOP = re.compile(r"^for (\w+) in ([^;\n]+); do\n(.*?)^done$", re.MULTILINE | re.DOTALL)
+_VARIABLE = re.compile(r"([A-Z_]+)=(\S+)")
 
 
 @dataclass(frozen=True)
@@ -89,11 +96,16 @@ def commands(text: str) -> list[tuple[str, str]]:
 
 
 def lines_of(text: str) -> list[str]:
-    """The commands of a sh block; a loop is one."""
-    text = text.replace("\\\n", " ")
-    if text.startswith("for "):
-        return [text]
+    """The commands of a sh block; of a loop those that bash would run."""
+    assert subprocess.run(["bash", "-n", "-c", text]).returncode == 0, text
+    text = _LOOP.sub(_unrolled, text.replace("\\\n", " "))
     return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def _unrolled(loop: re.Match[str]) -> str:
+    name, words, body = loop.groups()
+    lines = [line.strip() for line in body.splitlines()]
+    return "\n".join(re.sub(rf"\${name}\b", word, line) for word in words.split() for line in lines)
 
 
 def check_output(want: str, got: str, where: object) -> None:
@@ -135,18 +147,19 @@ class Page:
 
     def command(self, command: str, output: str, where: Block) -> None:
         """Run one command; it must end well unless an error is what is shown."""
-        code, printed, complaint = _in_process(command) if _is_ours(command) else _in_shell(command)
+        code, printed, complaint = _way(command)(command)
         if "locallearn: " not in output:
             assert code == 0, f"{where}: {command} ended with {code}: {complaint}"
         if output and not where.comment.startswith(_OTHER):
             check_output(output, printed + (complaint if code else ""), f"{where}: {command}")
 
 
-def _is_ours(command: str) -> bool:
-    """Whether it can run in this process: no shell, no processes of its own, nothing that stays registered."""
-    if not command.startswith("locallearn "):
-        return False
-    return not re.search(r"[|>$;&]|--processes|asynchronous|--plugin", command.split(" #")[0])
+def _way(command: str) -> Callable[[str], tuple[int, str, str]]:
+    """How it can run: with a process of its own where it starts others, has variables or registers something."""
+    text = command.split(" #")[0]
+    if not re.match(rf"({_VARIABLE.pattern} )*locallearn ", text) or re.search(r"[|>$;&]", text):
+        return _in_shell
+    return _in_process if re.match(r"locallearn (?!.*(--processes|asynchronous|--plugin))", text) else _in_copy
 
 
 def _in_process(command: str) -> tuple[int, str, str]:
@@ -155,6 +168,14 @@ def _in_process(command: str) -> tuple[int, str, str]:
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complaint):
         code = main(shlex.split(command, comments=True)[1:])
     return code, printed.getvalue(), complaint.getvalue()
+
+
+def _in_copy(command: str) -> tuple[int, str, str]:
+    words = shlex.split(command, comments=True)
+    first = words.index("locallearn")
+    variables = dict(word.split("=", 1) for word in words[:first])
+    done = programs.run("-m", *words[first:], folder=Path.cwd(), variables=variables)
+    return done.returncode, done.stdout, done.stderr
 
 
 def _in_shell(command: str) -> tuple[int, str, str]:

@@ -10,13 +10,26 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from multiprocessing import forkserver
 from pathlib import Path
 
 _copies = multiprocessing.get_context("forkserver")
-_copies.set_forkserver_preload(
-    ["torch._dynamo", "locallearn.training.runs", "locallearn.training.trainer", "transformers.modeling_utils"]
-)
+PRELOADED = [
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+    "locallearn.cli.train_command",
+    "locallearn.report.html",
+    "locallearn.training.runs",
+    "locallearn.training.trainer",
+    "transformers.modeling_utils",
+]
 HERE = Path(__file__).parent
+
+
+def start() -> None:
+    """Start the process that all others are copies of: those of the package's own, too, which would preload less."""
+    _copies.set_forkserver_preload(PRELOADED)
+    forkserver.ensure_running()
 
 
 def environment() -> dict[str, str]:

@@ -33,9 +33,12 @@ def briefly(config, *mesh):
     return dataclasses.replace(on(config, *mesh), schedule=ScheduleConfig())
 
 
+def without_mesh(config):
+    return dataclasses.replace(config, runtime="inline", mesh=MeshConfig())
+
+
 def inline(config, folder):
-    plain = dataclasses.replace(config, runtime="inline", mesh=MeshConfig())
-    runs.train(plain, folder)
+    runs.train(without_mesh(config), folder)
     return last_checkpoint(folder)
 
 

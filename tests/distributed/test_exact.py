@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import small
-from distributed.compare import CLOSE, CLOSE_IN_FP32, FAULT, briefly, distance, figures, inline, last_checkpoint, on
+from distributed.compare import CLOSE, CLOSE_IN_FP32, FAULT, briefly, distance, figures, last_checkpoint, on
 from distributed.processes import train_all
 from distributed.worker import FAULTS, in_fp64
 from locallearn.config import MaskingConfig, MeshConfig, ObjectiveConfig, OptimizerConfig
@@ -134,33 +134,33 @@ def names(table, faults=False):
 
 
 @pytest.mark.parametrize(("count", "name"), names(EXACT))
-def test_depth_is_exact(trained, tmp_path, count, name):
-    expected = inline(EXACT[count][name], tmp_path / "inline")
-    found = last_checkpoint(trained[count] / name)
+def test_depth_is_exact(trained, inline_run, count, name):
+    run = inline_run(EXACT[count][name])
+    expected, found = last_checkpoint(run), last_checkpoint(trained[count] / name)
     assert found.tensors.keys() == expected.tensors.keys()
     assert [key for key in found.tensors if not torch.equal(found.tensors[key], expected.tensors[key])] == []
-    assert figures(trained[count] / name) == figures(tmp_path / "inline")
+    assert figures(trained[count] / name) == figures(run)
 
 
 @pytest.mark.parametrize(("count", "name"), names(ROUNDED))
-def test_width_and_data_are_exact_but_for_rounding(trained, tmp_path, count, name):
+def test_width_and_data_are_exact_but_for_rounding(trained, inline_run, count, name):
     with in_fp64():
-        expected = inline(ROUNDED[count][name], tmp_path / "inline")
+        expected = last_checkpoint(inline_run(ROUNDED[count][name]))
     found = last_checkpoint(trained[count] / f"fp64_{name}")
     assert next(iter(found.tensors.values())).dtype == torch.float64
     assert distance(found, expected) < CLOSE
 
 
 @pytest.mark.parametrize(("count", "name"), names(IN_FP32))
-def test_width_and_data_are_close_in_fp32(trained, tmp_path, count, name):
-    expected = inline(IN_FP32[count][name], tmp_path / "inline")
+def test_width_and_data_are_close_in_fp32(trained, inline_run, count, name):
+    expected = last_checkpoint(inline_run(IN_FP32[count][name]))
     assert distance(last_checkpoint(trained[count] / name), expected) < CLOSE_IN_FP32
 
 
 @pytest.mark.parametrize(("count", "name"), names(ROUNDED, faults=True))
-def test_planted_errors_are_seen(trained, tmp_path, count, name):
+def test_planted_errors_are_seen(trained, inline_run, count, name):
     with in_fp64():
-        expected = inline(ROUNDED[count][name], tmp_path / "inline")
+        expected = last_checkpoint(inline_run(ROUNDED[count][name]))
     assert distance(last_checkpoint(trained[count] / f"fp64_{name}"), expected) > FAULT
 
 

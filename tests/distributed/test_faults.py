@@ -19,8 +19,9 @@ from locallearn.config import CheckpointConfig, MeshConfig, to_toml
 from locallearn.runtime import launch
 from locallearn.training import runs
 from locallearn.training.checkpoint import load
+from programs import Program
 
-STEPS = 80
+STEPS = 50
 OPTIONS = [
     "dgl",
     "--depth",
@@ -40,7 +41,7 @@ OPTIONS = [
     "--train.batch-size",
     "32",
     "--train.epochs",
-    "16",
+    "10",
     "--train.evaluate-every",
     "0",
     "--train.precision",
@@ -67,9 +68,14 @@ def steps(run):
     return len(list((run / "checkpoints").glob("step-*/manifest.json")))
 
 
-def workers(launcher):
+def launcher(*arguments):
+    """``locallearn train`` that starts the processes of a mesh, each with an interpreter of its own."""
+    return Program(["-m", "locallearn", "train", *arguments])
+
+
+def workers(process):
     """The processes that one started, by rank."""
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     ranks = {}
     for child in children:
         variables = Path(f"/proc/{child}/environ").read_text().split("\0")
@@ -82,8 +88,7 @@ def test_torchrun_starts_again_after_kill_9_and_ends_with_the_same_weights(tmp_p
     # the -- is for argparse, which otherwise takes --run for one of torchrun's own options
     port = f"--master-port={free_port()}"
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=2", port, "-m", "--"]
-    command = [sys.executable, *torchrun, "locallearn", "train", *OPTIONS, "--run", str(run)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = Program([*torchrun, "locallearn", "train", *OPTIONS, "--run", str(run)])
     try:
         wait_for(lambda: steps(run) > 0, process)
         os.kill(workers(process)[1], signal.SIGKILL)
@@ -102,8 +107,7 @@ def test_torchrun_starts_again_after_kill_9_and_ends_with_the_same_weights(tmp_p
 
 def test_ctrl_c_ends_all_processes_and_leaves_a_run_that_another_mesh_resumes(tmp_path):
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "locallearn", "train", *OPTIONS, "--processes", "2", "--run", str(run)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = launcher(*OPTIONS, "--processes", "2", "--run", str(run))
     try:
         wait_for(lambda: steps(run) > 0, process)
         started = list(workers(process).values())
@@ -123,8 +127,7 @@ def test_the_last_of_four_that_dies_is_named_and_all_end(tmp_path):
     """It is lost to a thread that sends to it, while every other process waits for one that lives."""
     run = tmp_path / "run"
     mesh = ["--width", "2", "--mesh.width", "2", "--processes", "4", "--run", str(run)]
-    command = [sys.executable, "-m", "locallearn", "train", "gn-dgl", *OPTIONS[1:], *mesh]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = launcher("gn-dgl", *OPTIONS[1:], *mesh)
     try:
         wait_for(lambda: steps(run) > 0, process)
         os.kill(workers(process)[3], signal.SIGKILL)
@@ -234,12 +237,11 @@ def test_the_number_of_processes_must_fit(tmp_path, capsys):
 
 def test_a_killed_launcher_takes_its_processes_along_and_the_run_goes_on(tmp_path):
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "locallearn", "train", *OPTIONS, "--processes", "2", "--run", str(run)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = launcher(*OPTIONS, "--processes", "2", "--run", str(run))
     wait_for(lambda: steps(run) > 0, process)
     started = list(workers(process).values())
     process.kill()
-    process.wait()
+    process.communicate()
     end = time.monotonic() + 20
     while any(Path(f"/proc/{pid}").exists() for pid in started):
         assert time.monotonic() < end, started
@@ -249,11 +251,11 @@ def test_a_killed_launcher_takes_its_processes_along_and_the_run_goes_on(tmp_pat
 
 def test_a_run_that_diverges_is_not_started_again(tmp_path):
     options = ["--optimizer.learning-rate", "1e30", "--processes", "2", "--restarts", "3"]
-    command = [sys.executable, "-m", "locallearn", "train", *OPTIONS, *options, "--run", str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("locallearn:")]
-    assert done.returncode == 1
-    assert len(lines) == 1, done.stderr
+    process = launcher(*OPTIONS, *options, "--run", str(tmp_path / "run"))
+    _, errors = process.communicate(200)
+    lines = [line for line in errors.splitlines() if line.startswith("locallearn:")]
+    assert process.returncode == 1
+    assert len(lines) == 1, errors
     assert "became NaN or infinite at step" in lines[0]
 
 

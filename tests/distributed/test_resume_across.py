@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 import small
-from distributed.compare import CLOSE, distance, inline, last_checkpoint, on
+from distributed.compare import CLOSE, distance, last_checkpoint, on
 from distributed.processes import finish, start
 from distributed.worker import in_fp64
 from locallearn.config import (
@@ -86,18 +86,18 @@ def end_inline(run):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_from_mesh_to_mesh_to_inline(travelled, tmp_path, name):
+def test_from_mesh_to_mesh_to_inline(travelled, inline_run, tmp_path, name):
     with in_fp64():
-        expected = inline(RUNS[name], tmp_path / "whole")
+        expected = last_checkpoint(inline_run(RUNS[name]))
     shutil.copytree(travelled / name, tmp_path / "run")
     found = end_inline(tmp_path / "run")
     assert found.tensors.keys() == expected.tensors.keys()
     assert distance(found, expected) < CLOSE
 
 
-def test_a_momentum_that_is_lost_on_the_way_is_seen(travelled, tmp_path, monkeypatch):
+def test_a_momentum_that_is_lost_on_the_way_is_seen(travelled, inline_run, tmp_path, monkeypatch):
     with in_fp64():
-        expected = inline(SUPERVISED, tmp_path / "whole")
+        expected = last_checkpoint(inline_run(SUPERVISED))
     shutil.copytree(travelled / "supervised", tmp_path / "run")
     monkeypatch.setattr("locallearn.training.checkpoint.load_optimizer", lambda *_: None)
     assert distance(end_inline(tmp_path / "run"), expected) > 1e6 * CLOSE

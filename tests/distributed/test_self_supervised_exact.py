@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import small
-from distributed.compare import CLOSE, FAULT, distance, figures, inline, last_checkpoint, on
+from distributed.compare import CLOSE, FAULT, distance, figures, last_checkpoint, on
 from distributed.processes import train_all
 from distributed.worker import FAULTS, in_fp64
 from locallearn.config import AugmentConfig, ModificationConfig, ObjectiveConfig, OptimizerConfig
@@ -86,25 +86,26 @@ def cases(faults=False):
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_depth_is_exact(trained, scorer, tmp_path, name):
-    expected = inline(scored_by(EXACT[name], scorer), tmp_path / "inline").tensors
+def test_depth_is_exact(trained, scorer, inline_run, name):
+    run = inline_run(scored_by(EXACT[name], scorer))
+    expected = last_checkpoint(run).tensors
     found = last_checkpoint(trained[2] / name).tensors
     assert found.keys() == expected.keys()
     assert [key for key in found if not torch.equal(found[key], expected[key])] == []
-    assert figures(trained[2] / name) == figures(tmp_path / "inline")  # neighbours and shares of pairs among them
+    assert figures(trained[2] / name) == figures(run)  # neighbours and shares of pairs among them
 
 
 @pytest.mark.parametrize(("count", "name"), cases())
-def test_width_and_data_are_exact_but_for_rounding(trained, scorer, tmp_path, count, name):
+def test_width_and_data_are_exact_but_for_rounding(trained, scorer, inline_run, count, name):
     with in_fp64():
-        expected = inline(scored_by(ROUNDED[count][name], scorer), tmp_path / "inline")
+        expected = last_checkpoint(inline_run(scored_by(ROUNDED[count][name], scorer)))
     assert distance(last_checkpoint(trained[count] / f"fp64_{name}"), expected) < CLOSE
 
 
 @pytest.mark.parametrize(("count", "name"), cases(faults=True))
-def test_planted_errors_are_seen(trained, tmp_path, count, name):
+def test_planted_errors_are_seen(trained, inline_run, count, name):
     with in_fp64():
-        expected = inline(ROUNDED[count][name], tmp_path / "inline")
+        expected = last_checkpoint(inline_run(ROUNDED[count][name]))
     assert distance(last_checkpoint(trained[count] / f"fp64_{name}"), expected) > FAULT
 
 

@@ -64,6 +64,9 @@ def one(language, text, comment=""):
         one("console", "$ locallearn recipes\nno such recipe\n"),
         one("console", "$ locallearn cost --model resnet33\n"),
         one("sh", "ls no-such-file\n"),
+        one("sh", "for x in 1 2; do\n  ls\n"),
+        one("sh", "for x in . no-such-file; do\n  ls $x\ndone\n"),
+        one("sh", "LOCALLEARN_KERNELS=none locallearn train dgl --model tiny-resnet --run run\n"),
         one("text", "$ locallearn recipes\n"),
         one("text", "2\n", "<!-- output -->"),
     ],
@@ -83,6 +86,8 @@ def test_right_blocks_pass(tmp_path, monkeypatch):
     page.run(one("console", "$ locallearn recipes\n...gn-dgl...\n"))
     page.run(one("console", "$ locallearn nonsense\nlocallearn: 'nonsense' is not a command; ...\n"))
     page.run(one("python", "raise SystemExit\n", "<!-- not run: a test -->"))
+    page.run(one("sh", "for x in 1 2; do\n  mkdir a$x \\\n    b$x\ndone\nls a1 a2 b1 b2\n"))
+    page.run(one("sh", "locallearn recipes | grep gn-dgl\nCOLUMNS=70 locallearn recipes    # narrow\n"))
 
 
 def test_a_shown_output_of_another_run_is_not_compared(tmp_path, monkeypatch):

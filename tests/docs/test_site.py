@@ -3,7 +3,6 @@
 import html
 import importlib.util
 import json
-import os
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import programs
 from doc_blocks import ROOT
 from locallearn.cli.main import commands as installed
 
@@ -20,9 +20,8 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "NO_MKDOCS_2_WARNING": "1"}
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    variables = {"PYTHONPATH": str(ROOT / "src"), "NO_MKDOCS_2_WARNING": "1"}
+    done = programs.run("-m", "mkdocs", "build", "--strict", "-q", "-d", folder, folder=ROOT, variables=variables)
     assert done.returncode == 0, done.stderr
     return folder
 

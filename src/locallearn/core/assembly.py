@@ -23,7 +23,7 @@ from locallearn.nn.auglocal import see_others
 from locallearn.nn.backbones import Backbone, Place, build_backbone
 from locallearn.nn.context import Fusion, build_adapter
 from locallearn.nn.init import initialise
-from locallearn.nn.macs import dry_run
+from locallearn.nn.macs import DryRun, dry_run
 from locallearn.nn.momentum import MomentumHead
 from locallearn.nn.ssl_head import FeatureNoise
 from locallearn.nn.vit import PatchEmbedding
@@ -51,11 +51,14 @@ def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:
         raise ConfigError("classes", image.classes, f"{expected} (of a folder of images: a folder for each)")
     patch = tile_side(layout.modules[0], image.sizes) if layout.modules[0].tiled else 0
     backbone = build_backbone(config.model, image.channels, patch or image.size, config.dropout, config.patch_size)
-    spans = _spans(config, backbone, image)
-    groups = [plan.channel_groups for span, plan in zip(spans, layout.modules, strict=True) for _ in span]
-    backbone = divisible(backbone, image.channels, groups)
     shape: tuple[int, ...] = image.sizes
-    shapes = _shapes(backbone, (image.channels, patch, patch) if patch else shape)
+    runs = block_runs(backbone, shape)
+    spans = _spans(config, backbone, runs)
+    groups = [plan.channel_groups for span, plan in zip(spans, layout.modules, strict=True) for _ in span]
+    unsplit, backbone = backbone, divisible(backbone, image.channels, groups)
+    if patch or [block.channels for block in unsplit.blocks] != [block.channels for block in backbone.blocks]:
+        runs = block_runs(backbone, (image.channels, patch, patch) if patch else shape)
+    shapes = tuple(run.shape for run in runs)
     modules = []
     for k, (span, plan) in enumerate(zip(spans, layout.modules, strict=True), start=1):
         blocks = _blocks(backbone, span, plan, config.seed)
@@ -134,31 +137,21 @@ def follow_next(modules: Iterable[LocalModule], config: RunConfig) -> None:
                 module.reads[k + 1] = [(weight, weight) for weight in following.blocks[0].parameters()]
 
 
-def _spans(config: RunConfig, backbone: Backbone, image: ImageShape) -> tuple[range, ...]:
+def _spans(config: RunConfig, backbone: Backbone, runs: Iterable[DryRun]) -> tuple[range, ...]:
     names = [block.name for block in backbone.blocks]
-    chosen = cuts.choose(backbone.family, names, block_costs(backbone, image), config.depth, config.cuts)
+    chosen = cuts.choose(backbone.family, names, [run.macs for run in runs], config.depth, config.cuts)
     return cuts.modules(chosen, len(names))
 
 
-def block_costs(backbone: Backbone, image: ImageShape) -> list[int]:
-    """Multiply-accumulates of every block of the unsplit backbone, for one image in a forward pass."""
-    costs, shape = [], image.sizes
+def block_runs(backbone: Backbone, shape: tuple[int, ...]) -> list[DryRun]:
+    """What every block of the unsplit backbone costs and gives, for one image of this shape in a forward pass."""
+    runs: list[DryRun] = []
     for block in backbone.blocks:
         with torch.device("meta"):
-            run = dry_run(block.make(groups=1, dense=True), shape)
-        costs.append(run.macs)
-        shape = run.shape
-    return costs
-
-
-def _shapes(backbone: Backbone, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """Features of one image of this shape after every block."""
-    shapes = []
-    for block in backbone.blocks:
-        with torch.device("meta"):
-            shape = dry_run(block.make(groups=1, dense=True), shape).shape
-        shapes.append(shape)
-    return tuple(shapes)
+            made = block.make(groups=1, dense=True)
+        runs.append(dry_run(made, shape))
+        shape = runs[-1].shape
+    return runs
 
 
 def _blocks(backbone: Backbone, span: range, plan: ModuleLayout, seed: int) -> nn.Sequential:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from locallearn.config import RunConfig
-from locallearn.core.assembly import block_costs, build_network
+from locallearn.core.assembly import block_runs, build_network
 from locallearn.core.image_shape import ImageShape
 from locallearn.costs.footprint import Footprint, bytes_text, of_node, of_one_device
 from locallearn.costs.nodes import CIFAR10, Cost, cost
@@ -128,7 +128,8 @@ def enumerate_candidates(
             raise ConfigError(name, tuple(values), "whole numbers of at least 1")
     found, refused = [], []
     backbone = build_backbone(config.model, image.channels, image.size, config.dropout, config.patch_size)
-    names, costs = [block.name for block in backbone.blocks], block_costs(backbone, image)
+    names = [block.name for block in backbone.blocks]
+    costs = [run.macs for run in block_runs(backbone, image.sizes)]
     for head, depth, width in itertools.product(heads or (config.objective.head,), sorted(depths), sorted(widths)):
         if on_step:
             on_step(f"K = {depth}, G = {width}, head {head}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -46,5 +47,12 @@ def _table() -> np.ndarray:
     library = importlib.util.find_spec("sklearn")
     if library is None or not library.submodule_search_locations:
         raise DataError("digits: the package scikit-learn, which has them, is not installed")
-    file = Path(library.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
-    return np.loadtxt(file, dtype=np.int64, delimiter=",")
+    return _read(Path(library.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz")
+
+
+@functools.cache
+def _read(file: Path) -> np.ndarray:
+    """Once a process: a text of 117,000 numbers takes longer than some steps of training."""
+    table = np.loadtxt(file, dtype=np.int64, delimiter=",")
+    table.flags.writeable = False
+    return table

@@ -12,10 +12,11 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import partial, singledispatch
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from locallearn.nn.groups import GroupLinear, StopGradientConv2d
 from locallearn.nn.hooks import removed_after
@@ -131,7 +132,16 @@ class DryRun:
 def dry_run(module: nn.Module, shape: tuple[int, ...]) -> DryRun:
     """Count the forward pass of ``module`` on one image of ``shape`` without computing anything."""
     module = copy.deepcopy(module).to("meta").eval()
+    for layer in module.modules():
+        if isinstance(layer, _BatchNorm) and type(layer).forward is _BatchNorm.forward:
+            layer.forward = partial(_normalised, layer)  # type: ignore[method-assign]
     with torch.no_grad(), counting(module) as calls:
         output = module(torch.empty(1, *shape, device="meta"))
     dims = output.shape[-1:] if output.dim() == 3 else output.shape[1:]  # heads give [G, B, outputs]
     return DryRun(sum(call.macs for call in calls), tuple(dims))
+
+
+def _normalised(norm: _BatchNorm, x: Tensor) -> Tensor:
+    """What a batch norm gives of a tensor without data, which torch finds out in milliseconds of Python."""
+    norm._check_input_dim(x)
+    return x if x.shape[1] == norm.num_features else _BatchNorm.forward(norm, x)  # which says what is wrong

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, start_processes
 
 from locallearn.errors import LocalLearnError
+from locallearn.files import short_temporary_folder
 from locallearn.runtime.launch import open_store, rank_environment
 from locallearn.runtime.parent import end_with
 from locallearn.training.checkpoint import CheckpointFolder
@@ -59,17 +61,29 @@ def in_processes(count: int, threads: int, work: Callable[[], Any]) -> None:
     Raises:
         LocalLearnError: one of them failed.
     """
-    store = open_store()
+    store, given = open_store(), (count, threads, dict(os.environ), work)
     try:
-        spawn(_rank, (store.port, count, threads, work), count)  # ends the others once one has failed
+        start_processes(_rank, (store.port, *given), count, start_method=_way_to_start())  # ends all once one fails
     except (ProcessRaisedException, ProcessExitedException) as error:
         reason = str(error).strip().splitlines()[-1]
         raise LocalLearnError(f"process {error.error_index} of {count}: {reason}") from None
 
 
-def _rank(rank: int, port: int, count: int, threads: int, work: Callable[[], Any]) -> None:
+def _way_to_start() -> str:
+    """Copies of one process that has imported torch, where there can be such: that takes seconds each time."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return "spawn"
+    short_temporary_folder()
+    multiprocessing.set_forkserver_preload([__name__, "torch._dynamo"])
+    return "forkserver"
+
+
+def _rank(
+    rank: int, port: int, count: int, threads: int, environment: dict[str, str], work: Callable[[], Any]
+) -> None:
     end_with(os.getppid())
-    os.environ |= rank_environment(rank, count, port)
+    os.environ.clear()  # of the process that was copied, which may have been started long ago
+    os.environ |= environment | rank_environment(rank, count, port)
     torch.set_num_threads(threads)
     work()
 

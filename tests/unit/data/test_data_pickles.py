@@ -269,7 +269,7 @@ def test_a_few_bytes_do_not_take_much_memory(code):
 
 
 def test_tuples_nested_deeper_than_the_stack_are_harmless():
-    deep = b")" + b"\x85" * 500_000
+    deep = b")" + b"\x85" * 300_000
     for code in (
         b"}" + deep + b"Ns.",
         deep + b")R.",

@@ -183,8 +183,42 @@ def fresh(monkeypatch, tmp_path):
     build.kernels.cache_clear()
 
 
+COMPILER = """#!/bin/sh
+{script}
+for made; do :; done
+kept={kept}/$(echo "$*" | sed "s| -o $made||" | cksum | tr -d " ")
+case "$*" in *" -c "*)
+    [ -e "$kept" ] || {{ gcc "$@" -O0 && cp "$made" "$kept"; exit; }}
+    exec cp "$kept" "$made"
+esac
+exec gcc "$@"
+"""
+"""A script around gcc that optimises nothing, and compiles nothing twice: what is made of objects is tested here."""
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory):
+    return tmp_path_factory.mktemp("objects")
+
+
+@pytest.fixture
+def compiler(tmp_path, objects, monkeypatch):
+    """Makes ``$CC`` that script, after some lines of a test's own."""
+
+    def make(script=""):
+        path = tmp_path / "cc"
+        path.write_text(COMPILER.format(script=script, kept=objects))
+        path.chmod(0o755)
+        monkeypatch.setenv("CC", str(path))
+        build.kernels.cache_clear()
+        code_cache._version.cache_clear()
+
+    return make
+
+
 @needs_kernels
-def test_they_are_compiled_once_with_a_line_that_says_so(fresh, monkeypatch, capsys):
+def test_they_are_compiled_once_with_a_line_that_says_so(fresh, compiler, monkeypatch, capsys):
+    compiler()
     assert "native (bf16, fp32)" in str(build.kernels())
     told = capsys.readouterr().err
     assert told == f"locallearn: compiling kernels for this processor, once; they are kept in {fresh}\n"
@@ -193,21 +227,6 @@ def test_they_are_compiled_once_with_a_line_that_says_so(fresh, monkeypatch, cap
     monkeypatch.setattr(subprocess, "run", None)
     assert len(build.kernels().libraries) == 2
     assert capsys.readouterr().err == ""
-
-
-@pytest.fixture
-def compiler(tmp_path, monkeypatch):
-    """Makes ``$CC`` a script around gcc, which does not take long."""
-
-    def make(script=""):
-        path = tmp_path / "cc"
-        path.write_text(f'#!/bin/sh\n{script}\nexec gcc "$@"\n')
-        path.chmod(0o755)
-        monkeypatch.setenv("CC", str(path))
-        build.kernels.cache_clear()
-        code_cache._version.cache_clear()
-
-    return make
 
 
 @needs_kernels

@@ -4,8 +4,6 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from locallearn.thesis.protocols import Study
 from locallearn.thesis.queue_display import QueueDisplay
 from locallearn.thesis.reproduce import ReproduceOptions, plan
 from locallearn.thesis.studies import print_study, study_data
+from programs import Program
 
 SHORT = ["--epochs", "3", "--train-limit", "256", "--threads", "1"]
 CELLS = ["digits-resnet8-e2e", "digits-resnet8-dgl-k4", "digits-resnet8-gn-dgl-k2-g2"]
@@ -28,8 +27,7 @@ STUDY = Study("quick", epochs=3, train_limit=256)
 
 
 def reproduce(folder, *arguments):
-    command = [sys.executable, "-m", "locallearn", "reproduce", "digits", *SHORT, *arguments]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return Program(["-m", "locallearn", "reproduce", "digits", *SHORT, *arguments], folder=folder)
 
 
 def wait_for(condition, process):

@@ -91,7 +91,8 @@ def test(options: list[str]) -> int:
     data = ROOT.parent / "shared" / "data"
     if "LOCALLEARN_DATA" not in os.environ and data.is_dir():
         os.environ["LOCALLEARN_DATA"] = str(data)
-    return call(PYTHON, "-m", "pytest", *(options or ["-n", "2", "--dist", "loadfile"])) or code
+    shared_out = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]  # in the order of tests/conftest.py
+    return call(PYTHON, "-m", "pytest", *(options or shared_out)) or code
 
 
 def main() -> int:

@@ -2,6 +2,7 @@ import contextlib
 import os
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,8 +29,36 @@ NEEDS = {
 
 collect_ignore = [path for house, paths in NEEDS.items() if not find_spec(f"locallearn.{house}") for path in paths]
 
+LONGEST = (
+    "distributed/test_exact.py",
+    "docs/test_blocks.py",
+    "golden/test_demo.py",
+    "distributed/test_faults.py",
+    "docs/test_examples.py",
+    "distributed/test_asynchronous.py",
+    "unit/bench/test_bench_cli.py",
+    "distributed/test_split_processes.py",
+    "unit/test_houses.py",
+    "unit/bench/test_own_processes.py",
+    "unit/costs/test_nodes.py",
+    "unit/recipes/test_variants.py",
+    "unit/thesis/test_reproduce_cli.py",
+    "equivalence/test_masked_autoencoding.py",
+    "distributed/test_self_supervised_exact.py",
+    "unit/core/test_methods_combine.py",
+    "equivalence/test_resume.py",
+    "unit/kernels/test_kernels.py",
+    "equivalence/test_split_devices.py",
+)
+"""Files that take longest come first, so that of two processes none is left alone with one of them at the end."""
+
 settings.register_profile("locallearn", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
 settings.load_profile("locallearn")
+
+
+def pytest_collection_modifyitems(items):
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -224,7 +224,7 @@ if __name__ == "__main__":
 
 
 def test_a_killed_launcher_takes_its_processes_along_and_can_be_resumed(tmp_path):
-    config = config_of(epochs=30)
+    config = config_of(epochs=10)
     (tmp_path / "config.toml").write_text(to_toml(config))
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "config.toml"), str(tmp_path / "run")]
@@ -239,4 +239,4 @@ def test_a_killed_launcher_takes_its_processes_along_and_can_be_resumed(tmp_path
     while any(is_running(pid) for pid in pids):
         assert time.monotonic() < end
         time.sleep(0.01)
-    assert runs.resume(tmp_path / "run")["steps"] == 150
+    assert runs.resume(tmp_path / "run")["steps"] == 50

@@ -3,6 +3,7 @@
 import json
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -41,14 +42,19 @@ def _figures(run, kind):
     return [(e["step"], e["epoch"], e["nodes"]) for e in lines if e["event"] == kind]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that was not killed, and its summary."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    return SimpleNamespace(run=run, summary=runs.train(small.config(), run))
+
+
 @pytest.mark.parametrize("step", [1, 2, 3, 4, 5, 6, 9, 10])
-def test_killed_at_any_step(tmp_path, step):
-    config = small.config()
-    whole = runs.train(config, tmp_path / "whole")
+def test_killed_at_any_step(whole, tmp_path, step):
     with pytest.raises(small.Killed):
-        runs.train(config, tmp_path / "killed", small.KillAt(step))
+        runs.train(small.config(), tmp_path / "killed", small.KillAt(step))
     resumed = runs.resume(tmp_path / "killed")
-    assert_same_end(tmp_path / "whole", tmp_path / "killed", (whole, resumed))
+    assert_same_end(whole.run, tmp_path / "killed", (whole.summary, resumed))
 
 
 @pytest.mark.parametrize(
@@ -68,16 +74,14 @@ def test_killed_with_other_settings(tmp_path, changes):
     assert_same_end(tmp_path / "whole", tmp_path / "killed", (whole, runs.resume(tmp_path / "killed")))
 
 
-def test_lost_momentum_is_caught(tmp_path, monkeypatch):
+def test_lost_momentum_is_caught(whole, tmp_path, monkeypatch):
     """The sibling: a resume that forgets the optimizer's state does not end the same."""
-    config = small.config()
-    whole = runs.train(config, tmp_path / "whole")
     with pytest.raises(small.Killed):
-        runs.train(config, tmp_path / "killed", small.KillAt(7))
+        runs.train(small.config(), tmp_path / "killed", small.KillAt(7))
     monkeypatch.setattr(loop.checkpoints, "load_optimizer", lambda *_: None)
     resumed = runs.resume(tmp_path / "killed")
     with pytest.raises(AssertionError):
-        assert_same_end(tmp_path / "whole", tmp_path / "killed", (whole, resumed))
+        assert_same_end(whole.run, tmp_path / "killed", (whole.summary, resumed))
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path):

@@ -34,6 +34,6 @@ def test_every_variant_learns_digits(name, tmp_path):
         model="tiny-resnet",
         depth=min(config.depth, 2 if config.cuts == ("auto",) else 4),
         schedule=dataclasses.replace(config.schedule, warmup_epochs=1),
-        train=dataclasses.replace(config.train, epochs=6, threads=1),
+        train=dataclasses.replace(config.train, epochs=6, threads=1, evaluate_every=0),
     )
     assert train(config, tmp_path / "run")["accuracy"]["last_layer"] > WEAK.get(name, 0.6)

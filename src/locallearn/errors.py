@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+LONGEST = 300
+"""So many characters of a wrong value are shown."""
+
 
 class LocalLearnError(Exception):
     """Base of every error that the package raises on purpose.
@@ -35,7 +38,8 @@ class ConfigError(UsageError):
     def __init__(self, field: str, value: object, expected: str, near: Sequence[str] = ()) -> None:
         meant = f"is not known. Did you mean {' or '.join(near)}?"
         try:
-            shown = repr(value)
+            shown = " ".join(repr(value).split())  # a tensor's is of several lines
+            shown = shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}..."
         except RecursionError:  # text from elsewhere may be nested without end
             shown = f"a {type(value).__name__} of too many levels"
         super().__init__(f"{field}: {shown} {meant if near else f'is not valid; expected {expected}'}")

@@ -10,7 +10,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from locallearn import arguments, plugins
@@ -72,7 +72,7 @@ def settled(kind: str, name: str, options: type | None, given: object, where: st
     given = {} if given is None or given == Defaults() else given
     if options is not None:
         return validated(options, given, where)
-    if given:
+    if not isinstance(given, (str, Mapping, Sequence)) or given:
         raise ConfigError(where, given, f"nothing: {kind} {name} has no options")
     return None
 

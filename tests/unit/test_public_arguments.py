@@ -149,17 +149,42 @@ def test_registries_name_wrong_arguments(name):
 
 
 WRONG_VALUES = {
-    "train": [{"run": ""}, {"run": "a\0b"}],
+    "train": [{"run": ""}, {"run": "a\0b"}, {"observer": 3}],
     "open_run": [{"run": "no-such"}, {"checkpoint": "x"}, {"device": "x"}, {"device": ""}, {"run": "a\0b"}],
-    "resume": [{"run": "no-such"}, {"threads": 0}, {"threads": -1}, {"runtime": "x"}, {"device": "x"}],
-    "embed": [{"pool": 0}, {"pool": -1}, {"module": 9}, {"module": 0}, {"output": "a.txt"}, {"folder": "no-such"}],
+    "resume": [
+        {"observer": True},
+        {"run": "no-such"},
+        {"threads": 0},
+        {"threads": -1},
+        {"runtime": "x"},
+        {"device": "x"},
+    ],
+    "embed": [
+        {"pool": 0},
+        {"pool": -1},
+        {"module": 9},
+        {"module": 0},
+        {"output": "a.txt"},
+        {"folder": "no-such"},
+        {"folder": "x" * 5000},
+    ],
     "recipe": [{"name": ""}, {"name": "no-such"}],
     "from_toml": [{"text": "depth = ["}, {"text": "depth = 0"}, {"text": "bogus = 1"}, {"text": "data = 1"}],
-    "load_exported": [{"path": "no-such"}, {"path": ""}],
+    "load_exported": [{"path": "no-such"}, {"path": ""}, {"path": "x" * 5000}],
     "cost": [{"batch_size": 0}, {"batch_size": -1}, {"precision": "fp64"}],
     "ImageShape": [{"channels": 0}, {"size": 0}, {"size": (8, 0)}, {"size": (8, 8, 8)}, {"classes": 0}],
-    "split": [{"depth": 0}, {"depth": 99}, {"width": 0}, {"cuts": ["no"]}, {"objective": "no"}, {"clip_norm": -1.0}],
-    "ProbeConfig": [{"epochs": 0}, {"epochs": 10**12}, {"hidden": 10**9}, {"learning_rate": float("nan")}],
+    "split": [
+        *[{"depth": 0}, {"depth": 99}, {"width": 0}, {"cuts": ["no"]}, {"objective": "no"}, {"clip_norm": -1.0}],
+        *[{"objective": ""}, {"classes": -1}, {"classes": 2**63}, {"depth": torch.full((2, 4), torch.nan)}],
+    ],
+    "ProbeConfig": [
+        {"head": "x" * 5000},
+        {"pool": torch.zeros(2, 4)},
+        {"epochs": 0},
+        {"epochs": 10**12},
+        {"hidden": 10**9},
+        {"learning_rate": float("nan")},
+    ],
     "RunConfig": [{"depth": 0}, {"width": ()}, {"seed": -1}, {"seed": 2**64}, {"runtime": "x"}, {"dropout": 10**400}],
 }
 
@@ -169,6 +194,16 @@ def test_wrong_values_are_refused_in_one_line(name, wrong, run, opened, tmp_path
     monkeypatch.chdir(tmp_path)
     refused(lambda: getattr(ll, name)(**{**right(name, run, opened, tmp_path), **wrong}))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_network_and_no_loader_is_named(run, tmp_path):
+    network = ll.split(MODEL, example=(torch.zeros(2, 4), torch.zeros(2, dtype=torch.long)), depth=2)
+    refused(lambda: ll.load_run(None, run), "network: 'NoneType'")
+    refused(lambda: ll.Trainer(network).fit(torch.tensor(1)), "loader: Tensor is not valid")
+    refused(lambda: network.module_parameters(torch.zeros(0)), "k: tensor")
+    for name in ("pack", "LocalStep", "LoggerInput", "AugmentationInput"):
+        refused(lambda name=name: getattr(ll, name)(), name, "missing a required argument")
+    refused(lambda: ll.DataConfig(options=torch.zeros(0)), "data.options")
 
 
 def test_what_has_two_names_is_a_type_error_and_one_of_ours():

@@ -48,7 +48,7 @@ def settle_options(part: Any, where: str) -> None:
         if not is_options(field) or isinstance(given, Defaults):
             continue
         name = getattr(part, field.metadata["by"])
-        if not given:
+        if given is None or (isinstance(given, (str, dict, list, tuple)) and not given):
             given = Defaults()
         elif name is not None:
             given = own_options(field.metadata["kind"], name, given, f"{where}.{field.name}")

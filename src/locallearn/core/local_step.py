@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from locallearn.arguments import checked_on_failure
 from locallearn.core.generators import keeping, seed_all
 from locallearn.core.module import Features, Stage
 from locallearn.core.weight_average import WeightAverage
@@ -74,6 +75,7 @@ class LocalStep:
         average: an exponential moving average of the stage's weights; None keeps none.
     """
 
+    @checked_on_failure
     def __init__(
         self,
         module: Stage,

@@ -122,7 +122,7 @@ class SplitNetwork(LocalNetwork):
 
     def module_parameters(self, k: int) -> dict[str, nn.Parameter]:
         """What stage k = 1..K trains, by the names in ``state_dict``: its part of the model, and its head."""
-        if k not in range(1, self.depth + 1):
+        if not isinstance(k, int) or k not in range(1, self.depth + 1):
             raise UsageError(f"k: {k!r} is not valid; expected a stage from 1 to {self.depth}")
         return {network_name(k - 1, name): p for name, p in self.model_stages[k - 1].own_parameters().items()}
 

@@ -41,6 +41,9 @@ class SplitOptions:
     def __post_init__(self) -> None:
         positive_int("width", self.width)
         positive_int("depth", self.depth)
+        positive_int("classes", self.classes)
+        if self.objective == "":
+            raise ConfigError("objective", "", "the name of a loss, or a function of scores and labels")
         non_negative("clip_norm", self.clip_norm)
         if (self.cuts is None) == (self.depth is None) or isinstance(self.cuts, str):
             raise ConfigError("cuts", self.cuts, "either cuts or depth, and not both; cuts are a list of paths")

@@ -130,7 +130,7 @@ def find_images(path: Path) -> list[Path]:
     Raises:
         DataError: there are none.
     """
-    if not path.exists():
+    if not os.path.exists(path):  # which the length of a name is no error for
         raise DataError(f"{path} is not there; expected a folder of images")
     files = _images_in(path)
     if not files:

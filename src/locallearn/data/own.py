@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from locallearn.arguments import checked_names
 from locallearn.registry import Registry
 
 if TYPE_CHECKING:  # names are looked up before torch is imported
     from torch import Tensor
 
 
+@checked_names
 @dataclass(frozen=True)
 class AugmentationInput:
     """What an augmentation is built for: channels, height and width of the images [pixels], and its own options."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from locallearn.arguments import checked
 from locallearn.data.images import decode
 from locallearn.data.packed import ENTRY, INDEX, Shard, checksum, shard_file
 from locallearn.data.sources import Encoded, Source, open_source
@@ -59,6 +60,7 @@ class _Checked(NamedTuple):
     moments: np.ndarray
 
 
+@checked
 def pack(
     source: str | Path,
     target: str | Path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,7 @@ def load_exported(path: str | Path) -> Exported:
         UsageError: it is not an exported network.
     """
     path = Path(path)
-    path = path / WEIGHTS if path.is_dir() else path
+    path = path / WEIGHTS if os.path.isdir(path) else path
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

@@ -16,7 +16,7 @@ from locallearn.core.network import LocalNetwork
 from locallearn.data.datasets import Dataset, ImageSet, ImagesOnDisk, load
 from locallearn.data.folder import read_images
 from locallearn.data.store import Store
-from locallearn.errors import CheckpointError, UsageError
+from locallearn.errors import CheckpointError, ConfigError, UsageError
 from locallearn.losses.functional import layerwise_ensemble
 from locallearn.training.checkpoint import BEST, Checkpoint, CheckpointFolder, load_network
 from locallearn.training.checkpoint import load as load_checkpoint
@@ -139,6 +139,8 @@ def load_run(network: Network, run: str | Path, checkpoint: str = "last") -> Net
         UsageError: the folder is not a run.
         CheckpointError: it has no such checkpoint, only damaged ones, or those of another network.
     """
+    if not isinstance(network, LocalNetwork):
+        raise ConfigError("network", type(network).__name__, "a network from ll.split or ll.build_network")
     folder = RunFolder(Path(run))
     folder.config()
     path, found = _checkpoint(folder, checkpoint)

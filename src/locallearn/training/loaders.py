@@ -119,7 +119,7 @@ def check_loader(name: str, loader: object) -> None:
     Raises:
         UsageError: it is such a thing.
     """
-    if not isinstance(loader, Iterable):
+    if not isinstance(loader, Iterable) or (isinstance(loader, Tensor) and not loader.dim()):
         raise UsageError(f"{name}: {type(loader).__name__} is not valid; expected an iterable of batches")
     if isinstance(loader, Iterator):
         raise UsageError(

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Protocol
 
 from pydantic import Field
 
+from locallearn.arguments import checked_names
 from locallearn.errors import LocalLearnError, UsageError
 from locallearn.files import cannot_write, write_atomically
 from locallearn.registry import Registry
@@ -26,6 +27,7 @@ class Logger(Protocol):
         """Training has ended, or stopped."""
 
 
+@checked_names
 @dataclass(frozen=True)
 class LoggerInput:
     """What a logger is built for.

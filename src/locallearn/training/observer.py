@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from locallearn.config import RunConfig
+from locallearn.config.checks import check
 
 
 class Observer(Protocol):
@@ -25,6 +26,16 @@ class Observer(Protocol):
 
 TOLD = ("on_start", "on_step", "on_event", "on_warning")
 """What an observer has."""
+
+
+def check_observer(observer: Any) -> None:
+    """Refuse what cannot be told anything.
+
+    Raises:
+        ConfigError: it lacks a method of an observer.
+    """
+    told = f"an object with {', '.join(TOLD)}"
+    check("observer", observer, lambda v: all(hasattr(v, name) for name in TOLD), told)
 
 
 class Quiet:

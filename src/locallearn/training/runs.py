@@ -30,7 +30,7 @@ from locallearn.training.configured import Training
 from locallearn.training.initial import trained_weights
 from locallearn.training.lines import lines_if_watched
 from locallearn.training.loggers import Loggers
-from locallearn.training.observer import Observer, Quiet
+from locallearn.training.observer import Observer, Quiet, check_observer
 from locallearn.training.record import RunFolder
 from locallearn.training.settings import change, with_settings
 from locallearn.training.setup import resolve, with_changes
@@ -60,6 +60,7 @@ def train(
     """
     if not str(run):
         raise ConfigError("run", run, "the name of a folder")
+    check_observer(observer)
     folder = RunFolder(Path(run))
     plugins.load_of(config.plugins, "the configuration")
     with _world(config) as world:
@@ -121,6 +122,7 @@ def resume(
         UsageError: the folder is no run, or what shall change cannot; nothing is written.
         CheckpointError: its checkpoints are damaged, or of another configuration.
     """
+    check_observer(observer)
     folder = RunFolder(Path(run))
     before = folder.built_config()
     wanted = with_settings(before, epochs, optimizer, schedule)

@@ -22,7 +22,7 @@ from locallearn.core.placed import devices_of
 from locallearn.core.split_network import SplitNetwork
 from locallearn.errors import ConfigError
 from locallearn.training.described import described, mesh_of
-from locallearn.training.observer import TOLD, Observer
+from locallearn.training.observer import Observer, check_observer
 from locallearn.training.record import SPLIT
 from locallearn.training.work import ScheduleFactory
 
@@ -73,8 +73,7 @@ class TrainerOptions:
         non_negative("clip_norm", self.clip_norm)
         check("average", self.average, lambda v: is_real(v) and 0 <= v < 1, "a number in [0, 1)")
         check("device", self.device, _is_device, "cpu, cuda[:N] or another device of torch's")
-        told = f"an object with {', '.join(TOLD)}"
-        check("observer", self.observer, lambda v: all(hasattr(v, name) for name in TOLD), told)
+        check_observer(self.observer)
         check("run", self.run, lambda v: isinstance(v, (str, Path)), "a folder, or None to keep nothing")
         if isinstance(self.loggers, str) or (self.loggers and self.run is None):
             raise ConfigError("loggers", self.loggers, "a sequence of names, with a run")

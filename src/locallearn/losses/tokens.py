@@ -94,17 +94,17 @@ def build_token_head(given: ObjectiveInput) -> nn.Module:
     Raises:
         ConfigError: the features are no tokens, or there is nothing to share.
     """
+    if len(given.shape) != 2:
+        expected = "another loss, like cross-entropy, for features that are not B x T x C tokens"
+        raise ConfigError("objective.loss", given.config.loss or "token", expected)
     name = given.config.head
     if name in _OF_MAPS and given.make_head is None:
         expected = "0c1f or another <n>c<m>f, shared, terminal, auglocal or momentum where every token is scored"
         raise ConfigError("objective.head", name, expected)
-    if len(given.shape) == 2 and name != "terminal":
+    if name != "terminal":
         own = given.own_head(given.classes)
         if own is not None:
             return own
-    if len(given.shape) != 2:
-        expected = "another loss, like cross-entropy, for features that are not B x T x C tokens"
-        raise ConfigError("objective.loss", given.config.loss or "token", expected)
     if name not in ("shared", "terminal"):
         return TokenHead(name, given.shape[1], given.classes, given.hidden)
     if given.scorer is None:

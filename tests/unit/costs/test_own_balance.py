@@ -78,3 +78,8 @@ def test_plan_proposes_such_cuts_for_a_model_of_ones_own(monkeypatch, capsys):
     assert "--cuts: 'balanced' is not valid; expected auto, memory or time with a model" in capsys.readouterr().err
     assert main([*arguments, "--cuts", "memory", "--device", "cpu"]) == 2
     assert "--device" in capsys.readouterr().err
+
+
+def test_a_head_of_language_models_is_no_mistake_of_a_plan(capsys):
+    assert main(["plan", "--memory", "1GiB", "--model", "no_such_models:build", "--heads", "shared"]) == 2
+    assert "--model: no_such_models:build fails" in capsys.readouterr().err

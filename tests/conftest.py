@@ -70,6 +70,16 @@ def _no_notes_of_the_users(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk():
+    """A power cut is nothing that a test makes, and to wait for the disk is a tenth of a short training; processes
+    that tests start do wait.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # an error where there is no such file, as before
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _copies_start_fast(_no_notes_of_the_users):
     if "programs" in sys.modules:  # where tests start some
         sys.modules["programs"].start()

@@ -87,6 +87,24 @@ def test_weights_that_are_not_a_number_are_not_taken_for_such_values():
     assert losses[1].total.isnan()
 
 
+class Unseeded(nn.Module):
+    """Draws from a seed of its own making, as Reformer's layers do, so that no pass is like another."""
+
+    def forward(self, x):
+        return x * torch.rand(len(x), 1, 1, 1, generator=torch.Generator().manual_seed(torch.seed() % 2**60))
+
+
+def test_what_differs_from_pass_to_pass_is_not_taken_for_such_values():
+    batch = (IMAGES, CLASSES)
+    model = nn.Sequential(
+        _conv(3, 8), Unseeded(), _conv(8, 8), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    )
+    _, apart = _both(model, batch, cuts=["0"])
+    losses = walk(apart.steps, apart.given_batch(batch), 0)
+    assert all(loss.total.isfinite() for loss in losses)
+    assert apart.model[2][1].num_batches_tracked == 1
+
+
 class Latents(nn.Module):
     """Attention of a few latent vectors to the tokens, as in a Perceiver."""
 

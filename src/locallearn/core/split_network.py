@@ -29,6 +29,7 @@ from locallearn.data.store import Batch
 from locallearn.errors import ConfigError, UsageError
 from locallearn.losses.objectives import LocalLoss, Objective
 from locallearn.nn.copies import copied
+from locallearn.nn.fast_paths import layer_by_layer
 from locallearn.nn.pieces import Piece
 from locallearn.nn.width import join_channels
 from locallearn.plan.mesh import split as split_rows
@@ -206,7 +207,8 @@ class SplitNetwork(LocalNetwork):
         """What the user's model gives for a batch."""
         assert isinstance(batch, CalledBatch)
         assert batch.call is not None
-        return self.model(*batch.call.args, **batch.call.kwargs)
+        with layer_by_layer():
+            return self.model(*batch.call.args, **batch.call.kwargs)
 
     def run_apart(self) -> None:
         """Let every stage compute without the others; ``walk`` needs no such thing.

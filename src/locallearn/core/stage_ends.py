@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from locallearn.nn.fast_paths import layer_by_layer
 from locallearn.nn.features import features_of
 from locallearn.nn.hooks import removed_after
 from locallearn.nn.pieces import Piece
@@ -71,5 +72,9 @@ def at_ends(model: nn.Module, pieces: Sequence[Piece], ended: Callable[[int, Any
     hooks = [
         model.get_submodule(piece.path).register_forward_hook(partial(leave, k)) for k, piece in enumerate(pieces)
     ]
-    with removed_after(hooks), sums if any(piece.summed for piece in pieces) else contextlib.nullcontext():
+    with (
+        layer_by_layer(),
+        removed_after(hooks),
+        sums if any(piece.summed for piece in pieces) else contextlib.nullcontext(),
+    ):
         yield

@@ -23,6 +23,7 @@ from locallearn.core.module import each_of
 from locallearn.core.recorder import Ran, Recorder
 from locallearn.core.stage_ends import ResidualSums
 from locallearn.errors import ConfigError, UsageError
+from locallearn.nn.fast_paths import layer_by_layer
 from locallearn.nn.features import map_tensors, tensors_of, with_features
 from locallearn.nn.pieces import Piece
 
@@ -143,7 +144,7 @@ class StagePass:
         self._sums = ResidualSums()
         summing = self._sums if self._starts_in_sum or self._ends_in_sum else contextlib.nullcontext()
         try:
-            with summing:
+            with layer_by_layer(), summing:
                 output = self.model(*call.args, **call.kwargs)
         except _EndOfStageError as ended:
             return ended.output

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from locallearn.nn.fast_paths import layer_by_layer
+
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
@@ -14,7 +16,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     modes = {part: part.training for part in model.modules()}
     model.eval()
     try:
-        yield
+        with layer_by_layer():
+            yield
     finally:
         for part, training in modes.items():
             part.training = training

@@ -18,6 +18,7 @@ from locallearn.data.store import Batch
 from locallearn.errors import UsageError
 from locallearn.losses.functional import cross_entropy
 from locallearn.losses.objectives import LocalLoss
+from locallearn.losses.whole_outputs import Outputs
 
 if TYPE_CHECKING:
     from locallearn.core.image_shape import ImageShape
@@ -137,6 +138,11 @@ class LocalNetwork(nn.Module):
     def output(self, batch: Batch) -> Any:
         """What the network gives for a batch."""
         return self(batch.images)
+
+    @property
+    def output_form(self) -> Outputs | None:
+        """The form of the network's output where the objective is of all of it; None where it is of scores alone."""
+        return None
 
     def metrics(self, losses: Sequence[LocalLoss], batch: Batch) -> dict[str, Tensor]:
         """Losses and accuracies of one batch by stage, as ``step`` returns them."""

@@ -50,10 +50,17 @@ def rehearse(parts: nn.ModuleList, build: Callable[[Any], Any], example: Any) ->
                 raise UsageError(f"example: a step on it fails: {type(error).__name__}: {said}") from error
 
 
-def warn(pieces: Sequence[Piece], found: Trace, depth: int) -> None:
-    """Say which parameters nothing trains, and that pieces are not of like cost."""
+def warn(pieces: Sequence[Piece], found: Trace, depth: int, used: frozenset[str] = frozenset()) -> None:
+    """Say which parameters nothing trains, and that pieces are not of like cost.
+
+    Args:
+        pieces: the stages.
+        found: the model's trace.
+        depth: K.
+        used: names of parameters that the loss depends on by other ways than the model's prediction.
+    """
     held = {name for piece in pieces for name in piece.parameters}
-    idle = sorted(name for name in found.trainable - found.reached if name in held)
+    idle = sorted(name for name in found.trainable - found.reached - used if name in held)
     idle += [name for piece in pieces for name in piece.idle]
     if idle:
         names = ", ".join(idle[:3]) + (f" and {len(idle) - 3} more" if len(idle) > 3 else "")

@@ -75,7 +75,9 @@ def split(
         objective: a registered loss (``cross-entropy``, ``next-token``, ``token``, ``predsim``...),
             ``binary-cross-entropy`` or ``mean-squared-error`` of every score, or a function of scores and labels like
             ``torch.nn.functional.huber_loss`` (and of the whole batch, where it has an argument ``batch``); every
-            stage has its own copy of a module. A head's scores have the form of the model's own. By default what the
+            stage has its own copy of a module. A head's scores have the form of the model's own. A function that does
+            not take the scores but all that the model gives (a dict of several tasks, a tuple of tensors with
+            examples first) is given that, and heads give as many tensors of these shapes. By default what the
             labels ask for: integers are classes, of examples, tokens or pixels; numbers for every score are
             probabilities that sum to 1, yes or no (all are 0 or 1), or values to come near to; a causal language
             model, as its own loss tells, has ``next-token``. The last stage has the model's own loss where it returns
@@ -118,7 +120,7 @@ def split(
     together = nn.ModuleList([cut.model, *made])
     build = partial(_network, cut, sees, options)
     rehearse(together, build, example)
-    warn(cut.pieces, cut.found, options.stages)
+    warn(cut.pieces, cut.found, options.stages, cut.task.used)
     network = build(together, optimizer)
     if compile:
         backend = compile if isinstance(compile, str) else "inductor"

@@ -28,6 +28,7 @@ from locallearn.core.weighing import check_rows, find_weighings
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError, UsageError
 from locallearn.losses.objectives import LocalLoss, Objective
+from locallearn.losses.whole_outputs import Outputs, WholeLoss
 from locallearn.nn.copies import copied
 from locallearn.nn.fast_paths import layer_by_layer
 from locallearn.nn.pieces import Piece
@@ -209,6 +210,12 @@ class SplitNetwork(LocalNetwork):
         assert batch.call is not None
         with layer_by_layer():
             return self.model(*batch.call.args, **batch.call.kwargs)
+
+    @property
+    def output_form(self) -> Outputs | None:
+        """The form of the model's output where the objective is of all of it; None where it is of scores alone."""
+        loss = getattr(self.model_stages[-1].objective, "of_scores", None)
+        return loss.outputs if isinstance(loss, WholeLoss) else None
 
     def run_apart(self) -> None:
         """Let every stage compute without the others; ``walk`` needs no such thing.

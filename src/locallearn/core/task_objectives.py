@@ -18,6 +18,7 @@ from locallearn.errors import ConfigError, UsageError
 from locallearn.losses.objectives import LocalLoss, Objective, ObjectiveInput, objectives
 from locallearn.losses.tokens import build_token_head
 from locallearn.losses.user import Loss, UserLoss, called, takes_batch
+from locallearn.losses.whole_outputs import WholeLoss
 from locallearn.nn.features import own_loss, prediction
 from locallearn.nn.heads import HeadInput
 from locallearn.nn.init import initialise
@@ -104,7 +105,8 @@ def _with_head(task: Task, given: ObjectiveInput, form: str) -> UserLoss:
         rest = (outputs,) if len(rest) == 1 else rest
         head = given.head(outputs)
     loss = copy.deepcopy(task.loss) if isinstance(task.loss, nn.Module) else task.loss
-    return UserLoss(Shaped(head, rest, form, task.axis, task.batch or 0), loss)
+    scored = not isinstance(loss, WholeLoss)
+    return UserLoss(Shaped(head, rest, form, task.axis, task.batch or 0), loss, scored)
 
 
 class ModelLoss(Objective):
@@ -123,6 +125,9 @@ class ModelLoss(Objective):
 
     def forward(self, output: Any, batch: Batch) -> LocalLoss:  # type: ignore[override]
         """Loss [1] of what the model gave for a batch."""
+        if isinstance(self.of_scores, WholeLoss):
+            loss = called(self.of_scores.loss, output, batch)
+            return LocalLoss(loss[None], {"loss": loss.detach()[None]}, None)
         loss, scores = own_loss(output) if self.own else None, prediction(output)
         if loss is None:
             if self.of_scores is None or scores is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from locallearn.core.batches import LABELS, SPANS, ModelCall
 from locallearn.errors import ConfigError
 from locallearn.losses.scores import KINDS, ScoresLoss, class_axis, marked, picked, span_loss, without_axis
-from locallearn.losses.user import Loss
+from locallearn.losses.user import Loss, called
+from locallearn.losses.whole_outputs import WholeLoss, whole_loss
 from locallearn.nn.features import own_loss
 from locallearn.nn.modes import evaluating
 from locallearn.nn.score_heads import grid
@@ -44,6 +46,7 @@ class Task:
         axis: of the classes in them; 0 where they have none.
         batch: axis of the examples in them; None where tokens of all examples lie one after the other.
         named: whether the user named a loss of another kind than the package's own, which all stages then have.
+        used: names of the parameters that a loss of the model's whole output depends on.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Task:
     axis: int
     batch: int | None
     named: bool = False
+    used: frozenset[str] = frozenset()
 
     @property
     def rest(self) -> tuple[int, ...]:
@@ -133,6 +137,11 @@ def choose(objective: str | Loss | None, found: Trace, call: ModelCall, model: n
     if isinstance(objective, type):
         raise ConfigError("objective", objective.__name__, f"a loss, as {objective.__name__}() makes one")
     if callable(objective):
+        whole = _of_whole_output(objective, call, model)
+        if whole is not None:
+            loss, used = whole
+            rows = (len(call.first), sum(loss.outputs.sizes))
+            return Task("", loss, rows, axis=1, batch=0, named=True, used=used)
         return dataclasses.replace(base, loss=objective, named=True)
     if objective is None and (not scores or (depth == 1 and found.has_loss)):
         if depth > 1:
@@ -158,6 +167,23 @@ def choose(objective: str | Loss | None, found: Trace, call: ModelCall, model: n
     else:
         named = kind not in KINDS or (kind == "cross-entropy" and len(scores) == 2 and not numbers and rows == 0)
     return dataclasses.replace(base, name=kind if named else "", loss=loss)
+
+
+def _of_whole_output(loss: Loss, call: ModelCall, model: nn.Module) -> tuple[WholeLoss, frozenset[str]] | None:
+    """The loss of all that the model gives, and what it depends on, where it does not take the scores alone.
+
+    Raises:
+        UsageError: it takes neither.
+    """
+    with torch.random.fork_rng(), evaluating(model), torch.enable_grad():
+        output, batch = model(*call.args, **call.kwargs), call.batch()
+        whole = whole_loss(loss, output, batch)
+        if whole is None:
+            return None
+        value = called(copy.deepcopy(whole.loss), output, batch)
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    gradients = torch.autograd.grad(value, list(named.values()), allow_unused=True) if value.requires_grad else ()
+    return whole, frozenset(name for name, given in zip(named, gradients, strict=False) if given is not None)
 
 
 def _one_a_token(found: Trace, labels: Any) -> bool:

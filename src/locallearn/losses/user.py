@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from locallearn.data.store import Batch
 from locallearn.errors import UsageError
 from locallearn.losses.objectives import LocalLoss, Objective
+from locallearn.nn.features import prediction
 
 Loss = Callable[..., Tensor]
 """A loss of the user's own: scores and labels in, one number out, like ``torch.nn.functional.cross_entropy``.
@@ -32,42 +33,53 @@ class UserLoss(Objective):
     Args:
         head: features to scores [G, ...], each as the model's own scores.
         loss: of scores and labels.
+        scored: whether the scores are of classes, so that evaluation may count which are right.
     """
 
-    def __init__(self, head: nn.Module, loss: Loss) -> None:
+    def __init__(self, head: nn.Module, loss: Loss, scored: bool = True) -> None:
         super().__init__()
         self.head = head
         self.loss = loss
+        self.scored = scored
         self.needs_labels = not takes_batch(loss)  # type: ignore[misc]
 
     def forward(self, features: Tensor, batch: Batch) -> LocalLoss:
         """Losses [G] of the nodes."""
         scores = self.head(features)
         total = torch.stack([called(self.loss, each, batch) for each in scores])
-        return LocalLoss(total, {"loss": total.detach()}, scores.detach() if scores.dim() == 3 else None)
+        logits = scores.detach() if self.scored and scores.dim() == 3 else None
+        return LocalLoss(total, {"loss": total.detach()}, logits)
 
 
-def called(loss: Loss, scores: Tensor, batch: Batch) -> Tensor:
+def called(loss: Loss, scores: Any, batch: Batch) -> Tensor:
     """The value of a loss; what it does not take is said in a line.
+
+    Args:
+        loss: of scores and labels, or of all that a model gives and labels.
+        scores: a tensor, or all that a model gave.
+        batch: has the labels.
 
     Raises:
         UsageError: it fails on these scores and labels, or gives anything but one number.
     """
     labels: Any = batch.labels
+    first = scores if isinstance(scores, Tensor) else prediction(scores)
+    assert first is not None
     more = {"batch": getattr(batch, "given", batch)} if takes_batch(loss) else {}
     try:
-        with _NoAccidents(len(scores)) if _CHECKING.get() and scores.dim() else contextlib.nullcontext():
+        with _NoAccidents(len(first)) if _CHECKING.get() and first.dim() else contextlib.nullcontext():
             value = loss(scores, labels, **more)
     except (UsageError, torch.OutOfMemoryError, NotImplementedError):
         raise
     except Exception as error:
         said = str(error).strip().split("\n")[0]
-        what = f"scores {tuple(scores.shape)} and labels {_described(labels)}"
+        given = f"scores {tuple(first.shape)}" if first is scores else "the model's whole output"
+        what = f"{given} and labels {_described(labels)}"
         raise UsageError(f"objective: the loss does not take {what}: {type(error).__name__}: {said}") from error
     if not isinstance(value, Tensor) or value.dim():
         given = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise UsageError(f"objective: a loss gives one number, a tensor without dimensions; this one gives {given}")
-    if _CHECKING.get() and scores.requires_grad and not value.requires_grad:
+    if _CHECKING.get() and first.requires_grad and not value.requires_grad:
         raise UsageError("objective: the loss has no gradient, so that it would train nothing")
     return value
 

@@ -232,13 +232,18 @@ class Trainer:
         return {**found.accuracies, "nodes": found.nodes, "examples": found.images}
 
     @checked_on_failure
-    def predict(self, loader: Iterable[Any]) -> Tensor:
+    def predict(self, loader: Iterable[Any]) -> Any:
         """Scores of all examples of a loader, in eval mode: the network's output, or its ``logits``, put together.
+
+        Where the objective is a function of all that the model gives, that is what comes out, in its own form.
 
         Args:
             loader: batches as ``fit`` takes them; labels are not looked at.
         """
-        return self._read(loader, lambda batch: prediction(self.network.output(batch)))
+        form = self.network.output_form
+        if form is None:
+            return self._read(loader, lambda batch: prediction(self.network.output(batch)))
+        return form.whole(self._read(loader, lambda batch: form.flat(self.network.output(batch))))
 
     @checked_on_failure
     def features(self, loader: Iterable[Any], stage: int | None = None) -> Tensor:

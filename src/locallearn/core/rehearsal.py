@@ -79,4 +79,4 @@ def warn(pieces: Sequence[Piece], found: Trace, depth: int, used: frozenset[str]
 
 
 def _say(text: str) -> None:
-    warnings.warn(text, SplitWarning, stacklevel=4)
+    warnings.warn(text, SplitWarning, stacklevel=5)

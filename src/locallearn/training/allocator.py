@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+from collections.abc import Iterator
+
+import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
@@ -19,3 +23,26 @@ def keep_freed_memory() -> bool:
         return False
     # in this order: a trim threshold alone would switch off malloc's own growing threshold of mapping
     return bool(mallopt(_M_MMAP_THRESHOLD, 2**30)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def give_freed_memory_back() -> None:
+    """Let malloc return what is freed, as it does after some work with large tensors, and return what is free now.
+
+    glibc raises both thresholds as a process goes, at most to these values; it offers no way back to lower ones.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**25)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**26)
+        libc.malloc_trim(0)
+
+
+@contextlib.contextmanager
+def process_as_before() -> Iterator[None]:
+    """Put back torch's number of threads in the end, and let malloc return what is freed."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        give_freed_memory_back()

@@ -25,6 +25,7 @@ from locallearn.data.datasets import Dataset, load
 from locallearn.errors import ConfigError, DiskError, UsageError
 from locallearn.files import sweep
 from locallearn.runtime.world import Alone, ProcessWorld, local_device, process_world
+from locallearn.training.allocator import process_as_before
 from locallearn.training.asynchronous import AsynchronousTraining
 from locallearn.training.configured import Training
 from locallearn.training.initial import trained_weights
@@ -63,7 +64,7 @@ def train(
     check_observer(observer)
     folder = RunFolder(Path(run))
     plugins.load_of(config.plugins, "the configuration")
-    with _world(config) as world:
+    with process_as_before(), _world(config) as world:
         if world.leader:
             folder.check_free(overwrite)
         dataset = _load(config, world)
@@ -134,7 +135,7 @@ def resume(
         (observer or lines_if_watched()).on_warning(told)
         sweep(folder.path)  # a kill right after the summary was written leaves its temporary folder
         return summary
-    with _world(config) as world:
+    with process_as_before(), _world(config) as world:
         dataset = _load(config, world)
         if any(folder.checkpoints.glob("step-*")):  # the weights that the run began with need not be there any more
             config = dataclasses.replace(config, init_from=None)

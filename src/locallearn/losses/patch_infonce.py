@@ -85,9 +85,12 @@ def patch_infonce(given: ObjectiveInput) -> PatchInfoNCE:
     options: PatchInfoNCEOptions = given.options
     if given.groups > 1:
         raise ConfigError("width", given.groups, "1 with patch-infonce")
+    unfit = ConfigError("objective.loss", "patch-infonce", "another loss but with method greedy-infomax")
+    if given.place is None or len(given.shape) != 3:
+        raise unfit
     patch = patch_of(options, given.image)
     grid = patches_along(given.image[1], patch), patches_along(given.image[2], patch)
-    if given.place is None or len(given.shape) != 3 or given.shape[1] % grid[0] or given.shape[2] % grid[1]:
-        raise ConfigError("objective.loss", "patch-infonce", "another loss but with method greedy-infomax")
+    if given.shape[1] % grid[0] or given.shape[2] % grid[1]:
+        raise unfit
     steps = min(options.steps, grid[0] - SKIPPED - 1)
     return PatchInfoNCE(given.shape[0], grid, steps, options.negatives)

@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
+import locallearn as ll
 import small
 from locallearn.config import ObjectiveConfig
 from locallearn.core.assembly import build_network
@@ -116,3 +118,12 @@ def test_what_it_cannot_do_is_one_line():
         network_of(runtime="sequential")
     with pytest.raises(ConfigError, match="objective.loss: 'patch-infonce' .* or method greedy-infomax"):
         build_network(small.config("dgl", 2, (1,), objective=ObjectiveConfig(loss="patch-infonce")), IMAGE)
+
+
+def test_a_users_model_of_tokens_has_no_patches():
+    model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 9))
+    batch = (torch.arange(12).view(2, 6) % 9, torch.arange(12).view(2, 6) % 9)
+    with pytest.raises(
+        ConfigError, match="'patch-infonce' is not valid; expected another loss but"
+    ):
+        ll.split(model, depth=2, example=batch, objective="patch-infonce")

@@ -131,9 +131,9 @@ def test_a_self_supervised_network_gives_pooled_features():
     [
         ("simclr", 2, (1,), {}, r"depth: 2 .* expected 1 \(use dgssl for modules\)"),
         ("simclr", 1, (2,), {}, r"width: \(2,\) .* expected 1 \(use dgssl for groups\)"),
-        ("dgssl", 2, (1,), {"loss": "cross-entropy"}, "objective.loss: 'cross-entropy' .* 2 view"),
+        ("dgssl", 2, (1,), {"loss": "cross-entropy"}, "objective.loss: 'cross-entropy' .* two views of every image"),
         ("dgssl", 2, (1,), {"loss": "nope"}, "objective.loss: 'nope'"),
-        ("dgl", 2, (1,), {"loss": "nt-xent"}, "objective.loss: 'nt-xent' .* 1 view"),
+        ("dgl", 2, (1,), {"loss": "nt-xent"}, "objective.loss: 'nt-xent' .* a loss on one view"),
         ("dgssl-llm", 2, (1,), {"loss": "nt-xent"}, "expected nt-xent-llm with method dgssl-llm"),
     ],
 )

@@ -123,7 +123,5 @@ def test_what_it_cannot_do_is_one_line():
 def test_a_users_model_of_tokens_has_no_patches():
     model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 9))
     batch = (torch.arange(12).view(2, 6) % 9, torch.arange(12).view(2, 6) % 9)
-    with pytest.raises(
-        ConfigError, match="'patch-infonce' is not valid; expected another loss but"
-    ):
+    with pytest.raises(ConfigError, match="'patch-infonce' is not valid; expected another loss but"):
         ll.split(model, depth=2, example=batch, objective="patch-infonce")

@@ -151,7 +151,7 @@ def test_vit_tiny_has_the_parameters_of_deit_tiny():
         ({"method": "mae", "runtime": "asynchronous"}, f"runtime: .* {EVERY_BATCH} with method mae"),
         ({"method": "mae", "objective": ObjectiveConfig(loss="nt-xent")}, "objective.loss: .* masked-pixels"),
         ({"objective": ObjectiveConfig(loss="masked-pixels")}, "objective.loss: .* method mae"),
-        ({"method": "dgssl", "objective": ObjectiveConfig(loss="masked-pixels")}, "objective.loss: .* whole images with method dgssl"),
+        ({"method": "dgssl", "objective": ObjectiveConfig(loss="masked-pixels")}, "objective.loss: .* method dgssl"),
     ],
 )  # fmt: skip
 def test_what_goes_not_together_is_one_line(changes, message):

@@ -143,7 +143,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is typing.Annotated:
         return _fits(value, inner[0])
     if origin is collections.abc.Callable:
-        return callable(value)
+        return callable(value) and (not inner or not isinstance(inner[0], list) or takes(value, len(inner[0])))
     if origin in (tuple, list, collections.abc.Sequence, collections.abc.Iterable):
         return _fits_all(value, origin, [one for one in inner if one is not ...])
     if origin is not None:
@@ -157,6 +157,17 @@ def _fits(value: Any, hint: Any) -> bool:
     if not isinstance(hint, type):
         return True
     return isinstance(value, hint)
+
+
+def takes(function: Any, count: int) -> bool:
+    """Whether a function may be called with so many arguments; one that is written in C does not tell, and may be."""
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
 
 
 def _fits_all(value: Any, origin: Any, inner: list[Any]) -> bool:
@@ -176,6 +187,8 @@ def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool | int | float | str | Path):
         text = repr(value)
         return text if len(text) <= 80 else f"{text[:77]}..."
+    if isinstance(value, types.FunctionType):
+        return f"the function {value.__name__}{inspect.signature(value)}"
     name = value.__name__ if isinstance(value, type) else type(value).__name__
     return f"the class {name}" if isinstance(value, type) else f"of type {name}"
 
@@ -190,7 +203,8 @@ def _named(hint: Any) -> str:
     if origin is typing.Annotated:
         return _named(inner[0])
     if origin is collections.abc.Callable:
-        return "a function"
+        count = len(inner[0]) if inner and isinstance(inner[0], list) else 0
+        return "a function" if not count else f"a function of {count} argument{'s' * (count > 1)}"
     if origin in (tuple, list, collections.abc.Sequence, collections.abc.Iterable):
         return f"a sequence of {_named(inner[0])}" if inner else "a sequence"
     if hint in (None, type(None)):

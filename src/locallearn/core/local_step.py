@@ -19,6 +19,7 @@ from locallearn.core.generators import keeping, seed_all
 from locallearn.core.module import Features, Stage
 from locallearn.core.weight_average import WeightAverage
 from locallearn.data.store import Batch
+from locallearn.errors import ConfigError
 from locallearn.losses.objectives import LocalLoss
 from locallearn.nn.peers import Peers, computing_with
 from locallearn.nn.replicas import whole_batch_norms
@@ -86,6 +87,8 @@ class LocalStep:
         peers: Peers | None = None,
         accumulate: int = 1,
     ) -> None:
+        if not hasattr(optimizer, "param_groups"):
+            raise ConfigError("optimizer", type(optimizer).__name__, "a function that gives a torch.optim.Optimizer")
         self.module = module
         self.optimizer = optimizer
         self.precision = precision

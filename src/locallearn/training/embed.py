@@ -102,6 +102,8 @@ def _of_loader(
     width = 0
     with tempfile.TemporaryFile() as spool:
         for batch, (features_BD,) in read_network(network, loader, read, precision):
+            if features_BD.dim() != 2:
+                raise UsageError("folder: the loader gives examples one by one; expected batches, examples first")
             sizes.append(len(features_BD))
             width = features_BD.shape[1]
             spool.write(features_BD.cpu().numpy().astype(np.float32).tobytes())

@@ -11,13 +11,15 @@ from torch import Tensor
 
 from locallearn.core.local_step import LocalStep
 from locallearn.core.weight_average import WeightAverage
-from locallearn.errors import UsageError
+from locallearn.errors import ConfigError, UsageError
 from locallearn.training.work import Work
 
 
 def equip(step: LocalStep, work: Work, precision: str, device: torch.device) -> Any:
     """Give a local step what the work asks for beside its optimizer, and return the schedule on that, or None."""
     schedule = None if work.schedule is None else work.schedule(step.optimizer)
+    if schedule is not None and not hasattr(schedule, "step"):
+        raise ConfigError("schedule", type(schedule).__name__, "a function that gives a scheduler of torch, or None")
     if not work.every_epoch:
         step.schedule = schedule
     if precision == "fp16":

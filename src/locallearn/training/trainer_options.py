@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from locallearn.arguments import takes
 from locallearn.config import (
     CheckpointConfig,
     DataConfig,
@@ -62,8 +63,9 @@ class TrainerOptions:
         if not isinstance(self.network, LocalNetwork):
             expected = "a network from ll.split or ll.build_network"
             raise ConfigError("network", type(self.network).__name__, expected)
-        for name in ("optimizer", "schedule"):
-            check(name, getattr(self, name), callable, f"a function that makes one stage's {name}")
+        for name, given in (("optimizer", "its parameters"), ("schedule", "its optimizer")):
+            expected = f"a function that makes one stage's {name} of {given}"
+            check(name, getattr(self, name), lambda made: callable(made) and takes(made, 1), expected)
         choice("schedule_unit", self.schedule_unit, "step", "epoch")
         choice("runtime", self.runtime, *RUNTIMES)
         choice("precision", self.precision, *PRECISIONS)

@@ -1,6 +1,5 @@
 """A stage of a user's model that runs alone computes what it does in the model's own forward pass, bit for bit."""
 
-import contextlib
 import copy
 
 import pytest
@@ -107,11 +106,10 @@ def differing(whole, apart):
 def test_stages_alone_train_what_one_pass_does(name):
     whole, apart, batch = both(name)
     runtime = ThreadsRuntime(apart.steps, 2, 2)
-    with one_thread():
-        losses = [whole.walk(whole.steps, whole.given_batch(batch), index) for index in range(4)]
-        with runtime:
-            alone = [done for index in range(4) for done in runtime.step(apart.given_batch(batch), index)]
-            alone += runtime.settle()
+    losses = [whole.walk(whole.steps, whole.given_batch(batch), index) for index in range(4)]
+    with runtime:
+        alone = [done for index in range(4) for done in runtime.step(apart.given_batch(batch), index)]
+        alone += runtime.settle()
     assert [[a.total.tolist() for a in each] for each in losses] == [
         [b.total.tolist() for b in each.losses] for each in alone
     ]
@@ -124,13 +122,12 @@ def test_an_unembedding_that_is_not_read_anew_would_be_seen(name):
     assert any(stage.reads for stage in apart.model_stages[:-1])
     for stage in apart.model_stages[:-1]:
         stage.reads.clear()
-    with one_thread():
+    for index in range(2):
+        whole.walk(whole.steps, whole.given_batch(batch), index)
+    with ThreadsRuntime(apart.steps, 2, 2) as runtime:
         for index in range(2):
-            whole.walk(whole.steps, whole.given_batch(batch), index)
-        with ThreadsRuntime(apart.steps, 2, 2) as runtime:
-            for index in range(2):
-                runtime.step(apart.given_batch(batch), index)
-            runtime.settle()
+            runtime.step(apart.given_batch(batch), index)
+        runtime.settle()
     assert differing(whole, apart) != []
 
 
@@ -141,17 +138,6 @@ def test_evaluation_of_stages_that_run_alone_reads_the_model_s_own_unembedding()
             network.model.lm_head.weight.mul_(2)
     looks = [[loss for _, _, loss in of.eval().look(of.given_batch(batch))] for of in (whole, apart)]
     assert all(torch.equal(a, b) for a, b in zip(*looks, strict=True))
-
-
-@contextlib.contextmanager
-def one_thread():
-    """Operators use one thread, as each of two stages on two threads does."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", ["llama", "vit"])
@@ -168,13 +154,12 @@ def test_shapes_may_change_from_batch_to_batch():
     whole, apart, batch = both("gpt2")
     parts = [{k: value[:rows, :tokens] for k, value in batch.items()} for rows, tokens in ((4, 12), (2, 12), (3, 7))]
     runtime = ThreadsRuntime(apart.steps, 2, 2)
-    with one_thread():
+    for index, part in enumerate(parts):
+        whole.walk(whole.steps, whole.given_batch(part), index)
+    with runtime:
         for index, part in enumerate(parts):
-            whole.walk(whole.steps, whole.given_batch(part), index)
-        with runtime:
-            for index, part in enumerate(parts):
-                runtime.step(apart.given_batch(part), index)
-            runtime.settle()
+            runtime.step(apart.given_batch(part), index)
+        runtime.settle()
     assert differing(whole, apart) == []
 
 

@@ -88,14 +88,9 @@ def test_stages_on_threads_train_the_same_bits(options):
     apart = copy.deepcopy(whole)
     apart.set_optimizers(sgd)
     apart.run_apart()
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        expected = losses(whole, steps=4)
-        with ThreadsRuntime(apart.steps, 2, 2) as runtime:
-            done = [each for i in range(4) for each in runtime.step(apart.given_batch(TEXT), i)] + runtime.settle()
-    finally:
-        torch.set_num_threads(before)
+    expected = losses(whole, steps=4)
+    with ThreadsRuntime(apart.steps, 2, 2) as runtime:
+        done = [each for i in range(4) for each in runtime.step(apart.given_batch(TEXT), i)] + runtime.settle()
     assert [[loss.total.item() for loss in each.losses] for each in done] == expected
     other = apart.state_dict()
     assert [name for name, value in whole.state_dict().items() if not torch.equal(value, other[name])] == []

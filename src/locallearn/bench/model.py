@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import resource
 import time
 import warnings
@@ -23,6 +22,7 @@ from locallearn.bench.ways import Way
 from locallearn.cli.named_models import Inputs
 from locallearn.core.compiled_blocks import compiled_graphs
 from locallearn.errors import LocalLearnError, UsageError, one_line
+from locallearn.runtime.preloaded import with_imports
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -164,12 +164,8 @@ class _Process:
 
 def _context(model: str) -> Any:
     """Processes that start with what the model needs imported already, where there are such."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
     of_models = ["transformers.models.auto.modeling_auto", "transformers.modeling_utils"]
-    context.set_forkserver_preload(["locallearn.bench.model", *(of_models if model.startswith("hf:") else [])])
-    return context
+    return with_imports("locallearn.bench.model", *(of_models if model.startswith("hf:") else []))
 
 
 def train(connection: Connection, job: ModelJob, way: Way) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterator
-
-import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
@@ -35,14 +32,3 @@ def give_freed_memory_back() -> None:
         libc.mallopt(_M_MMAP_THRESHOLD, 2**25)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**26)
         libc.malloc_trim(0)
-
-
-@contextlib.contextmanager
-def process_as_before() -> Iterator[None]:
-    """Put back torch's number of threads in the end, and let malloc return what is freed."""
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        give_freed_memory_back()

@@ -13,17 +13,16 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
-from torch import multiprocessing
 
 from locallearn.errors import CheckpointError, DivergedError, LocalLearnError, UsageError
+from locallearn.runtime.preloaded import with_imports
 from locallearn.training.async_job import AsyncJob
 from locallearn.training.async_module import ModuleTraining
 from locallearn.training.stop import StopRequest
 
-_CONTEXT = multiprocessing.get_context("forkserver")
 # What takes seconds to import is there already when a process that was killed comes back. torch imports _dynamo by
-# itself when a network is first built; a name that some torch does not have is left out.
-_CONTEXT.set_forkserver_preload([__name__, "torch._dynamo"])
+# itself when a network is first built.
+_CONTEXT = with_imports(__name__, "torch._dynamo")
 
 _ERRORS = {kind.__name__: kind for kind in (CheckpointError, DivergedError, LocalLearnError, UsageError)}
 

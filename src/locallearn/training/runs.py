@@ -25,13 +25,13 @@ from locallearn.data.datasets import Dataset, load
 from locallearn.errors import ConfigError, DiskError, UsageError
 from locallearn.files import sweep
 from locallearn.runtime.world import Alone, ProcessWorld, local_device, process_world
-from locallearn.training.allocator import process_as_before
 from locallearn.training.asynchronous import AsynchronousTraining
 from locallearn.training.configured import Training
 from locallearn.training.initial import trained_weights
 from locallearn.training.lines import lines_if_watched
 from locallearn.training.loggers import Loggers
 from locallearn.training.observer import Observer, Quiet, check_observer
+from locallearn.training.process_state import process_as_before
 from locallearn.training.record import RunFolder
 from locallearn.training.settings import change, with_settings
 from locallearn.training.setup import resolve, with_changes

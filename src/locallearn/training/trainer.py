@@ -30,6 +30,7 @@ from locallearn.training.loaders import LoaderSource, read_network
 from locallearn.training.loop import Loop
 from locallearn.training.observer import Observer, Quiet
 from locallearn.training.own_run import gather, has_begun, train_in
+from locallearn.training.process_state import cpu_threads
 from locallearn.training.record import RunFolder
 from locallearn.training.stage_features import checked_stage, stage_places, stage_reader
 from locallearn.training.trainer_options import TrainerOptions
@@ -152,16 +153,13 @@ class Trainer:
         if getattr(loader, "num_workers", 0) or getattr(validation, "num_workers", 0):
             short_temporary_folder()
         work = self._work(config, loader, validation)
-        before = torch.get_num_threads()
-        if config.train.threads:
-            torch.set_num_threads(config.train.threads)
-        try:
-            self._prepare()
-            return self._fit(config, work)
-        finally:
-            torch.set_num_threads(before)
-            if isinstance(self.network, SplitNetwork) and self.network.placed:
-                self.network.gather(self._home)
+        with cpu_threads(config.train.threads):
+            try:
+                self._prepare()
+                return self._fit(config, work)
+            finally:
+                if isinstance(self.network, SplitNetwork) and self.network.placed:
+                    self.network.gather(self._home)
 
     def _work(self, config: RunConfig, loader: Iterable[Any], validation: Iterable[Any] | None) -> Work:
         """What is trained, and on what."""

@@ -17,6 +17,7 @@ from locallearn.runtime.cuda_graphs import WARM_UP, CudaGraphsRuntime
 from locallearn.runtime.threads import ThreadsRuntime
 from locallearn.training.configured import Training
 from locallearn.training.observer import Quiet
+from locallearn.training.process_state import cpu_threads
 from locallearn.training.record import RunFolder
 from locallearn.training.runs import build
 from locallearn.training.setup import resolve
@@ -118,10 +119,9 @@ def _at_once(
     runtime: ThreadsRuntime, config: RunConfig, dataset: Dataset, path: Path, found: dict[str, Tensor]
 ) -> Check:
     """Modules one after the other, each with as many threads as it has beside the others."""
-    share, threads = runtime.threads // runtime.at_once, torch.get_num_threads()
-    train = dataclasses.replace(config.train, threads=share)
-    expected = _train(dataclasses.replace(config, runtime="inline", train=train), dataset, path / "in-turn")
-    torch.set_num_threads(threads)
+    train = dataclasses.replace(config.train, threads=runtime.threads // runtime.at_once)
+    with cpu_threads():
+        expected = _train(dataclasses.replace(config, runtime="inline", train=train), dataset, path / "in-turn")
     detail = (
         f"weights and optimizer state, {runtime.at_once} modules on {runtime.threads} threads at once and in turn"
     )
@@ -140,10 +140,9 @@ def _processes(config: RunConfig, dataset: Dataset, path: Path) -> list[Check]:
     mesh = None if config.runtime == "sequential" else trial_mesh(config)
     if mesh is None:
         return []
-    threads = torch.get_num_threads()
     inline, distributed = on_mesh(config, mesh)
-    alone = _train(inline, dataset, path / "inline")
-    torch.set_num_threads(threads)
+    with cpu_threads():
+        alone = _train(inline, dataset, path / "inline")
     train_on_processes(distributed, dataset, path / "distributed")
     tolerance = ROUNDING if mesh.width * mesh.data > 1 else 0.0
     detail = f"weights and optimizer state on {mesh.depth} x {mesh.width} x {mesh.data} processes and on one"

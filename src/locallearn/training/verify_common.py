@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from locallearn.errors import LocalLearnError
 from locallearn.files import short_temporary_folder
 from locallearn.runtime.launch import open_store, rank_environment
 from locallearn.runtime.parent import end_with
+from locallearn.runtime.preloaded import with_imports
 from locallearn.training.checkpoint import CheckpointFolder
 from locallearn.training.observer import Quiet
 from locallearn.training.record import RunFolder
@@ -61,21 +61,14 @@ def in_processes(count: int, threads: int, work: Callable[[], Any]) -> None:
     Raises:
         LocalLearnError: one of them failed.
     """
+    short_temporary_folder()
+    start_method = with_imports(__name__, "torch._dynamo").get_start_method()
     store, given = open_store(), (count, threads, dict(os.environ), work)
     try:
-        start_processes(_rank, (store.port, *given), count, start_method=_way_to_start())  # ends all once one fails
+        start_processes(_rank, (store.port, *given), count, start_method=start_method)  # ends all once one fails
     except (ProcessRaisedException, ProcessExitedException) as error:
         reason = str(error).strip().splitlines()[-1]
         raise LocalLearnError(f"process {error.error_index} of {count}: {reason}") from None
-
-
-def _way_to_start() -> str:
-    """Copies of one process that has imported torch, where there can be such: that takes seconds each time."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return "spawn"
-    short_temporary_folder()
-    multiprocessing.set_forkserver_preload([__name__, "torch._dynamo"])
-    return "forkserver"
 
 
 def _rank(

@@ -194,25 +194,17 @@ def trained_on_threads(kind, case, at_once):
 
 @pytest.mark.parametrize("at_once", [1, 2, 3])
 @pytest.mark.parametrize("case", ["layerwise", "gn-dgl, decoupled"])
-def test_threads_train_the_same_bit_for_bit(case, at_once, one_thread):
+def test_threads_train_the_same_bit_for_bit(case, at_once):
     weights, losses = trained_on_threads(None, case, 1)
     found, others = trained_on_threads(OverlappingThreadsRuntime, case, at_once)
     assert all(torch.equal(value, found[name]) for name, value in weights.items())
     assert losses == others
 
 
-def test_threads_that_hand_nothing_back_train_something_else(one_thread):
+def test_threads_that_hand_nothing_back_train_something_else():
     weights, _ = trained_on_threads(None, "dgl", 1)
     found, _ = trained_on_threads(ThreadsRuntime, "dgl", 2)
     assert any(not torch.equal(value, found[name]) for name, value in weights.items())
-
-
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_a_run_trains_and_resumes_exactly(tmp_path):

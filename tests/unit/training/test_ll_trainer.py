@@ -87,19 +87,14 @@ def test_accumulated_batches_are_one_larger_batch():
 
 
 def test_threads_train_what_inline_does():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        one, other = network(), network()
-        trainer(one).fit(DATA, epochs=2)
-        trainer(other, runtime="threads", threads=2).fit(DATA, epochs=2)
-        assert same(one, other)
-        other = network()
-        trainer(other, runtime="threads", threads=2, seed=1).fit(DATA, epochs=2)
-        assert not same(one, other)
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(before)
+    one, other = network(), network()
+    trainer(one).fit(DATA, epochs=2)
+    trainer(other, runtime="threads", threads=2).fit(DATA, epochs=2)
+    assert same(one, other)
+    other = network()
+    trainer(other, runtime="threads", threads=2, seed=1).fit(DATA, epochs=2)
+    assert not same(one, other)
+    assert torch.get_num_threads() == 1
 
 
 class Noisy(TensorDataset):

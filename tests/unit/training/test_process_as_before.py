@@ -27,15 +27,8 @@ def config():
     )
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
+def test_training_and_resuming_put_back_what_they_set(tmp_path):
     torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-def test_training_and_resuming_put_back_what_they_set(tmp_path, two_threads):
     before = state()
     ll.train(config(), tmp_path / "run")
     assert state() == before
@@ -43,7 +36,8 @@ def test_training_and_resuming_put_back_what_they_set(tmp_path, two_threads):
     assert state() == before
 
 
-def test_a_training_that_fails_does_too(tmp_path, two_threads):
+def test_a_training_that_fails_does_too(tmp_path):
+    torch.set_num_threads(2)
     before = state()
     steep = dataclasses.replace(config(), optimizer=OptimizerConfig(learning_rate=1e30))
     with pytest.raises(DivergedError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from locallearn.core.batches import LABELS, SPANS, ModelCall
 from locallearn.errors import ConfigError
 from locallearn.losses.scores import KINDS, ScoresLoss, class_axis, marked, picked, span_loss, without_axis
-from locallearn.losses.user import Loss, called
+from locallearn.losses.user import Loss
 from locallearn.losses.whole_outputs import WholeLoss, whole_loss
 from locallearn.nn.features import own_loss
 from locallearn.nn.modes import evaluating
@@ -176,11 +175,10 @@ def _of_whole_output(loss: Loss, call: ModelCall, model: nn.Module) -> tuple[Who
         UsageError: it takes neither.
     """
     with torch.random.fork_rng(), evaluating(model), torch.enable_grad():
-        output, batch = model(*call.args, **call.kwargs), call.batch()
-        whole = whole_loss(loss, output, batch)
-        if whole is None:
-            return None
-        value = called(copy.deepcopy(whole.loss), output, batch)
+        found = whole_loss(loss, model(*call.args, **call.kwargs), call.batch())
+    if found is None:
+        return None
+    whole, value = found
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     gradients = torch.autograd.grad(value, list(named.values()), allow_unused=True) if value.requires_grad else ()
     return whole, frozenset(name for name, given in zip(named, gradients, strict=False) if given is not None)

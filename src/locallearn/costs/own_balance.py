@@ -106,8 +106,8 @@ class BalancedCuts:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for _ in range(self.repeats + 1):  # the first one warms up
-                clock = _Clock(self.device)
-                runs.append(_gauged(twin, twin.given_batch(batch), self.own.precision, clock.gauge))
+                watch = _Stopwatch(self.device)
+                runs.append(_gauged(twin, twin.given_batch(batch), self.own.precision, watch.gauge))
         return [
             BlockCost(statistics.median(each.block for each in same), statistics.median(each.head for each in same))
             for same in zip(*runs[1:], strict=True)
@@ -157,7 +157,7 @@ def _kept_bytes(network: SplitNetwork, batch: CalledBatch, precision: str | None
         return _gauged(network, batch, precision, gauge)
 
 
-class _Clock:
+class _Stopwatch:
     """Times the parts of one forward pass in which stages learn."""
 
     def __init__(self, device: torch.device) -> None:

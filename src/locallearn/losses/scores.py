@@ -150,11 +150,11 @@ def picked(scores: Sequence[int], axis: int, labels: Any) -> str:
     Raises:
         ConfigError: none fits, or there are no labels.
     """
-    expected = "a function of scores and labels"
     if not isinstance(labels, Tensor):
         what = "no labels" if labels is None else f"labels in a {type(labels).__name__}"
-        expected = "a function of scores, or of all that the model gives, and labels"
-        raise ConfigError("objective", None, f"{expected}, for batches with {what}")
+        expected = f"a function of scores, or of all that the model gives, and labels, for batches with {what}"
+        raise ConfigError("objective", None, expected)
+    expected = "a function of scores and labels"
     classes = scores[axis] if len(scores) > 1 else 1
     if not labels.is_floating_point() and classes > 1:
         rest = (*scores[:axis], *scores[axis + 1 :])

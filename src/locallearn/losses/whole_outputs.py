@@ -92,8 +92,10 @@ def outputs_of(output: Any, examples: int) -> Outputs | None:
     return found if sum(found.sizes) <= _MOST else None
 
 
-def whole_loss(loss: Loss, output: Any, batch: Batch) -> WholeLoss | None:
+def whole_loss(loss: Loss, output: Any, batch: Batch) -> tuple[WholeLoss, Tensor] | None:
     """The loss of the whole output where it takes that, and not the scores in it; None where it takes scores.
+
+    Its value for the output comes with it.
 
     Args:
         loss: of the user's own.
@@ -112,8 +114,8 @@ def whole_loss(loss: Loss, output: Any, batch: Batch) -> WholeLoss | None:
             called(copy.deepcopy(loss), scores, batch)
     except UsageError as refused:
         try:
-            called(copy.deepcopy(loss), output, batch)
+            value = called(copy.deepcopy(loss), output, batch)
         except UsageError as error:
             raise UsageError(f"{refused}; and {str(error).removeprefix('objective: ')}") from error
-        return (WholeLossOfBatch if takes_batch(loss) else WholeLoss)(loss, outputs)
+        return (WholeLossOfBatch if takes_batch(loss) else WholeLoss)(loss, outputs), value
     return None

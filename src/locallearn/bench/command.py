@@ -12,7 +12,7 @@ WHAT = {
     "epoch": "whole epochs of training, data and metrics included, against the bandwidth of the memory",
     "memory": "activation memory and time by K, beside checkpointing and gradient accumulation",
     "distributed": "nodes on several processes against torch's pipelining and data parallelism",
-    "hosts": "the same on two hosts by latency and bandwidth of the network between them",
+    "hosts": "the same on several hosts by latency and bandwidth of the network between them",
     "many": "64 to 1,024 devices by simulation, local learning beside DDP, FSDP, 1F1B and DiLoCo",
     "read": "reading of packed images against a training step that needs them",
     "inference": "split networks against the end-to-end one",

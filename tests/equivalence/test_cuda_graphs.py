@@ -128,8 +128,9 @@ def test_a_value_of_the_program_that_changes_is_caught(tmp_path, replays, monkey
 
 def test_dropout_is_refused():
     module = LocalModule("2", torch.nn.Sequential(torch.nn.Dropout(0.1)), Objective(), 1)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
     with pytest.raises(ConfigError, match="runtime: 'cuda-graphs' .* inline with the dropout of module 2"):
-        CudaGraphsRuntime([LocalStep(module, None)], torch.device("cpu"))
+        CudaGraphsRuntime([LocalStep(module, optimizer)], torch.device("cpu"))
 
 
 def test_a_cpu_has_no_graphs(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -45,14 +45,16 @@ class Compiled(Contender):
         }
 
 
-def compiled_backprop(model: str, setting: Setting, limit: float = LIMIT, backend: str = "inductor") -> Compiled:
+def compiled_backprop(
+    model: str, setting: Setting, limit: float = LIMIT, backend: str | Callable[..., object] = "inductor"
+) -> Compiled:
     """Backpropagation of the undivided network, of torch's layers, channels-last, compiled in a first step.
 
     Args:
         model: backbone.
         setting: batch, device and precision.
         limit: how long compiling may take [s].
-        backend: of torch.compile.
+        backend: of torch.compile, its name or a function.
 
     Raises:
         ConfigError: the network is no ResNet of basic blocks.
@@ -90,18 +92,27 @@ class _TooLongError(BaseException):
 
 @contextlib.contextmanager
 def _within(seconds: float) -> Iterator[None]:
-    """Leave the block when the time is over, where there are such signals."""
+    """Leave the block when the time is over, where there are such signals.
+
+    What a destructor or a callback of C code raises is lost, so it rings every second, and the
+    end looks whether it rang.
+    """
     if not hasattr(signal, "setitimer"):
         yield
         return
+    rang = False
 
     def over(*_: object) -> None:
+        nonlocal rang
+        rang = True
         raise _TooLongError
 
     before = signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+    if rang:
+        raise _TooLongError

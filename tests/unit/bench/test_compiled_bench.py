@@ -1,5 +1,8 @@
 """Compiled backpropagation as an opponent trains what plain backpropagation does, and says what compiling took."""
 
+import contextlib
+import time
+
 import pytest
 import torch
 
@@ -36,6 +39,16 @@ def test_it_trains_what_backpropagation_does():
 def test_it_is_left_when_its_time_is_over():
     with pytest.raises(UsageError, match=r"torch.compile: resnet8 was not compiled within 0\.001 s"):
         compiled_backprop("resnet8", SETTING, limit=0.001)
+
+
+def test_an_end_of_time_that_something_swallows_is_one():
+    def swallowing(graph, _inputs):
+        with contextlib.suppress(BaseException):
+            time.sleep(10)
+        return graph.forward
+
+    with pytest.raises(UsageError, match=r"torch.compile: resnet8 was not compiled within 0\.5 s"):
+        compiled_backprop("resnet8", SETTING, limit=0.5, backend=swallowing)
 
 
 def test_other_networks_are_one_line(capsys):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from locallearn.runtime.parent import LAUNCHER
+from locallearn.runtime.parent import LAUNCHER, keep_nice
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
@@ -83,7 +83,11 @@ def _start(command: Sequence[str], rank: int, processes: int, attempt: int, port
     environment = {"OMP_NUM_THREADS": threads, **os.environ, **rank_environment(rank, processes, port, attempt)}
     environment[LAUNCHER] = str(os.getpid())
     # a session of its own: Ctrl-C reaches this process alone, which passes it on
-    return subprocess.Popen([sys.executable, "-m", "locallearn", *command], env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "locallearn", *command], env=environment, start_new_session=True
+    )
+    keep_nice(process.pid)
+    return process
 
 
 class Processes:

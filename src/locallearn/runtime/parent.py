@@ -1,10 +1,11 @@
-"""A process of a run ends with the one that started it, however that ended: nobody would stop it any more."""
+"""A process of a run is as nice as the one that started it, and ends with it, however that ended."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
+from pathlib import Path
 
 LAUNCHER = "LOCALLEARN_LAUNCHER"
 """Holds the number of the process that started this one for a run."""
@@ -32,3 +33,23 @@ def end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def keep_nice(child: int) -> None:
+    """Put a process in a session of its own as far behind others as this one is.
+
+    Linux with autogroups shares processors out by session: what ``nice`` set counts inside a session alone, and a new
+    one begins as nobody's inferior.
+
+    Args:
+        child: number of the process.
+    """
+    nice, group = os.getpriority(os.PRIO_PROCESS, 0), Path(f"/proc/{child}/autogroup")
+    for _ in range(5 if nice > 0 else 0):
+        try:
+            group.write_text(str(nice))
+            return
+        except BlockingIOError:  # one such change in a tenth of a second is let through
+            time.sleep(0.1)
+        except OSError:  # this system has no such groups
+            return

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from locallearn.lock import acquire, holder, name_holder
+from locallearn.runtime.parent import keep_nice
 from locallearn.training.stop import StopRequest
 
 WORKER = (sys.executable, "-m", "locallearn.thesis.worker")
@@ -179,6 +180,7 @@ class Queue:
                 pass_fds=(lock.fileno(),),
                 start_new_session=True,  # Ctrl-C reaches the queue alone, which then asks its workers to stop
             )
+        keep_nice(process.pid)
         name_holder(lock, process.pid)
         assert process.stdin is not None
         try:

@@ -137,6 +137,18 @@ def table_grid(table: Mapping[str, Any], measured: Measured) -> Grid:
     return Grid(table["name"], table["title"], [table["corner"], *table["columns"]], rows, table.get("note", ""))
 
 
+def without_empty_rows(grid: Grid) -> Grid:
+    """The grid for a page: rows in which nothing was measured or published are named in its note instead."""
+    empty = [label for label, values in grid.rows if not any(_is_told(value) for value in values)]
+    note = f"Not measured yet: {'; '.join(empty)}." if empty else ""
+    rows = [row for row in grid.rows if row[0] not in empty]
+    return grid._replace(rows=rows, note=" ".join(filter(None, (grid.note, note))))
+
+
+def _is_told(value: Shown | str) -> bool:
+    return not {value} <= {"", MISSING} if isinstance(value, str) else {value.measured, value.published} != {MISSING}
+
+
 def figure_grid(figure: Mapping[str, Any], panel: Mapping[str, Any], measured: Measured) -> Grid:
     """The points of one panel of a figure, as a table."""
     rows = []
@@ -225,7 +237,7 @@ def markdown(study: StudyData, pictures: Mapping[str, str] | None = None) -> str
         pictures: paths of pictures, as seen from the file, by the title of the grid that they stand under.
     """
     parts = [f"## Protocol `{study['name']}`", study["description"], LEGEND]
-    for grid in grids(study):
+    for grid in map(without_empty_rows, grids(study)):
         lines = [f"### {grid.name.replace('-', ' ').capitalize()}. {grid.title}", ""]
         lines += [grid.note, ""] if grid.note else []
         lines.append("| " + " | ".join(grid.headings) + " |")

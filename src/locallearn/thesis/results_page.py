@@ -15,7 +15,16 @@ from locallearn.report.page import environment
 from locallearn.report.svg import to_svg
 from locallearn.thesis import results_plots as plots
 from locallearn.thesis.results_curves import caption, curves_figure, measured_curves
-from locallearn.thesis.results_grids import BANDS, LEGEND, StudyData, curve_grid, figure_grid, numbers, table_grid
+from locallearn.thesis.results_grids import (
+    BANDS,
+    LEGEND,
+    StudyData,
+    curve_grid,
+    figure_grid,
+    numbers,
+    table_grid,
+    without_empty_rows,
+)
 from locallearn.thesis.results_summary import FIGURE, points_of
 
 
@@ -28,7 +37,7 @@ def render(studies: Sequence[StudyData]) -> str:
 
 def _section(study: StudyData) -> dict[str, Any]:
     measured = study["measured"]
-    tables = [table_grid(table, measured) for table in study["tables"]]
+    tables = [without_empty_rows(table_grid(table, measured)) for table in study["tables"]]
     return {
         **study,
         "tables": tables,
@@ -46,7 +55,7 @@ def _figure(prefix: str, figure: Mapping[str, Any], measured: Measured) -> dict[
         name = f"{prefix}-{figure['name']}-{index}"
         caption = f"{panel['title']}: accuracy [%] against the largest node"
         svg = Markup(to_svg(plots.bubble_figure(bubbles), name, caption)) if bubbles else None
-        grid = figure_grid(figure, panel, measured)
+        grid = without_empty_rows(figure_grid(figure, panel, measured))
         panels.append({"caption": caption, "svg": svg, "grid": grid})
     legend = plots.legend(point["method"] for panel in figure["panels"] for point in panel["points"])
     return {"name": figure["name"], "title": figure["title"], "panels": panels, "legend": legend}

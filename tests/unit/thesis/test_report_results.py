@@ -9,7 +9,17 @@ import small_results
 from locallearn.thesis import results_plots as plots
 from locallearn.thesis.catalogue import LAYOUTS
 from locallearn.thesis.cell_records import comparable
-from locallearn.thesis.results_grids import Shown, grids, markdown, numbers, provenance, show, table_grid
+from locallearn.thesis.results_grids import (
+    Grid,
+    Shown,
+    grids,
+    markdown,
+    numbers,
+    provenance,
+    show,
+    table_grid,
+    without_empty_rows,
+)
 from locallearn.thesis.results_page import render
 
 E2E, DGL, GN = (f"cifar10-resnet32-{name}" for name in ("e2e", "dgl-k4", "gn-dgl-k2-g2"))
@@ -73,6 +83,16 @@ def test_a_table_has_the_thesis_shape(three):
     assert four[5] == Shown("6.304", "6.304", "", "0.000", None)
     assert four[7] == Shown("–", "–", "", "", None)  # held out and not counted yet
     assert four[8:] == ["", ""]
+
+
+def test_rows_without_any_value_are_named_in_the_note():
+    shown, empty = Shown("–", "88.00", "", "", 1), Shown("–", "–", "", "", None)
+    published = Shown("88.5", "–", "", "", None)
+    rows = [("a", ["–", shown]), ("b", ["–", empty]), ("c", ["", published]), ("d", ["", ""])]
+    grid = without_empty_rows(Grid("table", "A table", ["x", "y", "z"], rows, "Of a kind."))
+    assert [label for label, _ in grid.rows] == ["a", "c"]
+    assert grid.note == "Of a kind. Not measured yet: b; d."
+    assert without_empty_rows(grid) == grid
 
 
 def test_markdown(three):

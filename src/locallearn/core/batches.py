@@ -156,7 +156,8 @@ def model_call(model: nn.Module, batch: Any) -> ModelCall:
 
     A mapping becomes named arguments, labels included where the model takes them, as Hugging Face's do (answers that
     are spans of tokens, in ``SPANS``, are labels [B, 2]); a pair is (inputs, labels), and its inputs may be a
-    tensor, a tuple of positional or a mapping of named arguments; a tensor alone is an input without labels.
+    tensor, a tuple of positional or a mapping of named arguments; a tensor, alone or as the one element of a list (as
+    loaders of a ``TensorDataset(x)`` give it), is an input without labels.
     """
     if isinstance(batch, Mapping):
         kwargs = dict(batch)
@@ -170,10 +171,14 @@ def model_call(model: nn.Module, batch: Any) -> ModelCall:
         return ModelCall((), kwargs, labels, batch)
     if isinstance(batch, Tensor):
         return ModelCall((batch,), {}, None, batch)
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise UsageError(
-            f"batch: {type(batch).__name__} is not valid; expected a mapping, or a pair (inputs, labels)"
+    if not isinstance(batch, (tuple, list)) or len(batch) not in (1, 2):
+        given = (
+            f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, (tuple, list)) else type(batch).__name__
         )
+        expected = "a mapping, inputs, or a pair (inputs, labels), whose inputs may be a tuple"
+        raise UsageError(f"batch: a {given} is not valid; expected {expected}")
+    if len(batch) == 1:
+        return ModelCall((batch[0],), {}, None, batch)
     inputs, labels = batch
     if isinstance(inputs, Mapping):
         return ModelCall((), dict(inputs), labels, batch)

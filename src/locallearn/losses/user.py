@@ -21,7 +21,8 @@ from locallearn.nn.features import prediction
 Loss = Callable[..., Tensor]
 """A loss of the user's own: scores and labels in, one number out, like ``torch.nn.functional.cross_entropy``.
 
-One that takes an argument named ``batch`` is given the whole batch there, as the loader made it.
+One that takes an argument named ``batch`` is given the whole batch there, as the loader made it; it may leave the
+labels out: ``def loss(scores, batch)``.
 """
 
 _CHECKING: ContextVar[bool] = ContextVar("checking", default=False)
@@ -68,17 +69,17 @@ def called(loss: Loss, scores: Any, batch: Batch) -> Tensor:
     more = {"batch": getattr(batch, "given", batch)} if takes_batch(loss) else {}
     try:
         with _NoAccidents(len(first)) if _CHECKING.get() and first.dim() else contextlib.nullcontext():
-            value = loss(scores, labels, **more)
+            value = value_of(loss, scores, labels, **more)
     except (UsageError, torch.OutOfMemoryError, NotImplementedError):
         raise
     except Exception as error:
         said = str(error).strip().split("\n")[0]
-        given = f"scores {tuple(first.shape)}" if first is scores else "the model's whole output"
-        what = f"{given} and labels {_described(labels)}"
+        what = f"scores {tuple(first.shape)}" if first is scores else "the model's whole output"
+        what += f" and labels {_described(labels)}" if not more or _takes_labels(loss) else ""
         raise UsageError(f"objective: the loss does not take {what}: {type(error).__name__}: {said}") from error
     if not isinstance(value, Tensor) or value.dim():
-        given = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise UsageError(f"objective: a loss gives one number, a tensor without dimensions; this one gives {given}")
+        found = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise UsageError(f"objective: a loss gives one number, a tensor without dimensions; this one gives {found}")
     if _CHECKING.get() and first.requires_grad and not value.requires_grad:
         raise UsageError("objective: the loss has no gradient, so that it would train nothing")
     return value
@@ -138,12 +139,29 @@ _ELEMENTWISE = frozenset(
 
 def takes_batch(loss: Loss) -> bool:
     """Whether a loss has an argument named ``batch``."""
-    function = loss.forward if isinstance(loss, nn.Module) else loss
+    signature = _signature(loss)
+    return signature is not None and "batch" in signature.parameters
+
+
+def value_of(loss: Loss, scores: Any, labels: Any, **more: Any) -> Any:
+    """What a loss gives for scores and labels; with the batch among ``more`` it may take no labels."""
+    return loss(scores, **more) if more and not _takes_labels(loss) else loss(scores, labels, **more)
+
+
+def _takes_labels(loss: Loss) -> bool:
+    """Whether a loss with an argument named ``batch`` takes labels beside scores, too."""
+    signature = _signature(loss)
     try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):
+        return signature is not None and bool(signature.bind(None, None, batch=None))
+    except TypeError:
         return False
-    return any(p.name == "batch" for p in parameters)
+
+
+def _signature(loss: Loss) -> inspect.Signature | None:
+    try:
+        return inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
+    except (TypeError, ValueError):
+        return None
 
 
 def _described(labels: Any) -> str:

@@ -14,7 +14,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from locallearn.data.store import Batch
 from locallearn.errors import UsageError
-from locallearn.losses.user import Loss, called, takes_batch
+from locallearn.losses.user import Loss, called, takes_batch, value_of
 from locallearn.nn.features import prediction
 
 _MOST = 2**16
@@ -75,7 +75,7 @@ class WholeLossOfBatch(WholeLoss):
 
     def forward(self, scores: Tensor, labels: Any, batch: Any) -> Tensor:  # type: ignore[override]
         """The loss of scores [B, sum of sizes]."""
-        return self.loss(self.outputs.whole(scores), labels, batch=batch)
+        return value_of(self.loss, self.outputs.whole(scores), labels, batch=batch)
 
 
 def outputs_of(output: Any, examples: int) -> Outputs | None:

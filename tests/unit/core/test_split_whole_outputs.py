@@ -134,6 +134,33 @@ def test_a_variational_autoencoder_learns():
     assert all(last[name] < first[name] for name in ("loss/1", "loss/2"))
 
 
+def elbo_of_batch(output, batch):
+    return elbo(output, None, batch)
+
+
+def test_a_loss_may_leave_the_labels_out_for_the_batch():
+    losses = []
+    for loss in (elbo, elbo_of_batch):
+        torch.manual_seed(3)
+        losses.append(split(loss, 2, Variational).step(BATCH))
+    assert losses[0] == losses[1]
+    unlabelled = BATCH[:1]
+    network = ll.split(Variational(), depth=2, example=unlabelled, objective=elbo_of_batch)
+    assert network.step(unlabelled).keys() == losses[0].keys()
+
+
+def test_a_list_of_one_tensor_is_an_input_without_labels():
+    """As loaders of a TensorDataset(x) give it."""
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(BATCH[0]), batch_size=8)
+    trainer = ll.Trainer(ll.split(Variational(), depth=2, example=next(iter(loader)), objective=elbo_of_batch))
+    assert trainer.fit(loader, epochs=1)["status"] == "finished"
+    assert trainer.predict(loader)[0].shape == (8, 6)
+    with pytest.raises(
+        ll.LocalLearnError, match=r"batch: a list of 3 is not valid; expected a mapping, inputs, or a pair"
+    ):
+        ll.split(Variational(), depth=2, example=[BATCH[0]] * 3, objective=elbo_of_batch)
+
+
 def test_a_loss_that_takes_neither_is_one_line():
     message = (
         "objective: the loss does not take scores .*; and the loss does not take the model's whole output .*'sizes'"

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_only
 
 from locallearn.data.store import Batch
 from locallearn.errors import UsageError
-from locallearn.nn.features import seen_by_objective
+from locallearn.nn.features import map_tensors, seen_by_objective, tensors_of
 from locallearn.nn.padding import MASKS, fitted_mask
 
 LABELS = ("labels", "label", "targets", "target", "future_values", "target_values")
@@ -44,7 +45,8 @@ class ModelCall:
     def first(self) -> Tensor:
         """The first tensor among the inputs: images [B, C, H, W], tokens [B, T] or vectors [B, C]."""
         named = [value for name, value in self.kwargs.items() if name not in (*LABELS, *SPANS)]
-        tensors = [value for value in (*self.args, *named) if isinstance(value, Tensor) and value.dim() > 0]
+        values = [*self.args, *named]
+        tensors = [x for x in (*values, *tensors_of(values)) if isinstance(x, Tensor) and x.dim() > 0]
         if not tensors:
             raise UsageError("batch: there is no tensor among the model's inputs")
         return tensors[0]
@@ -92,9 +94,9 @@ class CalledBatch(Batch):
         def part(x: Tensor) -> Tensor:
             return convert(x) if x.dim() and len(x) == self.examples and id(x) not in shared else x
 
-        given = self.given if not isinstance(self.given, Mapping) else dict(self.given)
-        own = (self.call.args, self.call.kwargs, self.call.labels, given)
-        args, kwargs, labels, given = tree_map_only(Tensor, part, own)
+        own = (self.call.args, self.call.kwargs, self.call.labels)
+        args, kwargs, labels = tree_map_only(Tensor, part, own)
+        given = map_tensors(dict(self.given) if isinstance(self.given, Mapping) else self.given, part)
         found = ModelCall(args, kwargs, labels, given).batch()
         return dataclasses.replace(found, step=self.step, whole=self, shared=self.shared)
 
@@ -141,6 +143,11 @@ def are_classes(labels: Any) -> bool:
     return isinstance(labels, Tensor) and labels.dim() == 1 and not labels.is_floating_point()
 
 
+def weight_of(labels: Any, examples: int) -> int:
+    """What means over batches weigh one by: labels that are classes, as of graphs of several nodes, or its rows."""
+    return len(labels) if are_classes(labels) and len(labels) else examples
+
+
 def as_batch(batch: Any) -> Batch:
     """A ``ll.Batch``, or a pair (images, labels), as a batch of images."""
     if isinstance(batch, Batch):
@@ -155,12 +162,15 @@ def model_call(model: nn.Module, batch: Any) -> ModelCall:
     """How ``model`` is called on ``batch``.
 
     A mapping becomes named arguments, labels included where the model takes them, as Hugging Face's do (answers that
-    are spans of tokens, in ``SPANS``, are labels [B, 2]); a pair is (inputs, labels), and its inputs may be a
-    tensor, a tuple of positional or a mapping of named arguments; a tensor, alone or as the one element of a list (as
-    loaders of a ``TensorDataset(x)`` give it), is an input without labels.
+    are spans of tokens, in ``SPANS``, are labels [B, 2]), and so do the fields of a dataclass; a pair is (inputs,
+    labels), and its inputs may be a tensor, a tuple of positional or a mapping of named arguments; a named tuple of
+    more than two is as a mapping; a tensor, alone or as the one element of a list (as loaders of a
+    ``TensorDataset(x)`` give it), is an input without labels.
     """
-    if isinstance(batch, Mapping):
-        kwargs = dict(batch)
+    fields = _fields(batch)
+    if fields is not None:
+        kwargs = fields
+        _check_padded(kwargs.values())
         named = next((name for name in LABELS if name in kwargs), None)
         labels = None if named is None else kwargs[named]
         if named is not None and not _takes(model, named):
@@ -180,9 +190,27 @@ def model_call(model: nn.Module, batch: Any) -> ModelCall:
     if len(batch) == 1:
         return ModelCall((batch[0],), {}, None, batch)
     inputs, labels = batch
+    _check_padded(inputs.values() if isinstance(inputs, Mapping) else [inputs])
     if isinstance(inputs, Mapping):
         return ModelCall((), dict(inputs), labels, batch)
     return ModelCall(tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,), {}, labels, batch)
+
+
+def _fields(batch: Any) -> dict[str, Any] | None:
+    """The named values of a mapping, a dataclass or a named tuple of more than two; None of anything else."""
+    if isinstance(batch, Mapping):
+        return dict(batch)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, (type, Batch)):
+        return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    many = isinstance(batch, tuple) and len(batch) > 2
+    return dict(batch._asdict()) if many and hasattr(batch, "_asdict") else None  # type: ignore[union-attr]
+
+
+def _check_padded(inputs: Iterable[Any]) -> None:
+    """Refuse sequences that lie one after the other, of which rows are no examples."""
+    if any(isinstance(x, PackedSequence) for x in inputs):
+        expected = "padded sequences and their lengths, which the model packs in its forward pass"
+        raise UsageError(f"batch: PackedSequence is not valid; expected {expected}")
 
 
 def _takes(model: nn.Module, name: str) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.core.generators import keeping, nothing
+from locallearn.core.kept_attributes import Attributes
 from locallearn.errors import ConfigError
 from locallearn.nn.features import features_of, prediction
 from locallearn.nn.pieces import Piece
@@ -80,15 +81,14 @@ class FirstPasses:
         self, run: Callable[[], Any], crossed: Mapping[Any, Tensor], before: Mapping[str, Tensor]
     ) -> dict[str, Tensor] | None:
         """What a pass makes, of which nothing is kept; None where it fails."""
-        counts = [(part, name, value) for part in self._model.modules() for name, value in _numbers(part).items()]
+        attributes = Attributes(self._model)
         try:
             return self._made(run(), crossed)
         except Exception:  # an index out of range, or what comes again with zeros
             return None
         finally:
+            attributes.put_back()
             self._put(before)
-            for part, name, value in counts:
-                setattr(part, name, value)
 
     def _made(self, output: Any, crossed: Mapping[Any, Tensor]) -> dict[str, Tensor]:
         """Copies of what the stage gives and keeps, by name.
@@ -105,11 +105,6 @@ class FirstPasses:
     def _put(self, values: Mapping[str, Tensor]) -> None:
         for name in self._piece.buffers:
             self._model.get_buffer(name).copy_(values[name])
-
-
-def _numbers(part: nn.Module) -> dict[str, Any]:
-    """What a module counts in attributes of its own."""
-    return {name: value for name, value in vars(part).items() if type(value) in (bool, int, float)}
 
 
 def _differing(found: Mapping[str, Tensor], other: Mapping[str, Tensor] | None) -> list[str]:

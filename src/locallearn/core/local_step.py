@@ -17,11 +17,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from locallearn.arguments import checked_on_failure
 from locallearn.core.generators import keeping, seed_all
 from locallearn.core.module import Features, Stage
+from locallearn.core.own_errors import told_of
 from locallearn.core.weight_average import WeightAverage
 from locallearn.data.store import Batch
 from locallearn.errors import ConfigError
 from locallearn.losses.objectives import LocalLoss
 from locallearn.nn.peers import Peers, computing_with
+from locallearn.nn.precision import precise
 from locallearn.nn.replicas import whole_batch_norms
 from locallearn.seeding import derive
 
@@ -46,16 +48,19 @@ def clip_gradients(parameters: Iterable[nn.Parameter], groups: int, max_norm: fl
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return
-    squares_G = sum(
-        g.float().pow(2).flatten(1).sum(1).view(groups, -1).sum(1)
-        if g.dim() > 1
-        else g.float().pow(2).view(groups, -1).sum(1)
-        for g in gradients
-    )
+    squares_G = sum(_squares(gradient, groups) for gradient in gradients)
     assert isinstance(squares_G, Tensor)
     scale_G = (max_norm / (squares_G.sqrt() + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
-        gradient.mul_(per_node(scale_G, gradient) if gradient.dim() else scale_G[0])
+        by_row = gradient.dim() and not gradient.is_sparse
+        gradient.mul_(per_node(scale_G, gradient) if by_row else scale_G[0])
+
+
+def _squares(gradient: Tensor, groups: int) -> Tensor:
+    """Sum of squares of every group's rows [G], in at least fp32; a sparse gradient is of one group."""
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    values = precise(torch.view_as_real(values) if values.is_complex() else values).pow(2)
+    return (values.flatten(1).sum(1) if values.dim() > 1 else values).view(groups, -1).sum(1)
 
 
 class LocalStep:
@@ -245,13 +250,16 @@ class LocalStep:
         if rate is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-        if self.scaler is None:
-            self.optimizer.step()
-        else:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+        stage = f"of stage {self.module.name} makes no step"
+        with told_of("optimizer", f"{type(self.optimizer).__name__} {stage}"):
+            if self.scaler is None:
+                self.optimizer.step()
+            else:
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
         if self.schedule is not None:
-            self.schedule.step()
+            with told_of("schedule", f"{type(self.schedule).__name__} {stage}"):
+                self.schedule.step()
         if self.average is not None:
             self.average.update()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from locallearn.core.batches import CalledBatch, ModelCall
 from locallearn.core.block_arguments import forget, listen_to_arguments
 from locallearn.core.generators import nothing, restoring
+from locallearn.core.kept_attributes import Attributes, hand_over
 from locallearn.core.last_layer import LastLayerLoss
 from locallearn.core.module import Features, Stage, each_of
 from locallearn.core.placed import brought, loss_on, move, view_on
@@ -20,9 +21,11 @@ from locallearn.core.read_copies import ReadCopies
 from locallearn.core.recorder import Recorder, share
 from locallearn.core.shares import listen, share_of
 from locallearn.core.stage_pass import StagePass, places_of
+from locallearn.core.user_hooks import UserHooks
 from locallearn.core.weighing import Weighing, weighed
 from locallearn.data.store import Batch
 from locallearn.losses.objectives import LocalLoss, Objective, Passage
+from locallearn.nn.checkpointing import non_reentrant
 from locallearn.nn.features import features_of, prediction
 from locallearn.nn.pieces import Piece, Share
 
@@ -66,6 +69,7 @@ class ModelStage(Stage):
         self.noted: dict[Share, Tensor] = {}
         self.rest: tuple[str, ...] = ()
         self._alone: StagePass | None = None
+        self._kept: list[tuple[str, str]] | None = None
         self.copies = ReadCopies(k - 1, model, objective, self.reads)
         self._reads_copies = False
         self.device: torch.device | None = None
@@ -94,10 +98,11 @@ class ModelStage(Stage):
         before = self.before
         received = () if before is None else places_of(before)
         view = self._view(owners, pieces)
-        self._computes = [view]
+        hooks = UserHooks(view)
+        self._computes, self._kept = [view], None
         listen(view, self.piece.shares, self.noted)  # before the hook that leaves the pass
         self.listen_to(view)
-        self._alone = StagePass(view, recorder, before, self.piece, received, places_of(self.piece))
+        self._alone = StagePass(view, recorder, hooks, before, self.piece, received, places_of(self.piece))
         for each in itertools.chain(*(piece.shares for piece in pieces[: int(self.name) - 1])):
             if isinstance(each.place, str):
                 setattr(view.get_submodule(each.path), each.place, next(self.model.parameters()).new_zeros(()))
@@ -106,7 +111,11 @@ class ModelStage(Stage):
     def _view(self, owners: Mapping[str, int], pieces: Sequence[Piece]) -> nn.Module:
         """The model's modules for this stage alone, on its device where it has one of its own."""
         if self.device is None:
-            return share(self.model, apart=self.piece.reads)
+            read = {name.rpartition(".")[0] for name in self.piece.reads}
+            others = {name for piece in pieces if piece is not self.piece for name in piece.buffers}
+            # a frozen layer before the cut runs here too, and is not to count a batch twice
+            counted = [name for name in others if name.rpartition(".")[0] not in read]
+            return share(self.model, apart=[*self.piece.reads, *counted])
         own = [self.model.get_parameter(name) for name in self.piece.parameters]
         own += [self.model.get_buffer(name) for name in self.piece.buffers]
         absent = [self.model.get_parameter(name) for name in {*owners} - {*self.piece.parameters, *self.piece.reads}]
@@ -156,8 +165,20 @@ class ModelStage(Stage):
         self.give(features)
         begin = restoring(device) if self.random else nothing
         self._reads_copies = True  # the loss that follows is of a stage that computes alone
-        with self.calling(self._alone.model, batch.call) as call:
+        with self.calling(self._alone.model, batch.call) as call, self._keeping(), non_reentrant():
             return self._alone(features, call, begin)
+
+    @contextlib.contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """What submodules keep in attributes from batch to batch, the whole model has after a pass, too."""
+        view, before = self._computes[0], None
+        if self._kept is None and view.training:
+            before = Attributes(view)
+        yield
+        if before is not None:
+            self._kept = before.made_anew(self.piece.buffers)
+        if self.device is None:
+            hand_over(self._kept or (), view, self.model)
 
     def give(self, features: Features) -> None:
         """Note what the stage is given, for an objective that watches how far it moves its features."""

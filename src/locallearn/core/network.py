@@ -27,6 +27,23 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 """Makes the optimizer of one stage from its parameters."""
 
 
+class OptimizerMaker:
+    """The user's function that makes optimizers: copies of a network have it, and files do not, which hold no code.
+
+    Args:
+        function: it; None where there is none.
+    """
+
+    def __init__(self, function: OptimizerFactory | None) -> None:
+        self.function = function
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OptimizerMaker:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OptimizerMaker, (None,)
+
+
 class LocalNetwork(nn.Module):
     """K stages of G groups each, and the decoupled classifier where the last stage has several groups.
 
@@ -38,6 +55,7 @@ class LocalNetwork(nn.Module):
         overlap: with 1 a stage's loss also trains the stage before it (``locallearn.core.overlap``); else 0.
         steps: the local steps of the stages; ``set_optimizers`` makes them.
         clip_norm: largest gradient norm of a node; 0 means no clipping.
+        maker: of the optimizers of ``steps``; without a function before ``set_optimizers`` and in a pickled network.
     """
 
     @checked
@@ -46,6 +64,7 @@ class LocalNetwork(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.overlap = overlap
         self.steps: list[LocalStep] = []
+        self.maker = OptimizerMaker(None)
         self.clip_norm = 0.0
 
     def __iter__(self) -> Iterator[Any]:
@@ -71,6 +90,7 @@ class LocalNetwork(nn.Module):
             for stage in self.stages
             if isinstance(stage, Stage)
         ]
+        self.maker = OptimizerMaker(optimizer)
 
     @checked_on_failure
     def step(self, batch: Any) -> dict[str, Tensor]:

@@ -32,8 +32,14 @@ def check_plain(model: nn.Module) -> None:
         if isinstance(part, torch.jit.ScriptModule):
             raise UsageError(f"model: {where} is in TorchScript, where stages cannot be cut; split the plain model")
         if hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None:
-            raise UsageError(f"model: {where} is compiled, where stages cannot be cut; split the plain model")
+            plain = "its _orig_mod" if hasattr(part, "_orig_mod") else "copy.deepcopy gives one"
+            raise UsageError(
+                f"model: {where} is compiled, where stages cannot be cut; split the plain model ({plain}), with "
+                "compile=True where its blocks are to be compiled"
+            )
     for name, parameter in model.named_parameters():
+        if parameter.is_inference():
+            raise UsageError(f"model: {name} was made in torch.inference_mode, where nothing trains; make it outside")
         if hasattr(parameter, "full_tensor"):
             raise UsageError(f"model: {name} is a DTensor, of which this process has a part; {instead}")
         if getattr(parameter, "_post_accumulate_grad_hooks", None):
@@ -50,14 +56,20 @@ def _is_sharded(part: nn.Module) -> bool:
 
 
 def check_example(model: nn.Module, inputs: object) -> None:
-    """Refuse an example without examples, or with numbers that are not finite; masks may have minus infinity.
+    """Refuse an example without examples, or with numbers where the model has none.
+
+    Numbers have to be finite; masks may have minus infinity.
 
     Raises:
         UsageError: it has.
     """
+    empty = next((name for name, parameter in model.named_parameters() if parameter.is_meta), "")
     for x in tree_leaves(inputs):
         if not isinstance(x, torch.Tensor):
             continue
+        if empty and not x.is_meta:
+            expected = "give the model memory (to_empty) and weights first"
+            raise UsageError(f"model: {empty} has no values to train (it is on the meta device); {expected}")
         if x.is_nested:
             raise UsageError("example: nested tensors are not taken; pad the examples to one length")
         if x.dim() and not len(x):

@@ -87,12 +87,11 @@ def share(model: nn.Module, buffers: bool = True, apart: Sequence[str] = ()) -> 
     Args:
         model: the model.
         buffers: whether buffers are the same too, or copies.
-        apart: names of parameters that are copies.
+        apart: names of parameters and buffers that are copies.
     """
-    shared: list[Tensor] = [tensor for name, tensor in model.named_parameters() if name not in apart]
-    if buffers:
-        shared += model.buffers()
-    return copied(model, shared)
+    named = [*model.named_parameters(), *(model.named_buffers() if buffers else ())]
+    copies = set(apart)
+    return copied(model, [tensor for name, tensor in named if name not in copies])
 
 
 def _recorded(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Ran]:

@@ -65,6 +65,10 @@ def warn(pieces: Sequence[Piece], found: Trace, depth: int, used: frozenset[str]
     if idle:
         names = ", ".join(idle[:3]) + (f" and {len(idle) - 3} more" if len(idle) > 3 else "")
         _say(f"nothing trains {names}: the losses do not depend on them")
+    for shape in list(found.unregistered.values())[:1]:
+        one = " x ".join(map(str, shape)) or "one number"
+        count = f"{len(found.unregistered)} parameters that the model uses and does not register (one is {one})"
+        _say(f"nothing trains {count}: layers in a list or dict need nn.ModuleList or nn.ModuleDict")
     costs = [piece.macs for piece in pieces]
     if uneven(costs) and sum(costs):
         shares = ", ".join(f"{100 * cost / sum(costs):.0f} %" for cost in costs)

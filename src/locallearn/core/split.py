@@ -115,13 +115,14 @@ def split(
         cuts, depth, width, head, objective, classes, tokens, layout, clip_norm, overlap, context, settings, seed
     )
     check_plain(model)
-    cut = cut_model(model, example, options)
-    made, sees = stage_objectives(cut, options)
-    together = nn.ModuleList([cut.model, *made])
-    build = partial(_network, cut, sees, options)
-    rehearse(together, build, example)
-    warn(cut.pieces, cut.found, options.stages, cut.task.used)
-    network = build(together, optimizer)
+    with torch.inference_mode(False):
+        cut = cut_model(model, example, options)
+        made, sees = stage_objectives(cut, options)
+        together = nn.ModuleList([cut.model, *made])
+        build = partial(_network, cut, sees, options)
+        rehearse(together, build, example)
+        warn(cut.pieces, cut.found, options.stages, cut.task.used)
+        network = build(together, optimizer)
     if compile:
         backend = compile if isinstance(compile, str) else "inductor"
         network.compiled = CompiledBlocks(cut.model, cut.pieces, backend)

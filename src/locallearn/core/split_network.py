@@ -143,6 +143,8 @@ class SplitNetwork(LocalNetwork):
             check_plain(self.model)
             self._plain = True
         call = model_call(self.model, batch)
+        if not len(call.first):
+            raise UsageError(f"batch: inputs {tuple(call.first.shape)} have no examples")
         call = dataclasses.replace(call, labels=self.task.labels(call.labels))
         if labelled and call.labels is None and any(stage.objective.needs_labels for stage in self.model_stages):
             raise UsageError("batch: there are no labels, which the objective of a module needs")

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from locallearn.config import ObjectiveConfig
@@ -54,7 +55,8 @@ def stage_objectives(cut: CutModel, options: SplitOptions) -> tuple[list[Objecti
         sees.append(seen)
     made.append(_last(cut, given, options))
     sees.append("mean")
-    like = next(cut.model.parameters())
+    parameters = list(cut.model.parameters())
+    like = next((p for p in parameters if p.is_floating_point()), torch.empty(0, device=parameters[0].device))
     for each, piece in zip(made, cut.pieces, strict=True):
         each.to(device=like.device, dtype=features_dtype(cut.found, piece) or like.dtype)
     return made, sees

@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from locallearn.core.batches import CalledBatch
 from locallearn.core.generators import keeping
-from locallearn.core.local_step import LocalStep, autocast
+from locallearn.core.local_step import DRAWING, LocalStep, autocast
 from locallearn.core.model_stage import ModelStage
 from locallearn.core.overlap import Waiting
 from locallearn.core.shares import listening
@@ -55,8 +55,10 @@ class SplitPass:
         model, device = self.stages[0].model, self.batch.images.device
         assert self.batch.call is not None
         with (
+            torch.inference_mode(False),
             torch.enable_grad(),
             non_reentrant(),
+            contextlib.nullcontext() if self.index is None else DRAWING,  # of another training on another thread, too
             contextlib.nullcontext() if self.index is None else keeping(device),  # stages seed what is drawn
             autocast(device, self.steps[0].precision),
             listening_for(self.stages),

@@ -22,6 +22,7 @@ from locallearn.core.first_passes import FirstPasses
 from locallearn.core.module import each_of
 from locallearn.core.recorder import Ran, Recorder
 from locallearn.core.stage_ends import ResidualSums
+from locallearn.core.user_hooks import UserHooks
 from locallearn.errors import ConfigError, UsageError
 from locallearn.nn.fast_paths import layer_by_layer
 from locallearn.nn.features import map_tensors, tensors_of, with_features
@@ -72,6 +73,7 @@ class StagePass:
         model: the model, for this stage alone: its tensors may be shared with other stages, its modules may not, for
             their forward methods are replaced. Tensors of other stages need not hold anything.
         recorder: knows which submodules run.
+        hooks: of the model's own.
         before: the stage before it; None for the first.
         piece: where the stage ends.
         received: (path, number of the tensor in its output) of the other tensors that cross the stage's start.
@@ -85,12 +87,14 @@ class StagePass:
         self,
         model: nn.Module,
         recorder: Recorder,
+        hooks: UserHooks,
         before: Piece | None,
         piece: Piece,
         received: Sequence[tuple[str, int]] = (),
         sent: Sequence[tuple[str, int]] = (),
     ) -> None:
         self.model, self.recorder, self.received = model, recorder, received
+        self._hooks = hooks
         self.start = "" if before is None else before.path
         self._end = piece.path
         self._starts_in_sum, self._ends_in_sum = before is not None and before.summed, piece.summed
@@ -102,7 +106,8 @@ class StagePass:
         self._seen: Counter[str] = Counter()
         self._begin: Callable[[], None] = lambda: None
         self._given: tuple[Tensor, ...] = ()
-        self._forwards: dict[str, Callable[..., Any]] = {}
+        self._answering: set[str] = set()
+        self._found: dict[str, Any] = {}
         self._first, self._other = FirstPasses(model, piece, self.start), False
         for path, number in sent:
             model.get_submodule(path).register_forward_hook(partial(self._note, (path, number)))
@@ -136,7 +141,7 @@ class StagePass:
             assert isinstance(part, Receives)
             part.receive(self._given[self._slots[name]])
         for path in self._plan:
-            if path not in self._forwards:
+            if path not in self._answering:
                 self._replace(path)
         self._seen.clear()
         if not self.start:
@@ -179,17 +184,22 @@ class StagePass:
         return {path: calls for path, calls in answers.items() if any(call is not None for call in calls)}
 
     def _replace(self, path: str) -> None:
+        """Let a submodule answer where the plan says so."""
         module = self.model.get_submodule(path)
-        own = self._forwards[path] = module.forward
+        self._answering.add(path)
+        module.register_forward_pre_hook(partial(self._decide, path), prepend=True)
+        module.forward = partial(self._forward, path, module.forward)
 
-        def answering(*args: Any, **kwargs: Any) -> Any:
-            number = self._seen[path]
-            self._seen[path] += 1
-            calls = self._plan.get(path, ())
-            found = calls[number] if number < len(calls) else None
-            return own(*args, **kwargs) if found is None else self._answer(found)
+    def _decide(self, path: str, *_: Any) -> None:
+        """Look whether the call that begins is to be answered."""
+        number, calls = self._seen[path], self._plan.get(path, ())
+        self._seen[path] += 1
+        self._found[path] = calls[number] if number < len(calls) else None
+        (self._hooks.left_out.discard if self._found[path] is None else self._hooks.left_out.add)(path)
 
-        module.forward = answering
+    def _forward(self, path: str, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        found = self._found.pop(path, None)
+        return own(*args, **kwargs) if found is None else self._answer(found)
 
     def _answer(self, ran: Ran) -> Any:
         device = self._given[0].device

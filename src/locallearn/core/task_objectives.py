@@ -136,7 +136,8 @@ class ModelLoss(Objective):
                 raise UsageError("batch: there are no labels, and the model computes no loss of its own")
             loss = called(self.of_scores, scores, batch)
         loss = loss.mean()
-        logits = scores.detach()[None] if scores is not None and scores.dim() == 2 else None
+        classes = scores is not None and scores.dim() == 2 and scores.shape[1] > 1
+        logits = scores.detach()[None] if classes else None
         return LocalLoss(loss[None], {"loss": loss.detach()[None]}, logits)
 
 

@@ -151,6 +151,8 @@ def choose(objective: str | Loss | None, found: Trace, call: ModelCall, model: n
     if spans and objective is None:
         return dataclasses.replace(base, loss=span_loss)
     kind = picked(scores, axis, labels) if objective is None else objective
+    if objective is None:
+        _check_unsquashed(kind, found)
     by_token = len(scores) == 3 or rows is None
     if kind == "cross-entropy" and by_token and axis == len(scores) - 1 and not numbers:
         asked = objective is None and len(scores) == 3
@@ -166,6 +168,18 @@ def choose(objective: str | Loss | None, found: Trace, call: ModelCall, model: n
     else:
         named = kind not in KINDS or (kind == "cross-entropy" and len(scores) == 2 and not numbers and rows == 0)
     return dataclasses.replace(base, name=kind if named else "", loss=loss)
+
+
+def _check_unsquashed(kind: str, found: Trace) -> None:
+    """Refuse a loss that the labels ask for of scores, where the model gives probabilities and no loss of its own.
+
+    Raises:
+        ConfigError: it does; the loss named by the user trains it all the same.
+    """
+    squashing = {"cross-entropy": "softmax", "binary-cross-entropy": "sigmoid"}.get(kind)
+    if squashing == found.squashed and not found.has_loss:
+        expected = f"a model that gives scores before its {squashing}, which {kind} applies itself; or "
+        raise ConfigError("objective", None, f"{expected}objective={kind!r}, to apply it twice all the same")
 
 
 def _of_whole_output(loss: Loss, call: ModelCall, model: nn.Module) -> tuple[WholeLoss, frozenset[str]] | None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from locallearn.errors import ConfigError, UsageError
+from locallearn.nn.precision import precise
 
 IGNORED = -100
 """Labels with this value do not count."""
@@ -23,7 +24,7 @@ KINDS = ("cross-entropy", "binary-cross-entropy", "mean-squared-error")
 
 @dataclass(frozen=True)
 class ScoresLoss:
-    """The mean loss of scores and labels, computed in fp32; called with both it gives one number.
+    """The mean loss of scores and labels, computed in at least fp32; called with both it gives one number.
 
     Attributes:
         kind: ``cross-entropy`` of classes (integers) or of their probabilities (floating point),
@@ -38,7 +39,7 @@ class ScoresLoss:
 
     def __call__(self, scores: Tensor, labels: Tensor) -> Tensor:
         """A scalar; scores and labels of any number of dimensions, whose first is the examples."""
-        scores = scores.float()
+        scores = precise(scores)
         if self.kind != "cross-entropy":
             labels = _alike(labels, scores)
             binary = self.kind == "binary-cross-entropy"
@@ -119,7 +120,7 @@ def span_loss(scores: Tensor, labels: Tensor) -> Tensor:
     """
     tokens = scores.shape[1]
     kept = torch.where((labels < 0) | (labels > tokens), tokens, labels)
-    ends = [F.cross_entropy(scores[..., i].float(), kept[:, i], ignore_index=tokens) for i in (0, 1)]
+    ends = [F.cross_entropy(precise(scores[..., i]), kept[:, i], ignore_index=tokens) for i in (0, 1)]
     return (ends[0] + ends[1]) / 2
 
 

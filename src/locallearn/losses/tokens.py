@@ -16,12 +16,13 @@ from locallearn.losses.chunked import linear_cross_entropy
 from locallearn.losses.objectives import LocalLoss, Objective, ObjectiveInput, objectives
 from locallearn.losses.scores import IGNORED
 from locallearn.nn.heads import heads
+from locallearn.nn.precision import precise
 from locallearn.nn.terminal_head import TerminalHead, TerminalOptions
 from locallearn.nn.token_heads import SharedHead, TokenHead
 
 
 def token_cross_entropy(logits_BTV: Tensor, labels_BT: Tensor, shift: bool) -> Tensor:
-    """Mean cross entropy over tokens, computed in fp32; a scalar.
+    """Mean cross entropy over tokens, computed in at least fp32; a scalar.
 
     Args:
         logits_BTV: scores of V classes for every token.
@@ -31,7 +32,7 @@ def token_cross_entropy(logits_BTV: Tensor, labels_BT: Tensor, shift: bool) -> T
     """
     if shift:
         logits_BTV, labels_BT = logits_BTV[:, :-1], labels_BT[:, 1:]
-    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORED)
+    return F.cross_entropy(precise(logits_BTV.flatten(0, 1)), labels_BT.flatten(), ignore_index=IGNORED)
 
 
 class TokenCrossEntropy(Objective):
@@ -68,7 +69,7 @@ class TokenCrossEntropy(Objective):
             hidden_NH, labels_N = hidden_NH[drawn], labels_N[drawn]
         if self.options.chunk:
             return linear_cross_entropy(hidden_NH, weight, bias, labels_N, self.options.chunk)
-        return F.cross_entropy(F.linear(hidden_NH, weight, bias).float(), labels_N, ignore_index=IGNORED)
+        return F.cross_entropy(precise(F.linear(hidden_NH, weight, bias)), labels_N, ignore_index=IGNORED)
 
 
 def by_token(x_BTC: Tensor, labels_BT: Tensor, shift: bool) -> tuple[Tensor, Tensor]:

@@ -48,7 +48,7 @@ class UserLoss(Objective):
         """Losses [G] of the nodes."""
         scores = self.head(features)
         total = torch.stack([called(self.loss, each, batch) for each in scores])
-        logits = scores.detach() if self.scored and scores.dim() == 3 else None
+        logits = scores.detach() if self.scored and scores.dim() == 3 and scores.shape[2] > 1 else None
         return LocalLoss(total, {"loss": total.detach()}, logits)
 
 

@@ -191,7 +191,10 @@ def _walk(roots: Iterable[_NODE], names: Mapping[int, str], found: Trace) -> set
                 if earlier is None:
                     continue
                 if hasattr(earlier, "variable"):
-                    found.leaves.append((node, names.get(id(earlier.variable), "an input")))
+                    leaf = earlier.variable
+                    found.leaves.append((node, names.get(id(leaf), "an input")))
+                    if id(leaf) not in names and isinstance(leaf, nn.Parameter):
+                        found.unregistered[id(leaf)] = tuple(leaf.shape)
                     continue
                 found.edges.append((node, earlier, output))
                 if earlier not in seen:

@@ -16,6 +16,23 @@ from typing import Any
 
 import numpy as np
 
+_SAME_NUMBERS = (
+    *(
+        "View",
+        "UnsafeView",
+        "ReshapeAlias",
+        "Squeeze",
+        "Unsqueeze",
+        "Permute",
+        "Transpose",
+        "TBackward",
+        "Clone",
+        "ToCopy",
+    ),
+    *("Slice", "Select", "Alias"),
+)
+"""How names of operations begin that give the numbers which they are given, or some of them."""
+
 _NODE = Any  # a torch.autograd.graph.Node; its numbers and shapes are not in torch's stubs
 
 
@@ -73,6 +90,7 @@ class Trace:
         buffers: names of the model's buffers that ``state_dict`` has.
         kept: (path, attribute, operation that made it) of single numbers that submodules keep in attributes.
         aliases: other paths of submodules that have several, by the path that calls have.
+        unregistered: shapes of parameters that the model computes with and does not name, as layers in a plain list.
     """
 
     calls: list[Call]
@@ -88,11 +106,22 @@ class Trace:
     buffers: tuple[str, ...] = ()
     kept: Sequence[tuple[str, str, _NODE]] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
+    unregistered: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def scores(self) -> tuple[int, ...]:
         """Shape of the model's prediction; empty where the model gives its loss alone."""
         return self.calls[-1].shape or ()
+
+    @property
+    def squashed(self) -> str:
+        """``"softmax"`` or ``"sigmoid"`` where the prediction is that of scores, else nothing."""
+        node = self.calls[-1].node
+        each = None if node is None else node[0]
+        while each is not None and each.name().startswith(_SAME_NUMBERS) and len(self.before(each)) == 1:
+            (each,) = self.before(each)
+        kind = "" if each is None else each.name().removesuffix("Backward0").lower()
+        return kind if kind in ("softmax", "sigmoid") else ""
 
     def sum_after(self, call: Call) -> Call | None:
         """The place after ``x + layer(x)``, for a call of ``layer``; None where its output goes anywhere else.

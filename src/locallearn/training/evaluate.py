@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from locallearn.config import RunConfig
-from locallearn.core.batches import are_classes
+from locallearn.core.batches import are_classes, weight_of
 from locallearn.core.local_step import autocast
 from locallearn.core.network import LocalNetwork
 from locallearn.data.store import Batch, Store
@@ -91,20 +91,10 @@ def evaluate(network: LocalNetwork, batches: Iterable[Batch], precision: str) ->
     """Evaluate in eval mode (running statistics of batch norm) and leave the network's mode as it was."""
     was_training = network.training
     network.eval()
-    correct: dict[str, Tensor] = {}
-    losses: list[Tensor] = []
-    images = 0
-    for batch in batches:
-        with autocast(batch.images.device, precision):
-            found = list(network.look(batch))
-        images += batch.examples
-        scores = {name: logits for name, logits, _ in found if logits is not None and are_classes(batch.labels)}
-        hits = {name: _hits(logits, batch.labels) for name, logits in scores.items()}
-        if scores:
-            hits["ensemble"] = _hits(layerwise_ensemble(list(scores.values())), batch.labels)
-        correct = {name: correct.get(name, 0) + hit for name, hit in hits.items()}
-        losses.append(torch.cat([loss for *_, loss in found]) * batch.examples)
-    network.train(was_training)
+    try:
+        correct, losses, images = _sums(network, batches, precision)
+    finally:
+        network.train(was_training)
     if not losses:
         raise UsageError("loader: it gave no batch to evaluate on")
     accuracies: dict[str, Any] = {name: (hit.double() / images).tolist() for name, hit in correct.items()}
@@ -115,6 +105,27 @@ def evaluate(network: LocalNetwork, batches: Iterable[Batch], precision: str) ->
     ]
     last_layer = nodes[-1].get("accuracy", math.nan)
     return Evaluation(last_layer, accuracies.get("ensemble", math.nan), nodes, images)
+
+
+def _sums(
+    network: LocalNetwork, batches: Iterable[Batch], precision: str
+) -> tuple[dict[str, Tensor], list[Tensor], int]:
+    """Right predictions by what predicts, losses of batches by node times what these weigh, and the sum of that."""
+    correct: dict[str, Tensor] = {}
+    losses: list[Tensor] = []
+    images = 0
+    for batch in batches:
+        with autocast(batch.images.device, precision):
+            found = list(network.look(batch))
+        size = weight_of(batch.labels, batch.examples)
+        images += size
+        scores = {name: logits for name, logits, _ in found if logits is not None and are_classes(batch.labels)}
+        hits = {name: _hits(logits, batch.labels) for name, logits in scores.items()}
+        if scores:
+            hits["ensemble"] = _hits(layerwise_ensemble(list(scores.values())), batch.labels)
+        correct = {name: correct.get(name, 0) + hit for name, hit in hits.items()}
+        losses.append(torch.cat([loss for *_, loss in found]) * size)
+    return correct, losses, images
 
 
 def evaluate_by_neighbours(

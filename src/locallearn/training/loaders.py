@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -151,6 +152,9 @@ def read_network(
 
 def moved(batch: Any, device: torch.device) -> Any:
     """A batch with its tensors on a device; NumPy's arrays become tensors."""
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, (type, Batch)):
+        fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+        return dataclasses.replace(batch, **{name: moved(value, device) for name, value in fields.items()})
     batch = tree_map_only(np.ndarray, torch.from_numpy, batch)
     if device.type == "cpu":
         return batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,12 +181,13 @@ class Loop(Resumable):
         """Record an epoch (counted from 1), evaluate, and write a checkpoint."""
         self._record_epoch(epoch)
         every, last = self.config.train.evaluate_every, epoch % self.config.train.epochs == 0
-        better = False
+        better, loss = False, None
         if self.work.evaluate is not None and (last or (every and epoch % every == 0)):
             with self.nodes.averaged():
                 better = self._evaluate(epoch)
+            loss = self._validation_loss() if self.work.every_epoch else None
         if self.work.every_epoch:
-            end_epoch(self.schedules.values(), self.progress["last"])
+            end_epoch(self.schedules.values(), loss)
         path = self.write_checkpoint()
         if better and self.config.checkpoint.keep_best:
             self._mark_best(path)
@@ -239,6 +241,11 @@ class Loop(Resumable):
             self.progress["best"] = {"epoch": epoch, "score": choosing.score, **accuracy}
             return True
         return False
+
+    def _validation_loss(self) -> float:
+        """The last stage's in the last evaluation, which the first process has told all others."""
+        found = self.progress["last"]["nodes"][-1].get("loss", math.nan) if self.world.leader else math.nan
+        return float(self.world.share(repr(found)))
 
     def evaluation(self) -> Evaluation:
         """Evaluate the network on what it is evaluated on."""

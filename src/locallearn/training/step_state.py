@@ -8,18 +8,31 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from locallearn.core.local_step import LocalStep
+from locallearn.core.own_errors import told_of
 from locallearn.core.weight_average import WeightAverage
 from locallearn.errors import ConfigError, UsageError
 from locallearn.training.work import Work
 
 
 def equip(step: LocalStep, work: Work, precision: str, device: torch.device) -> Any:
-    """Give a local step what the work asks for beside its optimizer, and return the schedule on that, or None."""
+    """Give a local step what the work asks for beside its optimizer, and return the schedule on that, or None.
+
+    Raises:
+        ConfigError: the schedule is none of torch's, or follows a measure where none is asked for.
+        UsageError: it follows a measure, and there is nothing to evaluate on.
+    """
     schedule = None if work.schedule is None else work.schedule(step.optimizer)
     if schedule is not None and not hasattr(schedule, "step"):
         raise ConfigError("schedule", type(schedule).__name__, "a function that gives a scheduler of torch, or None")
+    if isinstance(schedule, ReduceLROnPlateau):
+        if not work.every_epoch:
+            expected = "'epoch' with ReduceLROnPlateau, which follows the validation loss"
+            raise ConfigError("schedule_unit", "step", expected)
+        if work.evaluate is None:
+            raise UsageError("schedule: ReduceLROnPlateau needs validation batches: fit(..., validation=...)")
     if not work.every_epoch:
         step.schedule = schedule
     if precision == "fp16":
@@ -30,23 +43,19 @@ def equip(step: LocalStep, work: Work, precision: str, device: torch.device) -> 
     return schedule
 
 
-def end_epoch(schedules: Iterable[Any], evaluation: dict[str, Any] | None) -> None:
-    """Step schedules that count epochs; one that follows a measure is given the last stage's validation loss.
+def end_epoch(schedules: Iterable[Any], loss: float | None) -> None:
+    """Step schedules that count epochs; one that follows a measure is stepped where there is one.
 
     Args:
         schedules: of all stages.
-        evaluation: the last one, where there was one.
-
-    Raises:
-        UsageError: a schedule follows a measure, and there is none.
+        loss: the last stage's validation loss, after an epoch that was evaluated.
     """
     for schedule in schedules:
-        if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            if evaluation is None:
-                raise UsageError("schedule: ReduceLROnPlateau needs validation batches: fit(..., validation=...)")
-            schedule.step(evaluation["nodes"][-1]["loss"])
-        else:
-            schedule.step()
+        with told_of("schedule", f"{type(schedule).__name__} makes no step"):
+            if not isinstance(schedule, ReduceLROnPlateau):
+                schedule.step()
+            elif loss is not None:
+                schedule.step(loss)
 
 
 def step_state(step: LocalStep, schedule: Any) -> dict[str, Tensor]:

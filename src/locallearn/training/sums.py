@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from locallearn.core.batches import are_classes
+from locallearn.core.batches import are_classes, weight_of
 from locallearn.core.network import LocalNetwork
 from locallearn.losses.objectives import LocalLoss
 from locallearn.training.evaluate import module_label
@@ -36,7 +36,8 @@ class Sums:
 
     def add(self, losses: list[LocalLoss], labels: Any, examples: int) -> None:
         """Add one batch of so many examples; hits are counted where labels are classes, int64 [B]."""
-        size = examples // self.network.views  # images
+        views = self.network.views
+        size = weight_of(labels, examples) if views == 1 else examples // views  # images
         for module, loss in zip(self.network, losses, strict=True):
             if not loss.total.numel():  # a stage that did not run on this batch
                 self.count(f"{module.name}/{_MISSED}", torch.tensor(float(size), dtype=torch.float64))

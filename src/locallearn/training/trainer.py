@@ -21,6 +21,7 @@ from locallearn.data.store import Batch
 from locallearn.errors import UsageError
 from locallearn.files import short_temporary_folder
 from locallearn.nn.features import prediction
+from locallearn.nn.precision import precise
 from locallearn.runtime.world import Alone, ProcessWorld, process_world
 from locallearn.training.checkpoint import load_network
 from locallearn.training.described import identity_of
@@ -53,7 +54,8 @@ class Trainer:
     Args:
         network: the network; it is trained in place.
         optimizer: makes the optimizer of one stage from the parameters that it trains: any of torch's, with parameter
-            groups if you like. By default AdamW with a rate of 1e-3.
+            groups if you like. By default what ``ll.split`` or ``set_optimizers`` was given, else AdamW with a rate
+            of 1e-3.
         schedule: makes a scheduler of torch for the optimizer of one stage. None leaves rates alone.
         schedule_unit: when schedulers step: after every update (``"step"``) or every epoch (``"epoch"``, which
             ``ReduceLROnPlateau`` needs; it follows the validation loss of the last stage).
@@ -172,7 +174,7 @@ class Trainer:
             source,
             None if again is None else lambda network: self._evaluate(network, again),
             source=type(loader).__name__,
-            optimizer=options.optimizer or adamw,
+            optimizer=options.optimizer or self.network.maker.function or adamw,
             schedule=options.schedule,
             every_epoch=options.schedule_unit == "epoch",
             accumulate=options.accumulate,
@@ -263,11 +265,11 @@ class Trainer:
         return self._read(loader, lambda batch: read(batch)[0])
 
     def _read(self, loader: Iterable[Any], read: Callable[[Batch], Tensor | None]) -> Tensor:
-        """What is read of every batch in eval mode, put together, in fp32."""
+        """What is read of every batch in eval mode, put together, in at least fp32."""
 
         def values() -> list[Tensor]:
             found = [output for _, output in read_network(self.network, loader, read, self.options.precision)]
-            return [output.float() for output in found if output is not None]
+            return [precise(output) for output in found if output is not None]
 
         self.network.to(self._home)
         found = self._averaged(values)

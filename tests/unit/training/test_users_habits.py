@@ -1,0 +1,276 @@
+"""Optimizers, schedules and batches as people have them."""
+
+import copy
+import dataclasses
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence
+from torch.optim import lr_scheduler
+
+import locallearn as ll
+from locallearn.core.local_step import clip_gradients
+from locallearn.core.rehearsal import SplitWarning
+
+X, Y = torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 5
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+def mlp():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 5))
+
+
+class Words(nn.Module):
+    """An embedding with sparse gradients, then linear layers."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.b, self.c = nn.Embedding(20, 8, sparse=True), nn.Linear(8, 8), nn.Linear(8, 5)
+
+    def forward(self, ids):
+        return self.c(self.b(self.table(ids).mean(1)).relu())
+
+
+WORDS = (torch.randint(20, (6, 4), generator=torch.Generator().manual_seed(0)), Y)
+
+
+def test_double_precision_is_kept_in_the_loss():
+    model = mlp().double()
+    network = ll.split(model, depth=1, example=(X.double(), Y), optimizer=sgd)
+    loss = network.step((X.double(), Y))["loss"]
+    expected = F.cross_entropy(model(X.double()), Y)
+    gradient = torch.autograd.grad(expected, model[0].weight)[0]
+    assert loss.dtype == torch.float64
+    assert torch.equal(loss, expected)
+    torch.testing.assert_close(network.merge()[0].weight, model[0].weight - 0.1 * gradient, rtol=0, atol=1e-15)
+    assert ll.Trainer(network).predict([(X.double(), Y)]).dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.complex64])
+def test_clipping_is_torch_s_for_every_type_of_number(kind):
+    torch.manual_seed(0)
+    ours, theirs = (
+        [nn.Parameter(torch.ones(4, 3, dtype=kind)), nn.Parameter(torch.ones(4, dtype=kind))] for _ in "ab"
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        a.grad = torch.randn_like(a)
+        b.grad = a.grad.clone()
+    clip_gradients(ours, 1, 0.5)
+    nn.utils.clip_grad_norm_(theirs, 0.5)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_sparse_gradients_are_clipped_and_trained():
+    model = Words()
+    network = ll.split(model, depth=1, example=WORDS, optimizer=sgd, clip_norm=0.1)
+    network.step(WORDS)
+    model.table.sparse = False
+    F.cross_entropy(model(WORDS[0]), Y).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+    sgd(model.parameters()).step()
+    torch.testing.assert_close(network.merge().state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (torch.optim.AdamW, "optimizer: AdamW of stage 1 makes no step: RuntimeError: .*sparse"),
+        (torch.optim.LBFGS, "optimizer: LBFGS of stage 1 makes no step: TypeError: .*closure"),
+        (torch.optim.SparseAdam, "optimizer: SparseAdam of stage 1 makes no step: RuntimeError: .*dense"),
+    ],
+)
+def test_an_optimizer_that_makes_no_step_is_named(make, message):
+    network = ll.split(Words(), cuts=["b"], example=WORDS)
+    with pytest.raises(ll.LocalLearnError, match=message) as refused:
+        ll.Trainer(network, optimizer=lambda p: make(p)).fit([WORDS])
+    assert "\n" not in str(refused.value)
+
+
+def test_a_schedule_that_ends_too_early_is_named():
+    network = ll.split(mlp(), depth=2, example=(X, Y))
+    trainer = ll.Trainer(network, optimizer=sgd, schedule=lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=2))
+    with pytest.raises(ll.LocalLearnError, match="schedule: OneCycleLR of stage 1 makes no step: ValueError"):
+        trainer.fit([(X, Y)] * 4)
+
+
+def test_the_trainer_s_optimizer_is_the_split_s_by_default():
+    networks = [ll.split(mlp(), depth=2, example=(X, Y), optimizer=sgd) for _ in range(2)]
+    assert copy.deepcopy(networks[0]).maker.function is sgd
+    ll.Trainer(networks[0]).fit([(X, Y)])
+    networks[1].step((X, Y))
+    torch.testing.assert_close(networks[0].state_dict(), networks[1].state_dict(), rtol=0, atol=0)
+    other = ll.Trainer(networks[0], optimizer=lambda p: torch.optim.SGD(p, lr=0.5))
+    other.fit([(X, Y)])
+    assert other.rates == [0.5, 0.5]
+
+
+def plateau(optimizer):
+    return lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=0, threshold=10.0)
+
+
+def test_a_schedule_that_follows_the_validation_waits_for_it():
+    """It is asked for before training whether there will be any, and steps after the epochs that are evaluated."""
+    make = lambda unit: ll.Trainer(  # noqa: E731
+        ll.split(mlp(), depth=2, example=(X, Y)), optimizer=sgd, schedule=plateau, schedule_unit=unit
+    )
+    with pytest.raises(ll.LocalLearnError, match="schedule_unit: 'step' is not valid; expected 'epoch' with Reduce"):
+        make("step").fit([(X, Y)], validation=[(X, Y)])
+    trainer = make("epoch")
+    before = trainer.network.merge().state_dict()
+    with pytest.raises(ll.LocalLearnError, match="needs validation"):
+        trainer.fit([(X, Y)])
+    torch.testing.assert_close(trainer.network.merge().state_dict(), before, rtol=0, atol=0)
+    trainer.fit([(X, Y)], epochs=4, validation=[(X, Y)], evaluate_every=2)
+    assert trainer.rates == pytest.approx([0.001] * 2)  # two evaluations, neither better by ten
+
+
+@dataclasses.dataclass
+class Fields:
+    input: Tensor
+    labels: Tensor
+
+
+class Named(NamedTuple):
+    input: Tensor
+    labels: Tensor
+    other: None = None
+
+
+class Takes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = mlp()
+
+    def forward(self, input, other=None):
+        return self.body(input)
+
+
+def test_batches_are_dataclasses_and_named_tuples_too():
+    losses = []
+    for batch in ((X, Y), Fields(X, Y), Named(X, Y)):
+        network = ll.split(Takes(), depth=2, example=batch, optimizer=sgd)
+        trainer = ll.Trainer(network, optimizer=sgd)
+        trainer.fit([batch])
+        losses.append(trainer.evaluate([batch])["nodes"])
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_batches_that_are_something_else_say_what_would_be_right():
+    network = ll.split(mlp(), depth=2, example=(X, Y))
+    with pytest.raises(ll.LocalLearnError, match="batch: a tuple of 3 is not valid; .* whose inputs may be a tuple"):
+        network.step((X, Y, Y))
+    with pytest.raises(ll.LocalLearnError, match="batch: PackedSequence is not valid; expected padded sequences"):
+        ll.split(nn.GRU(8, 8), depth=1, example=(pack_sequence([X[:3], X[:2]]), Y[:2]))
+
+
+@pytest.mark.parametrize("call", ["step", "fit", "evaluate"])
+def test_a_batch_of_no_examples_is_named(call):
+    network = ll.split(mlp(), depth=2, example=(X, Y), optimizer=sgd)
+    empty = (X[:0], Y[:0])
+    with pytest.raises(ll.LocalLearnError, match=r"batch: inputs \(0, 8\) have no examples"):
+        network.step(empty) if call == "step" else getattr(ll.Trainer(network), call)([(X, Y), empty])
+
+
+def test_weights_that_cannot_be_trained_are_named():
+    with torch.device("meta"):
+        model = mlp()
+    with pytest.raises(ll.LocalLearnError, match=r"model: 0\.weight has no values .*\(it is on the meta device\)"):
+        ll.split(model, depth=2, example=(X, Y))
+    with torch.inference_mode():
+        model = mlp()
+    with pytest.raises(ll.LocalLearnError, match=r"model: 0\.weight was made in torch\.inference_mode"):
+        ll.split(model, depth=2, example=(X, Y))
+
+
+def test_split_and_step_do_not_mind_where_they_are_called():
+    states = []
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        model = mlp()
+        with mode():
+            network = ll.split(model, depth=2, example=(X, Y), optimizer=sgd)
+            network.step((X, Y))
+        states.append(network.state_dict())
+    for other in states[1:]:
+        torch.testing.assert_close(other, states[0], rtol=0, atol=0)
+
+
+class Graphs(nn.Module):
+    """Scores of graphs, from features of their nodes."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 5)
+
+    def forward(self, x, graph, count):
+        return self.b(torch.zeros(count, 8).index_add(0, graph, self.a(x).relu()))
+
+
+def test_accuracy_is_of_labels_where_inputs_have_other_rows():
+    torch.manual_seed(0)
+    graph = torch.tensor([0, 0, 1, 2, 2, 2])
+    batch = ((X, graph, 3), Graphs()(X, graph, 3).argmax(1))
+    torch.manual_seed(0)
+    network = ll.split(Graphs(), depth=1, example=batch, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+    trainer = ll.Trainer(network, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+    summary, found = trainer.fit([batch], validation=[batch]), trainer.evaluate([batch])
+    torch.manual_seed(0)
+    expected = (Graphs()(X, graph, 3).argmax(1) == batch[1]).float().mean().item()
+    assert found["last_layer"] == summary["accuracy"]["last_layer"] == pytest.approx(expected)
+    assert found["examples"] == 3
+
+
+@pytest.mark.parametrize("labels", [Y % 2, Y])
+def test_a_single_score_has_no_accuracy(labels):
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
+    network = ll.split(model, depth=2, example=(X, labels), optimizer=sgd)
+    assert ll.Trainer(network, optimizer=sgd).evaluate([(X, labels)])["last_layer"] is None
+
+
+@pytest.mark.parametrize(
+    ("end", "outputs", "labels", "named"),
+    [
+        (nn.Softmax(1), 5, Y, "cross-entropy"),
+        (nn.Sigmoid(), 1, (Y % 2).float()[:, None], "binary-cross-entropy"),
+        (nn.Sequential(nn.Sigmoid(), nn.Flatten(0)), 1, (Y % 2).float(), "binary-cross-entropy"),
+    ],
+)
+def test_a_model_of_probabilities_is_not_given_scores_loss(end, outputs, labels, named):
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, outputs), end)
+    with pytest.raises(ll.LocalLearnError, match=f"objective: None .* which {named} applies itself"):
+        ll.split(model, depth=2, example=(X, labels))
+    network = ll.split(model, depth=2, example=(X, labels), objective=named)  # the user's word
+    assert network.step((X, labels))["loss"].isfinite()
+
+
+def test_log_probabilities_and_squared_errors_of_probabilities_are_fine():
+    log = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 5), nn.LogSoftmax(1))
+    network = ll.split(log, depth=2, example=(X, Y))
+    torch.testing.assert_close(network.step((X, Y))["loss"], F.nll_loss(log(X), Y))
+    pixels = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Sigmoid())
+    assert ll.split(pixels, depth=2, example=(X, torch.rand(6, 8))).step((X, torch.rand(6, 8)))["loss"] < 1
+
+
+class Unregistered(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.layers, self.c = nn.Linear(8, 8), [nn.Linear(8, 8), nn.Linear(8, 8)], nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        for layer in self.layers:
+            x = layer(x).relu()
+        return self.c(x)
+
+
+def test_layers_in_a_plain_list_are_told_of():
+    with pytest.warns(SplitWarning, match=r"nothing trains 4 parameters .* \(one is 8( x 8)?\): layers in a list"):
+        ll.split(Unregistered(), cuts=["a"], example=(X, Y))

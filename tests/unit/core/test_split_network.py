@@ -97,7 +97,7 @@ def test_batches_may_be_mappings_pairs_or_nested():
         network = ll.split(Transformer(), example=batch, depth=2)
         losses.append(network.step(batch)["loss"].item())
     assert len(set(losses)) == 1
-    with pytest.raises(UsageError, match="expected a mapping, or a pair"):
+    with pytest.raises(UsageError, match="expected a mapping, inputs, or a pair"):
         network.step((x, y, y))
     for depth in (1, 2):
         with pytest.raises(UsageError, match="batch: there are no labels"):

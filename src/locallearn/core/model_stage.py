@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from locallearn.core.batches import CalledBatch, ModelCall
 from locallearn.core.block_arguments import forget, listen_to_arguments
+from locallearn.core.foreign_writes import ForeignWrites
 from locallearn.core.generators import nothing, restoring
 from locallearn.core.kept_attributes import Attributes, hand_over
 from locallearn.core.last_layer import LastLayerLoss
@@ -70,6 +71,7 @@ class ModelStage(Stage):
         self.rest: tuple[str, ...] = ()
         self._alone: StagePass | None = None
         self._kept: list[tuple[str, str]] | None = None
+        self._shared: set[str] = set()  # buffers of other stages that are no copies where it computes alone
         self.copies = ReadCopies(k - 1, model, objective, self.reads)
         self._reads_copies = False
         self.device: torch.device | None = None
@@ -114,7 +116,8 @@ class ModelStage(Stage):
             read = {name.rpartition(".")[0] for name in self.piece.reads}
             others = {name for piece in pieces if piece is not self.piece for name in piece.buffers}
             # a frozen layer before the cut runs here too, and is not to count a batch twice
-            counted = [name for name in others if name.rpartition(".")[0] not in read]
+            counted = {name for name in others if name.rpartition(".")[0] not in read}
+            self._shared = others - counted
             return share(self.model, apart=[*self.piece.reads, *counted])
         own = [self.model.get_parameter(name) for name in self.piece.parameters]
         own += [self.model.get_buffer(name) for name in self.piece.buffers]
@@ -171,10 +174,13 @@ class ModelStage(Stage):
     @contextlib.contextmanager
     def _keeping(self) -> Iterator[None]:
         """What submodules keep in attributes from batch to batch, the whole model has after a pass, too."""
-        view, before = self._computes[0], None
+        view, before, foreign = self._computes[0], None, None
         if self._kept is None and view.training:
             before = Attributes(view)
+            foreign = self.before and ForeignWrites(view, self.piece.parameters, self._shared)
         yield
+        if foreign:
+            foreign.check(self.before.path if self.before else "")
         if before is not None:
             self._kept = before.made_anew(self.piece.buffers)
         if self.device is None:
@@ -224,10 +230,20 @@ class ModelStage(Stage):
         """Losses [G] of the nodes, from what the submodule at the stage's end gave."""
         assert isinstance(batch, CalledBatch)
         alone, self._reads_copies = self._reads_copies, False
-        with self.copies.reading() if alone else contextlib.nullcontext():
+        with self._as_at_its_end() if alone else contextlib.nullcontext():
             loss = self._loss(output, batch)
         forget(self.objective)
         return loss if batch.whole is None or self.weighing is None else weighed(loss, batch, self.weighing)
+
+    @contextlib.contextmanager
+    def _as_at_its_end(self) -> Iterator[None]:
+        """While it lasts heads read copies, and autocast is as in the model's forward pass, which was left."""
+        autocast = self._alone.autocast if self._alone is not None else None
+        with self.copies.reading(), contextlib.ExitStack() as stack:
+            if autocast is not None:
+                kind, dtype, enabled = autocast
+                stack.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))
+            yield
 
     def _loss(self, output: Any, batch: CalledBatch) -> LocalLoss:
         if self.last:

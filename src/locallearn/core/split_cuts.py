@@ -99,6 +99,10 @@ def _with_context(
 def _unusable(call: Call, task: Task) -> str:
     """Why heads cannot learn a task from a call's features, as what would be right."""
     by_class = isinstance(task.loss, ScoresLoss) and task.loss.kind == "cross-entropy"
+    shape = list(call.shape or ())
+    if by_class and task.batch is None and len(task.scores) == len(shape) == 2 and shape[:1] != [*task.scores[:1]]:
+        rows = f"(this one gives {' x '.join(map(str, shape))})"  # such as nodes of graphs
+        return f"a row of features for each of the model's {task.scores[0]} scores {rows}"
     if len(task.scores) != 3 or not by_class:
         return ""
     shape = Axes(call.batch or 0, call.channels).shape(call.shape or ())

@@ -25,7 +25,7 @@ from locallearn.core.stage_ends import ResidualSums
 from locallearn.core.user_hooks import UserHooks
 from locallearn.errors import ConfigError, UsageError
 from locallearn.nn.fast_paths import layer_by_layer
-from locallearn.nn.features import map_tensors, tensors_of, with_features
+from locallearn.nn.features import features_of, map_tensors, tensors_of, with_features
 from locallearn.nn.pieces import Piece
 
 
@@ -81,6 +81,7 @@ class StagePass:
 
     Attributes:
         crossed: the tensors that crossed the stage's end in the last pass.
+        autocast: what the model had autocast to there: kind of device, type of numbers, and whether it did.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class StagePass:
         self._starts_in_sum, self._ends_in_sum = before is not None and before.summed, piece.summed
         self._sums = ResidualSums()
         self.crossed: dict[tuple[str, int], Tensor] = {}
+        self.autocast: tuple[str, torch.dtype, bool] | None = None
         self._slots: dict[int, int] = {}
         self._kept: dict[str, int] = {}
         self._plan: dict[str, list[Any]] = {}
@@ -226,9 +228,17 @@ class StagePass:
 
     def _leave(self, _module: nn.Module, _args: Any, output: Any) -> None:
         if self._ends_in_sum:
-            self._sums.wait(output, _leave_stage)
+            self._sums.wait(output, self._leave_stage)
         else:
-            _leave_stage(output)
+            self._leave_stage(output)
+
+    def _leave_stage(self, output: Any) -> None:
+        features = features_of(output)
+        assert features is not None
+        kind = features.device.type
+        if kind != "meta":
+            self.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+        raise _EndOfStageError(output)
 
 
 def _did_not_run(path: str) -> str:
@@ -236,10 +246,6 @@ def _did_not_run(path: str) -> str:
         f"cuts: {path} did not run on this batch, as it did on the example; a model that leaves layers out at random "
         "trains with runtime inline, or with cuts at layers that always run"
     )
-
-
-def _leave_stage(output: Any) -> None:
-    raise _EndOfStageError(output)
 
 
 def places_of(piece: Piece) -> list[tuple[str, int]]:

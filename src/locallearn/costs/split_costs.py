@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
-from locallearn.core.batches import CalledBatch
+from locallearn.core.batches import CalledBatch, weight_of
 from locallearn.core.local_step import LocalStep
 from locallearn.core.model_stage import ModelStage
 from locallearn.core.split_network import SplitNetwork
@@ -265,14 +265,15 @@ class _CountedStep(LocalStep):
 
 
 def _count(network: SplitNetwork, batch: CalledBatch, precision: str | None) -> SplitCosts:
-    tally = _Tally(network, batch.examples)
+    examples = min(batch.examples, weight_of(batch.labels, batch.examples))  # of graphs, not of their nodes
+    tally = _Tally(network, examples)
     optimizers = zip(network.model_stages, network.optimizers, strict=True)
     steps = [_CountedStep(stage, optimizer, precision, tally) for stage, optimizer in optimizers]
     with tally.meter, tally.counter:
         network.walk(steps, batch)
     stages = tuple(tally.stages)
     dense = _dense(network, batch, stages) if network.grouped else stages
-    return SplitCosts(tuple(tally.modules), stages, dense, batch.examples, weight_reads(network))
+    return SplitCosts(tuple(tally.modules), stages, dense, examples, weight_reads(network))
 
 
 def _dense(network: SplitNetwork, batch: CalledBatch, stages: Sequence[CountedStage]) -> tuple[CountedStage, ...]:

@@ -17,15 +17,38 @@ from locallearn.nn.trace import Trace
 
 def find_batch_axes(found: Trace, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Note the axis of the examples in every output: the one that grows by a row when the batch does."""
-    rows = batch_size(args, kwargs)
+    rows, values = batch_size(args, kwargs), (args, dict(kwargs))
     for more in (1, rows):  # it may take batches of an even size only, or of this size only
-        shapes = shapes_of(found, model, *_grown((args, dict(kwargs)), rows, more))
+        shapes = shapes_of(found, model, *_grown(values, rows, more))
         if shapes is not None:
-            for call, shape in zip(found.calls, shapes, strict=True):
-                call.batch = _grew(call.shape, shape, more)
+            _note_growth(found, shapes, more)
+            break
+    else:
+        for call in found.calls:
+            call.batch = 0 if call.shape and call.shape[0] == rows else None
+        return
+    if found.calls[-1].batch is None and len(found.scores) == 2:
+        _look_further(found, model, values, rows)
+
+
+def _look_further(found: Trace, model: nn.Module, values: Any, rows: int) -> None:
+    """The same where scores [B, C] have no row more for a row more of the first input.
+
+    Its rows may be steps in time, with examples on the second axis; or words of all examples one after the other,
+    with where each begins beside them (``EmbeddingBag``).
+    """
+    count = found.scores[0]
+    tries = [] if count == rows else [_grown(values, count, 1)]
+    for grown in (*tries, _wider(values, count)):
+        shapes = shapes_of(found, model, *grown)
+        if shapes is not None and _grew(found.scores, shapes[-1], 1) == 0:
+            _note_growth(found, shapes, 1)
             return
-    for call in found.calls:
-        call.batch = 0 if call.shape and call.shape[0] == rows else None
+
+
+def _note_growth(found: Trace, shapes: list[tuple[int, ...] | None], more: int) -> None:
+    for call, shape in zip(found.calls, shapes, strict=True):
+        call.batch = _grew(call.shape, shape, more)
 
 
 def find_other_tokens(found: Trace, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -57,7 +80,18 @@ def _grown(values: Any, rows: int, more: int) -> Any:
     """The same arguments with more examples."""
 
     def grow(x: Tensor) -> Tensor:
-        return torch.cat([x, x[:more]]) if x.dim() and len(x) == rows else x
+        return torch.cat([x, x[-more:]]) if x.dim() and len(x) == rows else x
+
+    return tree_map_only(Tensor, grow, values)
+
+
+def _wider(values: Any, count: int) -> Any:
+    """The same arguments with an example more on the second axis, or on the only one."""
+
+    def grow(x: Tensor) -> Tensor:
+        axis = min(1, x.dim() - 1)
+        fits = x.dim() and x.shape[axis] == count
+        return torch.cat([x, x.narrow(axis, -1, 1)], axis) if fits else x
 
     return tree_map_only(Tensor, grow, values)
 

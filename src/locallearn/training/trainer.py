@@ -275,6 +275,11 @@ class Trainer:
         found = self._averaged(values)
         if not found:
             raise UsageError("loader: it gave no batch")
+        other = next((x for x in found if x.shape[1:] != found[0].shape[1:]), None)
+        if other is not None:
+            shapes = f"{tuple(found[0].shape)} and {tuple(other.shape)}"
+            expected = "examples on the first dimension and all else alike, as where texts are padded to one length"
+            raise UsageError(f"loader: batches give {shapes}, which do not go together; expected {expected}")
         return torch.cat(found)
 
     def _averaged(self, compute: Any) -> Any:

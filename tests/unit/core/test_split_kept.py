@@ -94,6 +94,44 @@ class Again(Layer):
         return checkpoint(self.own, x, use_reentrant=True)
 
 
+class HalfNet(Net):
+    """Computes in another type of number, as models do that choose it themselves."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x)
+
+
+class Teacher(nn.Module):
+    """Adds what a frozen layer makes of the input; ``follows`` has it follow a trained one by a moving average."""
+
+    def __init__(self, follows):
+        super().__init__()
+        self.follows = follows
+        self.a, self.b, self.c = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 5)
+        self.teacher = nn.Linear(8, 16).requires_grad_(False)
+
+    def forward(self, x):
+        with torch.no_grad():
+            if self.follows and self.training:
+                self.teacher.weight.data = 0.9 * self.teacher.weight.data + 0.1 * self.a.weight.data
+            target = self.teacher(x)
+        return self.c(self.b(self.a(x).relu()).relu() + target)
+
+
+class SharedNorm(nn.Module):
+    """One batch norm in two stages."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm = nn.Linear(8, 16), nn.BatchNorm1d(16)
+        self.b, self.c, self.d = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.b(self.norm(self.a(x)).relu()).relu()
+        return self.d(self.norm(self.c(x)).relu())
+
+
 def hooked(model):
     """With hooks that change what layers are given and give, at the cut, before it and after it."""
     for layer in (model.a, model.b, model.c):
@@ -114,6 +152,8 @@ MODELS = {
     "counts": lambda: Net(Counting),
     "a queue": lambda: Net(Queue),
     "reentrant checkpoints": lambda: Net(Again),
+    "an autocast of its own": lambda: HalfNet(Layer),
+    "a frozen teacher": lambda: Teacher(False),
     "hooks": lambda: hooked(Net(Layer)),
     "old spectral norm": lambda: Net(lambda: nn.utils.spectral_norm(nn.Linear(16, 16))),
     "a frozen batch norm": lambda: frozen(Net(Layer)),
@@ -146,3 +186,25 @@ def test_a_network_that_trained_on_threads_is_copied_and_saved(tmp_path):
         each.set_optimizers(sgd)
         each.step(DATA[0])
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("make", "written"), [(lambda: Teacher(True), "teacher.weight"), (SharedNorm, "norm.num_batches_tracked")]
+)
+def test_what_several_stages_would_write_is_refused_apart_and_trained_inline(make, written):
+    for runtime in ("inline", "threads"):
+        trainer = ll.Trainer(ll.split(make(), cuts=["b"], example=DATA[0]), optimizer=sgd, runtime=runtime)
+        if runtime == "inline":
+            assert trainer.fit(DATA)["status"] == "finished"
+            continue
+        with pytest.raises(ll.LocalLearnError, match=f"cuts: 'b' .* the forward pass writes into {written}"):
+            trainer.fit(DATA)
+
+
+def test_a_process_keeps_the_frozen_weights_that_its_stages_compute_with():
+    """And lets go of all others: those that other stages train, and frozen ones that gradients pass."""
+    network = ll.split(Teacher(False), cuts=["a"], example=DATA[0])
+    network.run_apart()
+    network.release([1])
+    state = network.model.state_dict()
+    assert {name for name, value in state.items() if value.isnan().any()} == {"a.weight", "a.bias"}

@@ -274,3 +274,62 @@ class Unregistered(nn.Module):
 def test_layers_in_a_plain_list_are_told_of():
     with pytest.warns(SplitWarning, match=r"nothing trains 4 parameters .* \(one is 8( x 8)?\): layers in a list"):
         ll.split(Unregistered(), cuts=["a"], example=(X, Y))
+
+
+class TimeFirst(nn.Module):
+    """A recurrent model of [T, B] tokens that gives scores [B, C]."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.first, self.second = nn.Embedding(20, 8), nn.GRU(8, 8), nn.GRU(8, 8)
+        self.end = nn.Linear(8, 5)
+
+    def forward(self, ids):
+        return self.end(self.second(self.first(self.embed(ids))[0])[0][-1])
+
+
+class Bags(nn.Module):
+    """Scores [B, C] of words that lie one after the other, with where each example's begin."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.a, self.b = nn.EmbeddingBag(20, 8, mode="sum"), nn.Linear(8, 8), nn.Linear(8, 5)
+
+    def forward(self, ids, offsets):
+        return self.b(self.a(self.words(ids, offsets)).relu())
+
+
+@pytest.mark.parametrize("examples", [4, 7])
+def test_examples_are_found_on_the_second_axis(examples):
+    """As many as steps in time, too; each example's loss then depends on its own tokens alone."""
+    torch.manual_seed(0)
+    ids, labels = torch.randint(20, (7, examples)), torch.arange(examples) % 5
+    network = ll.split(TimeFirst(), cuts=["first"], example=(ids, labels))
+    assert (network.pieces[0].layout.batch, network.pieces[0].layout.channels) == (1, 2)
+    features = network.model.first(network.model.embed(ids))[0]
+    seen = network.pieces[0].layout.ordered(features)
+    torch.testing.assert_close(seen, features.transpose(0, 1))
+    assert network.step((ids, labels))["accuracy/1"] <= 1
+    assert ll.Trainer(network).evaluate([(ids, labels)])["examples"] == examples
+
+
+def test_examples_of_bags_of_words_are_found():
+    batch = ((torch.randint(20, (11,)), torch.tensor([0, 3, 5, 8])), torch.arange(4))
+    network = ll.split(Bags(), depth=2, example=batch)
+    assert network.pieces[0].shape == (8,)
+    assert ll.cost(network, batch).nodes[1].macs == 8 * 5
+    assert ll.Trainer(network).predict([batch, batch]).shape == (8, 5)
+
+
+def test_nodes_of_graphs_are_no_examples():
+    batch = ((X, torch.tensor([0, 0, 1, 2, 2, 2]), 3), torch.arange(3))
+    with pytest.raises(ll.LocalLearnError, match="cuts: 'a' .* a row of features for each of the model's 3 scores"):
+        ll.split(Graphs(), cuts=["a"], example=batch)
+
+
+def test_predictions_of_other_lengths_do_not_go_together():
+    model = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 5))
+    loader = [(torch.zeros(2, n, dtype=torch.long), torch.ones(2, n, dtype=torch.long)) for n in (4, 6)]
+    trainer = ll.Trainer(ll.split(model, depth=2, example=loader[0]))
+    with pytest.raises(ll.LocalLearnError, match=r"batches give \(2, 4, 5\) and \(2, 6, 5\), which do not go"):
+        trainer.predict(loader)

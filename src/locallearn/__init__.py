@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from locallearn.training.schedules import ScheduleInput, schedules
     from locallearn.training.trainer import Trainer
 
+__version__ = "0.1.0"
+
 _PLACES = {
     "TrainConfig": "locallearn.config.training",
     "ScheduleConfig": "locallearn.config.training",

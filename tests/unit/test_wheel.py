@@ -1,6 +1,7 @@
 """A built wheel has every file of the package and the command, and works away from its source."""
 
 import email
+import importlib.metadata
 import json
 import os
 import shutil
@@ -10,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import locallearn
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ("*.jinja", "*.c", "*.h", "py.typed")
@@ -53,6 +56,7 @@ def _metadata(wheel, name):
 
 def test_its_metadata_names_the_command_licence_and_links(wheel):
     metadata = email.message_from_string(_metadata(wheel, "METADATA"))
+    assert metadata["Version"] == locallearn.__version__
     assert (metadata["Name"], metadata["License-Expression"]) == ("locallearn", "MIT")
     assert metadata["Requires-Python"] == ">=3.11"
     assert [link.split(", ")[0] for link in metadata.get_all("Project-URL")] == ["Thesis"]
@@ -80,7 +84,7 @@ def test_the_unpacked_wheel_trains_away_from_its_source(wheel, tmp_path):
 def test_the_version_is_the_one_that_is_cited():
     cited = (ROOT / "CITATION.cff").read_text()
     project = (ROOT / "pyproject.toml").read_text()
-    [version] = [line.split('"')[1] for line in project.splitlines() if line.startswith("version = ")]
-    assert f"\nversion: {version}\n" in cited
+    assert f"\nversion: {locallearn.__version__}\n" in cited
+    assert importlib.metadata.version("locallearn") == locallearn.__version__
     [link] = [line.split('"')[1] for line in project.splitlines() if line.startswith("Thesis = ")]
     assert f'url: "{link}"' in cited

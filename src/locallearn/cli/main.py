@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+import locallearn
 from locallearn import plugins
 from locallearn.cli import houses
 from locallearn.errors import LocalLearnError, UsageError, one_line
@@ -99,7 +100,7 @@ def _run(arguments: list[str]) -> int:
         print(_usage())
         return 0
     if arguments[0] == "--version":
-        print(f"locallearn {importlib.import_module('importlib.metadata').version('locallearn')}")
+        print(f"locallearn {locallearn.__version__}")
         return 0
     command = arguments[0]
     modules = {name: f"locallearn.cli.{name}_command" for name in COMMANDS}

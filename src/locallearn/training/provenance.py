@@ -10,9 +10,10 @@ import platform
 import resource
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import locallearn
 
 
 def facts_of(device: str) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def versions() -> dict[str, str]:
     import torch
 
     return {
-        "locallearn": metadata.version("locallearn"),
+        "locallearn": locallearn.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }

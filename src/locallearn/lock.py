@@ -38,6 +38,13 @@ def acquire_run(run: Path) -> IO[str] | None:
     return lock
 
 
+def release(lock: IO[str]) -> None:
+    """End a lock, also for processes that were forked meanwhile and have the file open, as a loader's workers do."""
+    with contextlib.suppress(OSError):  # the file system has no locks
+        fcntl.flock(lock, fcntl.LOCK_UN)
+    lock.close()
+
+
 def run_lock(run: Path) -> Path:
     """The lock file of a run folder."""
     return run / ".lock"

@@ -6,6 +6,7 @@ Models of others draw from any of them: layers are dropped and masks are made wi
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -48,3 +49,24 @@ def _set(device: torch.device, of_torch: Any, of_numpy: Any, of_python: Any, of_
     random.setstate(of_python)
     if of_device is not None:
         torch.cuda.set_rng_state(of_device, device)
+
+
+def generator_state(generator: Any) -> Any:
+    """Where a generator of torch, numpy or Python's ``random`` that a model has for itself is."""
+    if isinstance(generator, torch.Generator):
+        return generator.get_state().tolist()
+    if isinstance(generator, np.random.Generator):
+        return copy.deepcopy(generator.bit_generator.state)
+    return generator.get_state(legacy=False) if isinstance(generator, np.random.RandomState) else generator.getstate()
+
+
+def set_generator(generator: Any, state: Any) -> None:
+    """Put it where ``generator_state`` found it."""
+    if isinstance(generator, torch.Generator):
+        generator.set_state(torch.tensor(state, dtype=torch.uint8))
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, np.random.RandomState):
+        generator.set_state(state)
+    else:
+        generator.setstate(state)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections import deque
 from collections.abc import Collection, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from locallearn.core.generators import generator_state, set_generator
 
 _NOT_KEPT = frozenset((*vars(nn.Module()), "forward"))
 """What torch itself has in attributes, and a method that a stage which computes alone replaces."""
 _CONTAINERS = (list, dict, set, deque)
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _BUFFER = "_buffers."
 
 
@@ -28,7 +33,7 @@ class Attributes:
         self._before = {path: _held(part) for path, part in model.named_modules()}
         values = [value for held in self._before.values() for value in held.values()]
         self._versions = {id(x): x._version for x in values if isinstance(x, Tensor) and not x.is_inference()}
-        self._contents = {id(x): _content(x) for x in values if isinstance(x, (*_CONTAINERS, Tensor))}
+        self._contents = {id(x): _content(x) for x in values if isinstance(x, (*_CONTAINERS, *_GENERATORS, Tensor))}
 
     def changed(self) -> list[tuple[str, str]]:
         """(path, name) of those that are something else now."""
@@ -57,6 +62,8 @@ class Attributes:
             return type(now) not in (bool, int, float, str) or type(before) is not type(now) or before != now
         if isinstance(now, Tensor):
             return now._version != self._versions.get(id(now))
+        if isinstance(now, _GENERATORS):
+            return repr(generator_state(now)) != repr(self._contents[id(now)])
         return isinstance(now, _CONTAINERS) and not _same(self._contents[id(now)], now)
 
     @torch.no_grad()
@@ -71,6 +78,8 @@ class Attributes:
             value = held[key] = before[name]
             if isinstance(value, Tensor) and value._version != self._versions.get(id(value)):
                 value.copy_(self._contents[id(value)])
+            elif isinstance(value, _GENERATORS):
+                set_generator(value, self._contents[id(value)])
             elif isinstance(value, (list, deque)):
                 value.clear()
                 value.extend(self._contents[id(value)])
@@ -110,6 +119,8 @@ def _place(part: nn.Module, name: str) -> tuple[dict[str, Any], str]:
 
 
 def _content(value: Any) -> Any:
+    if isinstance(value, _GENERATORS):
+        return generator_state(value)
     return value.detach().clone() if isinstance(value, Tensor) else copy.copy(value)
 
 

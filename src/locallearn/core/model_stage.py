@@ -28,6 +28,7 @@ from locallearn.data.store import Batch
 from locallearn.losses.objectives import LocalLoss, Objective, Passage
 from locallearn.nn.checkpointing import non_reentrant
 from locallearn.nn.features import features_of, prediction
+from locallearn.nn.named_tensors import kept_tensors
 from locallearn.nn.pieces import Piece, Share
 
 
@@ -284,7 +285,7 @@ class ModelStage(Stage):
 
     def weights(self) -> dict[str, Tensor]:
         """``own_parameters``, and buffers."""
-        state = self.model.state_dict()
+        state = kept_tensors(self.model)
         own = {f"model.{name}": state[name] for name in (*self.piece.parameters, *self.piece.buffers, *self.rest)}
         return own | {f"objective.{name}": value for name, value in self.objective.state_dict().items()}
 

@@ -31,6 +31,7 @@ from locallearn.losses.objectives import LocalLoss, Objective
 from locallearn.losses.whole_outputs import Outputs, WholeLoss
 from locallearn.nn.copies import copied
 from locallearn.nn.fast_paths import layer_by_layer
+from locallearn.nn.named_tensors import kept_tensors
 from locallearn.nn.pieces import Piece
 from locallearn.nn.width import join_channels
 from locallearn.plan.mesh import split as split_rows
@@ -83,7 +84,7 @@ class SplitNetwork(LocalNetwork):
         self.task = task
         owned = {name for piece in found for name in (*piece.parameters, *piece.buffers)}
         named = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
-        kept = model.state_dict()
+        kept = kept_tensors(model)
         self.model_stages[0].rest = tuple(name for name in named if name in kept and name not in owned)
         self.clip_norm = clip_norm
         self.grouped = tuple(grouped)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from locallearn.core.batches import ModelCall
 from locallearn.core.first_passes import FirstPasses
@@ -108,6 +109,7 @@ class StagePass:
         self._seen: Counter[str] = Counter()
         self._begin: Callable[[], None] = lambda: None
         self._given: tuple[Tensor, ...] = ()
+        self._writes: bool | None = None  # whether the model writes into its inputs, which other stages are given
         self._answering: set[str] = set()
         self._found: dict[str, Any] = {}
         self._first, self._other = FirstPasses(model, piece, self.start), False
@@ -150,13 +152,19 @@ class StagePass:
             begin()
         self._sums = ResidualSums()
         summing = self._sums if self._starts_in_sum or self._ends_in_sum else contextlib.nullcontext()
+        inputs: Any = (call.args, call.kwargs)
+        if self._writes is not False:
+            inputs = tree_map_only(Tensor, torch.clone, inputs)
+        args, kwargs = inputs
         try:
             with layer_by_layer(), summing:
-                output = self.model(*call.args, **call.kwargs)
+                output = self.model(*args, **kwargs)
         except _EndOfStageError as ended:
             return ended.output
         finally:
             self._given = ()
+            if self._writes is None:
+                self._writes = any(isinstance(x, Tensor) and x._version > 0 for x in tree_leaves(inputs))
         if self._end:
             raise UsageError(_did_not_run(self._end))
         return output

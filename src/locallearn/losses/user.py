@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from locallearn.data.store import Batch
 from locallearn.errors import UsageError
 from locallearn.losses.objectives import LocalLoss, Objective
-from locallearn.nn.features import prediction
+from locallearn.nn.features import prediction, tensors_of
 
 Loss = Callable[..., Tensor]
 """A loss of the user's own: scores and labels in, one number out, like ``torch.nn.functional.cross_entropy``.
@@ -25,7 +25,8 @@ One that takes an argument named ``batch`` is given the whole batch there, as th
 labels out: ``def loss(scores, batch)``.
 """
 
-_CHECKING: ContextVar[bool] = ContextVar("checking", default=False)
+_CHECKING: ContextVar[set[int] | None] = ContextVar("checking", default=None)
+"""Ids of labels that a loss has written into; None where nothing is checked."""
 
 
 class UserLoss(Objective):
@@ -67,8 +68,10 @@ def called(loss: Loss, scores: Any, batch: Batch) -> Tensor:
     first = scores if isinstance(scores, Tensor) else prediction(scores)
     assert first is not None
     more = {"batch": getattr(batch, "given", batch)} if takes_batch(loss) else {}
+    checked = _CHECKING.get()
+    before = [] if checked is None else [(x, x._version, x.clone()) for x in tensors_of(labels)]
     try:
-        with _NoAccidents(len(first)) if _CHECKING.get() and first.dim() else contextlib.nullcontext():
+        with contextlib.nullcontext() if checked is None or not first.dim() else _NoAccidents(len(first)):
             value = value_of(loss, scores, labels, **more)
     except (UsageError, torch.OutOfMemoryError, NotImplementedError):
         raise
@@ -80,15 +83,25 @@ def called(loss: Loss, scores: Any, batch: Batch) -> Tensor:
     if not isinstance(value, Tensor) or value.dim():
         found = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise UsageError(f"objective: a loss gives one number, a tensor without dimensions; this one gives {found}")
-    if _CHECKING.get() and first.requires_grad and not value.requires_grad:
+    if checked is None:
+        return value
+    if first.requires_grad and not value.requires_grad:
         raise UsageError("objective: the loss has no gradient, so that it would train nothing")
+    for labels_here, version, copy in before:
+        if labels_here._version != version:
+            if id(labels_here) in checked and not torch.equal(labels_here, copy):
+                shared = "which the losses of all modules are given"
+                raise UsageError(
+                    f"objective: the loss writes into the labels, {shared}; expected labels.clone() first"
+                )
+            checked.add(id(labels_here))
     return value
 
 
 @contextlib.contextmanager
 def checking() -> Iterator[None]:
     """While it lasts, losses that repeat scores or labels by accident are refused."""
-    token = _CHECKING.set(True)
+    token = _CHECKING.set(set())
     try:
         yield
     finally:

@@ -58,6 +58,7 @@ def converted(model: nn.Module, convert: Callable[[Tensor], Tensor], shared: Ite
             for hook in (parameter._backward_hooks or {}).values():  # such as one that masks a gradient
                 made.register_hook(hook)
             memo[id(parameter)] = made
+    memo |= {id(each): _same_draws(each) for each in _generators(model)}
     try:
         with _Converting(convert):
             return copy.deepcopy(model, memo)
@@ -66,6 +67,18 @@ def converted(model: nn.Module, convert: Callable[[Tensor], Tensor], shared: Ite
         raise UsageError(
             f"model: {type(model).__name__} cannot be copied, which a split needs; {expected}"
         ) from error
+
+
+def _generators(model: nn.Module) -> Iterator[torch.Generator]:
+    """Generators of torch that submodules have in attributes, of which ``copy.deepcopy`` makes nothing."""
+    for part in model.modules():
+        yield from (value for value in vars(part).values() if isinstance(value, torch.Generator))
+
+
+def _same_draws(generator: torch.Generator) -> torch.Generator:
+    made = torch.Generator(generator.device)
+    made.set_state(generator.get_state())
+    return made
 
 
 class _Converting(TorchFunctionMode):

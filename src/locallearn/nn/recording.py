@@ -17,6 +17,7 @@ from locallearn.nn.checkpointing import non_reentrant
 from locallearn.nn.copies import copied, untouched, without_data
 from locallearn.nn.features import features_of, own_loss, prediction, tensors_of
 from locallearn.nn.hooks import removed_after
+from locallearn.nn.named_tensors import kept_tensors
 from locallearn.nn.padding import find_places
 from locallearn.nn.products import ProductCounter
 from locallearn.nn.trace import Call, Trace
@@ -102,7 +103,7 @@ def _record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         macs=macs,
         names=tuple(names.values()),
         trainable=frozenset(name for name, p in model.named_parameters() if p.requires_grad),
-        buffers=tuple(name for name, _ in model.named_buffers() if name in model.state_dict()),
+        buffers=tuple(name for name in kept_tensors(model) if name not in names.values()),
         kept=_kept(model),
         aliases=_aliases(model),
     )

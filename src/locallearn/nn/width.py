@@ -62,7 +62,8 @@ def _layers(model: nn.Module, part: Piece, groups: int) -> dict[str, nn.Module]:
     """The layers that hold a module's weights, by path."""
     layers = {name.rpartition(".")[0]: model.get_submodule(name.rpartition(".")[0]) for name in part.parameters}
     for path, layer in layers.items():
-        if type(layer) not in (nn.Conv2d, nn.BatchNorm2d) or getattr(layer, "groups", 1) != 1:
+        plain = isinstance(getattr(layer, "weight", None), (nn.Parameter, type(None)))  # and not made by a hook
+        if type(layer) not in (nn.Conv2d, nn.BatchNorm2d) or getattr(layer, "groups", 1) != 1 or not plain:
             kind = f"{type(layer).__name__} {path}".strip()
             expected = (
                 f"1: only modules of dense convolutions and batch norm can be split in width, and {kind} is neither"

@@ -17,6 +17,7 @@ from locallearn.core.local_step import DRAWING, autocast
 from locallearn.core.network import LocalNetwork
 from locallearn.data.store import Batch
 from locallearn.errors import UsageError
+from locallearn.nn.features import map_tensors, tensors_of
 
 T = TypeVar("T")
 
@@ -33,15 +34,24 @@ class LoaderSource:
         given: makes of a batch what stages take.
         device: where batches go.
         seed: of the run.
+        at_once: whether several batches are on their way at the same time.
 
     Raises:
         UsageError: it is no iterable, or can be read only once.
     """
 
-    def __init__(self, loader: Iterable[Any], given: Callable[[Any], Batch], device: torch.device, seed: int) -> None:
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        given: Callable[[Any], Batch],
+        device: torch.device,
+        seed: int,
+        at_once: bool = False,
+    ) -> None:
         check_loader("loader", loader)
-        self.loader, self.given, self.device, self.seed = loader, given, device, seed
-        self._size = 0
+        self.loader, self.given, self.device, self.seed, self.at_once = loader, given, device, seed, at_once
+        self.goes_on = bool(getattr(loader, "persistent_workers", False))
+        """Whether processes of the loader keep what they draw from into the next epoch."""
 
     def steps(self, batch_size: int) -> int | None:
         """Batches of an epoch; None where the loader does not say."""
@@ -56,16 +66,17 @@ class LoaderSource:
 
     def epoch(self, epoch: int, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """Batches of an epoch from ``start`` on; those before it are made and left out."""
+        own = _OwnMemory() if self.at_once else None
         for step, batch in enumerate(self._seeded(epoch)):
             if step >= start:
-                yield self.given(moved(batch, self.device))
+                here = moved(batch, self.device)
+                yield self.given(here if own is None else own.of(here))
 
     def _seeded(self, epoch: int) -> Iterator[Any]:
         draws = _Draws(seeding.derive(self.seed, "loader", epoch))
-        sampler = getattr(self.loader, "sampler", None)
-        for part in (self.loader, sampler):
+        for part in _samplers(self.loader):
             if callable(getattr(part, "set_epoch", None)):
-                part.set_epoch(epoch)  # type: ignore[union-attr]
+                part.set_epoch(epoch)
             own = getattr(part, "generator", None)
             if isinstance(own, torch.Generator):
                 own.manual_seed(seeding.derive(self.seed, "loader", epoch))
@@ -78,6 +89,36 @@ class LoaderSource:
                 except StopIteration:
                     return
             yield batch
+
+
+def _samplers(loader: Any) -> Iterator[Any]:
+    """A loader and what chooses its examples: samplers, of batches too, and those inside them."""
+    waiting, seen = [loader], set[int]()
+    while waiting:
+        part = waiting.pop()
+        if part is not None and id(part) not in seen:
+            seen.add(id(part))
+            yield part
+            waiting += [getattr(part, name, None) for name in ("sampler", "batch_sampler")]
+
+
+class _OwnMemory:
+    """Gives batches memory of their own where a loader fills the same memory again for the next one.
+
+    The first batch of an epoch is copied; the others are from where one lies in the memory of the one before.
+    """
+
+    def __init__(self) -> None:
+        self._before: list[Tensor] = []
+
+    def of(self, batch: Any) -> Any:
+        """The batch, or a copy."""
+        tensors = [x for x in tensors_of(batch) if x.numel()]
+        places = {x.data_ptr() for x in self._before}
+        again = any(x.data_ptr() in places for x in tensors)
+        copies = again or not self._before
+        self._before = tensors  # held, so that nothing new comes to lie there
+        return map_tensors(batch, torch.clone) if copies else batch
 
 
 class _Draws:

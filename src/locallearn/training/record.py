@@ -106,7 +106,7 @@ class RunFolder:
     def release(self) -> None:
         """Let other processes train it."""
         if self._lock is not None:
-            self._lock.close()
+            lock.release(self._lock)
             self._lock = None
 
     def create(self, config: RunConfig, overwrite: bool = False) -> None:

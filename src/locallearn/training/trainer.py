@@ -166,7 +166,7 @@ class Trainer:
     def _work(self, config: RunConfig, loader: Iterable[Any], validation: Iterable[Any] | None) -> Work:
         """What is trained, and on what."""
         options = self.options
-        source = self._source(loader)
+        source = self._source(loader, at_once=options.runtime != "inline")
         again = None if validation is None else self._source(validation)
         where = "this Trainer again" if self.folder is None else f"a Trainer with run={str(self.folder.path)!r}"
         return Work(
@@ -205,6 +205,11 @@ class Trainer:
 
     def _fit_in(self, world: Alone | ProcessWorld, config: RunConfig, work: Work) -> dict[str, Any]:
         begun = self.folder is not None and has_begun(self.folder, config, world)
+        if begun and world.leader and getattr(work.train, "goes_on", False):
+            what = "what they draw from now on is not what the uninterrupted training has"
+            self.observer.on_warning(
+                f"loader: its workers are persistent: {what}; persistent_workers=False makes it so"
+            )
         self._loop = Loop(config, work, self.folder, self.observer if world.leader else Quiet(), world)
         if self.folder is None:
             return self._loop.run()
@@ -296,8 +301,8 @@ class Trainer:
         finally:
             load_network(self.network, present, Path("of all processes"))
 
-    def _source(self, loader: Iterable[Any]) -> LoaderSource:
-        return LoaderSource(loader, self.network.given_batch, self.device, self.config.seed)
+    def _source(self, loader: Iterable[Any], at_once: bool = False) -> LoaderSource:
+        return LoaderSource(loader, self.network.given_batch, self.device, self.config.seed, at_once)
 
     def _evaluate(self, network: LocalNetwork, source: LoaderSource) -> Evaluation:
         return evaluate(network, source.epoch(0, 0), self.options.precision)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import signal
 from typing import NamedTuple
 
 import pytest
@@ -14,6 +15,7 @@ from torch.optim import lr_scheduler
 import locallearn as ll
 from locallearn.core.local_step import clip_gradients
 from locallearn.core.rehearsal import SplitWarning
+from locallearn.training.observer import Quiet
 
 X, Y = torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 5
 
@@ -201,6 +203,114 @@ def test_split_and_step_do_not_mind_where_they_are_called():
         states.append(network.state_dict())
     for other in states[1:]:
         torch.testing.assert_close(other, states[0], rtol=0, atol=0)
+
+
+class Interrupts(Quiet):
+    """Ctrl-C at a step; keeps warnings."""
+
+    def __init__(self, at=0):
+        self.at, self.warnings = at, []
+
+    def on_step(self, step):
+        if step == self.at:
+            signal.raise_signal(signal.SIGINT)
+
+    def on_warning(self, message):
+        self.warnings.append(message)
+
+
+def loader(**settings):
+    data = torch.utils.data.TensorDataset(X, Y)
+    drawn = torch.utils.data.RandomSampler(data, generator=torch.Generator().manual_seed(3))
+    batches = torch.utils.data.BatchSampler(drawn, 2, False)
+    return torch.utils.data.DataLoader(data, batch_sampler=batches, **settings)
+
+
+def test_a_sampler_of_batches_draws_the_same_after_a_resume(tmp_path):
+    networks = [ll.split(mlp(), depth=2, example=(X, Y), optimizer=sgd) for _ in range(3)]
+    ll.Trainer(networks[0]).fit(loader(), epochs=3)
+    with pytest.raises(ll.LocalLearnError, match="interrupted at step 4"):
+        ll.Trainer(networks[1], run=tmp_path / "run", observer=Interrupts(4)).fit(loader(), epochs=3)
+    ll.Trainer(networks[2], run=tmp_path / "run").fit(loader(), epochs=3)
+    torch.testing.assert_close(networks[2].state_dict(), networks[0].state_dict(), rtol=0, atol=0)
+
+
+def test_persistent_workers_are_told_of_when_a_run_goes_on(tmp_path):
+    kept = loader(num_workers=1, persistent_workers=True)
+    make = lambda at: ll.Trainer(  # noqa: E731
+        ll.split(mlp(), depth=2, example=(X, Y)), run=tmp_path / "run", observer=Interrupts(at)
+    )
+    with pytest.raises(ll.LocalLearnError, match="interrupted"):
+        make(1).fit(kept)
+    trainer = make(0)
+    trainer.fit(kept)
+    assert [text for text in trainer.observer.warnings if "persistent" in text]
+
+
+class Refills:
+    """Gives batches in the same memory, which it fills anew."""
+
+    def __init__(self):
+        self.x, self.y = torch.empty(6, 8), torch.empty(6, dtype=torch.long)
+
+    def __len__(self):
+        return 8
+
+    def __iter__(self):
+        draw = torch.Generator().manual_seed(0)
+        for _ in range(len(self)):
+            self.x.copy_(torch.randn(6, 8, generator=draw))
+            self.y.copy_(torch.randint(5, (6,), generator=draw))
+            yield self.x, self.y
+
+
+def test_a_loader_that_fills_its_memory_again_trains_on_threads_too():
+    states = []
+    for runtime in ("inline", "threads"):
+        network = ll.split(mlp(), depth=2, example=(X, Y), optimizer=sgd)
+        ll.Trainer(network, runtime=runtime).fit(Refills(), epochs=2)
+        states.append(network.state_dict())
+    torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
+
+
+class SavesLess(nn.Sequential):
+    """Leaves weights out of its ``state_dict``, as models with adapters do."""
+
+    def state_dict(self, *args, **kwargs):
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if "0." not in name}
+
+
+def test_checkpoints_hold_what_a_model_s_own_state_dict_leaves_out(tmp_path):
+    networks = [ll.split(SavesLess(*mlp()), depth=2, example=(X, Y), optimizer=sgd) for _ in range(2)]
+    ll.Trainer(networks[0], run=tmp_path / "run").fit([(X, Y)])
+    ll.load_run(networks[1], tmp_path / "run")
+    assert torch.equal(networks[1].model[0].weight, networks[0].model[0].weight)
+
+
+def test_a_loss_that_writes_into_labels_again_in_every_module_is_refused():
+    def shifted(scores, labels):
+        return F.cross_entropy(scores, labels.add_(1).remainder_(5))
+
+    def ignoring(scores, labels):
+        labels[labels == 4] = -100
+        return F.cross_entropy(scores, labels)
+
+    with pytest.raises(ll.LocalLearnError, match="objective: the loss writes into the labels"):
+        ll.split(mlp(), depth=2, example=(X, Y), objective=shifted)
+    labels = Y.clone()
+    network = ll.split(mlp(), depth=2, example=(X, labels), objective=ignoring)  # writes the same again
+    assert torch.equal(labels, Y)
+    assert network.step((X, labels))["loss"].isfinite()
+    ll.split(mlp(), depth=1, example=(X, Y), objective=shifted)  # nobody else is given them
+
+
+def test_weights_that_a_hook_makes_are_not_split_in_width():
+    norm = nn.utils.spectral_norm
+    model = nn.Sequential(
+        norm(nn.Conv2d(1, 8, 3)), norm(nn.Conv2d(8, 8, 3)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+    )
+    with pytest.raises(ll.LocalLearnError, match="width: 2 .* Conv2d 0 is neither"):
+        ll.split(model, cuts=["0"], width=2, example=(torch.rand(6, 1, 8, 8), Y))
 
 
 class Graphs(nn.Module):

@@ -100,5 +100,7 @@ def test_nodes_that_are_none_are_damage(tmp_path, place):
 def test_a_setting_that_is_nested_without_end_is_one_line(tmp_path):
     (tmp_path / "config.toml").write_text("a" + ".a" * 3000 + " = 1")
     (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(UsageError, match=r"a: a dict of too many levels is not (known|valid)"):
+    shown = r"(a dict of too many levels|\{'a': .* \.\.\.)"  # some interpreters show so many
+    with pytest.raises(UsageError, match=rf"a: {shown} is not (known|valid)") as refused:
         read_run(tmp_path)
+    assert len(str(refused.value)) < 600

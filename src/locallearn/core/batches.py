@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -167,6 +168,7 @@ def model_call(model: nn.Module, batch: Any) -> ModelCall:
     more than two is as a mapping; a tensor, alone or as the one element of a list (as loaders of a
     ``TensorDataset(x)`` give it), is an input without labels.
     """
+    batch = tree_map_only(np.ndarray, torch.from_numpy, batch)
     fields = _fields(batch)
     if fields is not None:
         kwargs = fields

@@ -55,6 +55,7 @@ class LocalNetwork(nn.Module):
         overlap: with 1 a stage's loss also trains the stage before it (``locallearn.core.overlap``); else 0.
         steps: the local steps of the stages; ``set_optimizers`` makes them.
         clip_norm: largest gradient norm of a node; 0 means no clipping.
+        weighable: whether the memory of a step can be measured.
         maker: of the optimizers of ``steps``; without a function before ``set_optimizers`` and in a pickled network.
     """
 
@@ -64,6 +65,7 @@ class LocalNetwork(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.overlap = overlap
         self.steps: list[LocalStep] = []
+        self.weighable = True
         self.maker = OptimizerMaker(None)
         self.clip_norm = 0.0
 

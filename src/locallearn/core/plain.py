@@ -74,7 +74,8 @@ def check_example(model: nn.Module, inputs: object) -> None:
             raise UsageError("example: nested tensors are not taken; pad the examples to one length")
         if x.dim() and not len(x):
             raise UsageError(f"example: inputs {tuple(x.shape)} have no examples")
-        if x.is_floating_point() and not x.is_meta and not (x.isfinite() | x.isneginf()).all():
+        values = x if x.layout == torch.strided else x.coalesce().values() if x.is_sparse else x.values()
+        if x.is_floating_point() and not x.is_meta and not (values.isfinite() | values.isneginf()).all():
             raise UsageError(
                 f"example: inputs {tuple(x.shape)} of {type(model).__name__} have NaN or infinity in them"
             )

@@ -120,9 +120,10 @@ def split(
         made, sees = stage_objectives(cut, options)
         together = nn.ModuleList([cut.model, *made])
         build = partial(_network, cut, sees, options)
-        rehearse(together, build, example)
+        weighable = rehearse(together, build, example)
         warn(cut.pieces, cut.found, options.stages, cut.task.used)
         network = build(together, optimizer)
+        network.weighable = weighable
     if compile:
         backend = compile if isinstance(compile, str) else "inductor"
         network.compiled = CompiledBlocks(cut.model, cut.pieces, backend)

@@ -17,10 +17,11 @@ from locallearn.core.shares import find as find_shares
 from locallearn.core.split_context import with_context
 from locallearn.core.split_options import SplitOptions
 from locallearn.core.tasks import Task, choose
-from locallearn.errors import ConfigError
+from locallearn.errors import ConfigError, UsageError
 from locallearn.losses.scores import ScoresLoss
 from locallearn.nn.copies import copied
 from locallearn.nn.features import Axes, named_layout
+from locallearn.nn.named_tensors import kept_tensors
 from locallearn.nn.pieces import Piece, pieces
 from locallearn.nn.recording import trace
 from locallearn.nn.trace import Call, Trace
@@ -60,6 +61,9 @@ def cut_model(model: nn.Module, example: Any, options: SplitOptions) -> CutModel
     call = model_call(model, example)
     check_example(model, (call.args, call.kwargs))
     found = trace(model, call.args, call.kwargs)
+    made = {*found.names, *found.buffers} - {*kept_tensors(model)}
+    if made:
+        raise UsageError(f"model: {min(made)} is made in the first forward pass; run the model once, then split it")
     if options.layout is not None:
         _lay_out(found, options.layout)
     if options.context != "none":

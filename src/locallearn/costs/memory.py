@@ -63,11 +63,16 @@ class ActivationMeter:
 class _Held:
     """A saved tensor; it tells its meter when autograd drops it."""
 
+    _key = 0
+
     def __init__(self, meter: ActivationMeter, tensor: Tensor) -> None:
         self.tensor = tensor
         self._meter = meter
-        self._bytes = tensor.untyped_storage().nbytes()
-        self._key = meter._hold(tensor.untyped_storage())
+        values = (
+            tensor if tensor.layout == torch.strided else tensor._values() if tensor.is_sparse else tensor.values()
+        )
+        self._bytes = values.untyped_storage().nbytes()
+        self._key = meter._hold(values.untyped_storage())
 
     def __del__(self) -> None:
         if self._key:

@@ -80,7 +80,8 @@ def _grown(values: Any, rows: int, more: int) -> Any:
     """The same arguments with more examples."""
 
     def grow(x: Tensor) -> Tensor:
-        return torch.cat([x, x[-more:]]) if x.dim() and len(x) == rows else x
+        fits = x.layout == torch.strided and x.dim() and len(x) == rows
+        return torch.cat([x, x[-more:]]) if fits else x
 
     return tree_map_only(Tensor, grow, values)
 
@@ -90,7 +91,7 @@ def _wider(values: Any, count: int) -> Any:
 
     def grow(x: Tensor) -> Tensor:
         axis = min(1, x.dim() - 1)
-        fits = x.dim() and x.shape[axis] == count
+        fits = x.layout == torch.strided and x.dim() and x.shape[axis] == count
         return torch.cat([x, x.narrow(axis, -1, 1)], axis) if fits else x
 
     return tree_map_only(Tensor, grow, values)

@@ -113,7 +113,7 @@ class _OwnMemory:
 
     def of(self, batch: Any) -> Any:
         """The batch, or a copy."""
-        tensors = [x for x in tensors_of(batch) if x.numel()]
+        tensors = [x for x in tensors_of(batch) if x.layout == torch.strided and x.numel()]
         places = {x.data_ptr() for x in self._before}
         again = any(x.data_ptr() in places for x in tensors)
         copies = again or not self._before

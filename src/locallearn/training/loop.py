@@ -164,7 +164,8 @@ class Loop(Resumable):
         if self._asks_scorer:
             batch = self.scorer.scored(batch)
         rate = None if self.rates is None else self.rates(self.phase_step)
-        if self.phase_step:
+        if self.phase_step or not self.work.network.weighable:
+            self.progress.setdefault("activation_bytes", 0)
             trained = self.runtime.step(batch, self.phase_step, rate, self.stop.requested)
         else:  # the first step of a phase is also weighed
             parameters = [p for step in self.nodes.steps.values() for p in step.module.own_parameters().values()]

@@ -62,7 +62,8 @@ def look_apart(stages: Sequence[ModelStage], batch: Batch) -> Iterator[tuple[str
 def release(stages: Sequence[ModelStage], held: Sequence[int]) -> None:
     """Let go of the weights of the stages that are not ``held`` (counted from 0): they become one NaN each."""
     own = {id(p) for k in held for p in stages[k].own_parameters().values()}
-    own |= {id(stage.model.get_parameter(name)) for stage in stages for name in stage.piece.everywhere}
+    everywhere = {name for stage in stages for name in stage.piece.everywhere}
+    own |= {id(p) for name, p in stages[0].model.named_parameters() if name in everywhere}
     for stage in stages:
         for parameter in stage.own_parameters().values():
             if id(parameter) not in own:

@@ -105,6 +105,14 @@ def hand_over(names: Iterable[tuple[str, str]], source: nn.Module, target: nn.Mo
         own[key] = value.detach() if isinstance(value, Tensor) and value.grad_fn is not None else value
 
 
+def move_kept(names: Iterable[tuple[str, str]], model: nn.Module, device: torch.device) -> None:
+    """Put what a model keeps on a device; names as of ``hand_over``."""
+    for path, name in names:
+        held, key = _place(model.get_submodule(path), name)
+        if isinstance(held.get(key), Tensor):
+            held[key] = held[key].to(device)
+
+
 def _held(part: nn.Module) -> dict[str, Any]:
     """Attributes of a module that are not torch's, and its buffers."""
     own = {name: value for name, value in vars(part).items() if name not in _NOT_KEPT}

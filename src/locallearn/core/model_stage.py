@@ -14,7 +14,7 @@ from locallearn.core.batches import CalledBatch, ModelCall
 from locallearn.core.block_arguments import forget, listen_to_arguments
 from locallearn.core.foreign_writes import ForeignWrites
 from locallearn.core.generators import nothing, restoring
-from locallearn.core.kept_attributes import Attributes, hand_over
+from locallearn.core.kept_attributes import Attributes, hand_over, move_kept
 from locallearn.core.last_layer import LastLayerLoss
 from locallearn.core.module import Features, Stage, each_of
 from locallearn.core.placed import brought, loss_on, move, view_on
@@ -122,10 +122,10 @@ class ModelStage(Stage):
             return share(self.model, apart=[*self.piece.reads, *counted])
         own = [self.model.get_parameter(name) for name in self.piece.parameters]
         own += [self.model.get_buffer(name) for name in self.piece.buffers]
-        absent = [self.model.get_parameter(name) for name in {*owners} - {*self.piece.parameters, *self.piece.reads}]
-        absent += [
-            self.model.get_buffer(name) for piece in pieces if piece is not self.piece for name in piece.buffers
-        ]
+        others = [piece for piece in pieces if piece is not self.piece]
+        kept = {*self.piece.parameters, *self.piece.reads, *itertools.chain(*(piece.everywhere for piece in others))}
+        absent = [self.model.get_parameter(name) for name in {*owners} - kept]
+        absent += [self.model.get_buffer(name) for piece in others for name in piece.buffers if name not in kept]
         return view_on(self.model, self.device, own, absent)
 
     def put_on(self, device: torch.device, first: torch.device | None) -> None:
@@ -140,6 +140,7 @@ class ModelStage(Stage):
         move(map(self.model.get_parameter, self.piece.parameters), device)
         move([*map(self.model.get_buffer, self.piece.buffers), *self.objective.parameters()], device)
         move(self.objective.buffers(), device)
+        move_kept(self._kept or (), self.model, device)
 
     def brought(self, features: Features, batch: Batch) -> tuple[Features, Batch]:
         """What the stage is given, on its device where it has one of its own."""
@@ -184,8 +185,7 @@ class ModelStage(Stage):
             foreign.check(self.before.path if self.before else "")
         if before is not None:
             self._kept = before.made_anew(self.piece.buffers)
-        if self.device is None:
-            hand_over(self._kept or (), view, self.model)
+        hand_over(self._kept or (), view, self.model)
 
     def give(self, features: Features) -> None:
         """Note what the stage is given, for an objective that watches how far it moves its features."""

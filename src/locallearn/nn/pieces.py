@@ -73,8 +73,8 @@ class Piece:
         idle: names of parameters that the features do not depend on, so that nothing trains them.
         shares: what the stage's loss has of the model's own loss beside its prediction.
         mask_place: where the tokens of the model's mask are among the features; empty where nothing tells.
-        everywhere: names of those of its parameters that later stages compute with too: frozen ones of submodules
-            that gradients do not pass.
+        everywhere: names of those of its parameters and buffers that later stages compute with too: frozen ones of
+            submodules that gradients do not pass.
     """
 
     path: str
@@ -177,12 +177,12 @@ def _piece(
         lost,
         idle,
         mask_place=call.mask_place,
-        everywhere=tuple(_without_gradients(trace, own)),
+        everywhere=tuple(_without_gradients(trace, [*own, *buffers])),
     )
 
 
 def _without_gradients(trace: Trace, names: Sequence[str]) -> list[str]:
-    """Those parameters, of some, that are frozen and in a submodule whose outputs have no gradient."""
+    """Those parameters and buffers, of some, that are frozen and in a submodule whose outputs have no gradient."""
     quiet = tuple(f"{call.path}." for call in trace.calls if call.path and call.node is None)
     return [name for name in names if name not in trace.trainable and name.startswith(quiet)] if quiet else []
 

@@ -111,12 +111,19 @@ class Teacher(nn.Module):
         self.follows = follows
         self.a, self.b, self.c = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 5)
         self.teacher = nn.Linear(8, 16).requires_grad_(False)
+        self.centre = nn.BatchNorm1d(16, affine=False)
+        self.centre.running_mean += 0.5
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.centre.eval()
+        return self
 
     def forward(self, x):
         with torch.no_grad():
             if self.follows and self.training:
                 self.teacher.weight.data = 0.9 * self.teacher.weight.data + 0.1 * self.a.weight.data
-            target = self.teacher(x)
+            target = self.centre(self.teacher(x))
         return self.c(self.b(self.a(x).relu()).relu() + target)
 
 
@@ -193,21 +200,25 @@ class Fresh:
         return ((x.clone(), y) for x, y in DATA)
 
 
-def trained(name, runtime):
+HOW = {"inline": {}, "threads": {"runtime": "threads", "threads": 2}, "devices": {"devices": ["cpu", "cpu"]}}
+
+
+def trained(name, how):
     torch.manual_seed(0)
     network = ll.split(MODELS[name](), cuts=["b"], example=DATA[0], optimizer=sgd)
-    trainer = ll.Trainer(network, optimizer=sgd, runtime=runtime, threads=None if runtime == "inline" else 2)
+    trainer = ll.Trainer(network, optimizer=sgd, **HOW[how])
     trainer.fit(Fresh(), epochs=2)
     return network, trainer.evaluate(Fresh())
 
 
+@pytest.mark.parametrize("how", ["threads", "devices"])
 @pytest.mark.parametrize("name", MODELS)
-def test_threads_train_and_keep_what_one_pass_does(name):
-    (inline, evaluated), (threads, as_well) = (trained(name, runtime) for runtime in ("inline", "threads"))
-    other = threads.state_dict()
+def test_stages_apart_train_and_keep_what_one_pass_does(name, how):
+    (inline, evaluated), (apart, as_well) = trained(name, "inline"), trained(name, how)
+    other = apart.state_dict()
     assert [key for key, value in inline.state_dict().items() if not torch.equal(value, other[key])] == []
     assert evaluated == as_well
-    a, b = inline.merge().eval(), threads.merge().eval()
+    a, b = inline.merge().eval(), apart.merge().eval()
     assert torch.equal(a(DATA[0][0].clone()), b(DATA[0][0].clone()))
 
 

@@ -205,7 +205,7 @@ class StagePass:
         number, calls = self._seen[path], self._plan.get(path, ())
         self._seen[path] += 1
         self._found[path] = calls[number] if number < len(calls) else None
-        (self._hooks.left_out.discard if self._found[path] is None else self._hooks.left_out.add)(path)
+        (self._hooks.answering.discard if self._found[path] is None else self._hooks.answering.add)(path)
 
     def _forward(self, path: str, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         found = self._found.pop(path, None)

@@ -168,6 +168,31 @@ def hooked(model):
     return model
 
 
+def written(model):
+    """With hooks that write into what the layer at the cut gives."""
+    model.b.register_forward_hook(lambda _layer, _given, output: output.mul_(2))
+    return model
+
+
+class KeepsByHook(Net):
+    """Keeps what a layer gives by a hook, for the end of the pass."""
+
+    def __init__(self):
+        super().__init__(Layer)
+        self.kept = {}
+        self.a.register_forward_hook(self.keep)
+        self.a.register_forward_pre_hook(self.keep_input)
+
+    def keep(self, _layer, _given, output):
+        self.kept["a"] = output
+
+    def keep_input(self, _layer, given):
+        self.kept["x"] = given[0]
+
+    def forward(self, x):
+        return super().forward(x) + self.kept["a"][:, :5] + self.kept["x"][:, :5]
+
+
 def frozen(model):
     """With a first layer that is not trained, and counts batches all the same."""
     model.a = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16)).requires_grad_(False)
@@ -184,6 +209,8 @@ MODELS = {
     "a frozen teacher": lambda: Teacher(False),
     "generators of its own": lambda: Net(Draws),
     "an input written into": lambda: InPlaceInput(Layer),
+    "features kept by a hook": KeepsByHook,
+    "hooks that write": lambda: written(Net(Layer)),
     "hooks": lambda: hooked(Net(Layer)),
     "old spectral norm": lambda: Net(lambda: nn.utils.spectral_norm(nn.Linear(16, 16))),
     "a frozen batch norm": lambda: frozen(Net(Layer)),

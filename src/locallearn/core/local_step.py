@@ -153,7 +153,12 @@ class LocalStep:
         features, batch = self.module.brought(features, batch)
         first = features if isinstance(features, Tensor) else features[0]
         self.module.begin()
-        with computing_with(self.peers), whole_batch_norms(), autocast(first.device, self.precision):
+        with (
+            torch.enable_grad(),
+            computing_with(self.peers),
+            whole_batch_norms(),
+            autocast(first.device, self.precision),
+        ):
             with self._seeded(index, first.device):
                 out = self.module(features, batch)
                 if hand_on is not None:

@@ -114,9 +114,10 @@ class LocalNetwork(nn.Module):
             raise UsageError("network: there are no optimizers yet; call network.set_optimizers(...) first")
         for step in self.steps:
             step.clip_norm = self.clip_norm
-        given = self.given_batch(batch)
-        self._scale_losses(given.images.device.type)
-        return self.metrics(self.walk(self.steps, given), given)
+        with torch.inference_mode(False), torch.enable_grad():
+            given = self.given_batch(batch)
+            self._scale_losses(given.images.device.type)
+            return self.metrics(self.walk(self.steps, given), given)
 
     def _scale_losses(self, device: str) -> None:
         """Give every stage a loss scaler where the caller's autocast is to fp16, whose small gradients become 0."""
@@ -130,7 +131,10 @@ class LocalNetwork(nn.Module):
         """A batch of a loop of the user's own, as stages take it; where labels are not needed, images alone too."""
         if not labelled and isinstance(batch, Tensor):
             batch = Batch(batch, torch.empty(0), batch, 0)
-        return as_batch(batch)
+        found = as_batch(batch)
+        if not len(found.images):
+            raise UsageError(f"batch: images {tuple(found.images.shape)} have no examples")
+        return found
 
     def walk(
         self, steps: Sequence[LocalStep], batch: Batch, index: int | None = None, rate: float | None = None

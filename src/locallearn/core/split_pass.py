@@ -55,7 +55,6 @@ class SplitPass:
         model, device = self.stages[0].model, self.batch.images.device
         assert self.batch.call is not None
         with (
-            torch.inference_mode(False),
             torch.enable_grad(),
             non_reentrant(),
             contextlib.nullcontext() if self.index is None else DRAWING,  # of another training on another thread, too

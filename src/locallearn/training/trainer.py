@@ -155,7 +155,7 @@ class Trainer:
         if getattr(loader, "num_workers", 0) or getattr(validation, "num_workers", 0):
             short_temporary_folder()
         work = self._work(config, loader, validation)
-        with cpu_threads(config.train.threads):
+        with cpu_threads(config.train.threads), torch.inference_mode(False), torch.enable_grad():
             try:
                 self._prepare()
                 return self._fit(config, work)

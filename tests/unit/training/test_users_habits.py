@@ -180,6 +180,9 @@ def test_a_batch_of_no_examples_is_named(call):
     empty = (X[:0], Y[:0])
     with pytest.raises(ll.LocalLearnError, match=r"batch: inputs \(0, 8\) have no examples"):
         network.step(empty) if call == "step" else getattr(ll.Trainer(network), call)([(X, Y), empty])
+    built, (images, labels) = of_the_package()
+    with pytest.raises(ll.LocalLearnError, match=r"batch: images \(0, 1, 8, 8\) have no examples"):
+        ll.Trainer(built).evaluate([(images, labels), (images[:0], labels[:0])])
 
 
 def test_weights_that_cannot_be_trained_are_named():
@@ -193,14 +196,27 @@ def test_weights_that_cannot_be_trained_are_named():
         ll.split(model, depth=2, example=(X, Y))
 
 
-def test_split_and_step_do_not_mind_where_they_are_called():
+def of_the_package():
+    config = ll.RunConfig(method="gn-dgl", model="resnet8", depth=2, width=(2,))
+    return ll.build_network(config, ll.ImageShape(1, 8, 10)), (torch.ones(4, 1, 8, 8), torch.arange(4))
+
+
+@pytest.mark.parametrize("how", ["step", "fit", "threads"])
+@pytest.mark.parametrize("own", [True, False])
+def test_training_does_not_mind_where_it_is_called(own, how):
+    """Inside ``torch.no_grad`` networks of the package trained nothing, without a word."""
     states = []
     for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
         model = mlp()
+        network, batch = (None, (X, Y)) if own else of_the_package()
         with mode():
-            network = ll.split(model, depth=2, example=(X, Y), optimizer=sgd)
-            network.step((X, Y))
-        states.append(network.state_dict())
+            network = network or ll.split(model, depth=2, example=batch)
+            network.set_optimizers(sgd)
+            if how == "step":
+                network.step(batch)
+            else:
+                ll.Trainer(network, runtime="inline" if how == "fit" else how).fit([batch] * 2, validation=[batch])
+        states.append({name: value.clone() for name, value in network.state_dict().items()})
     for other in states[1:]:
         torch.testing.assert_close(other, states[0], rtol=0, atol=0)
 

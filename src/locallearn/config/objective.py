@@ -21,6 +21,7 @@ from locallearn.config.checks import (
 from locallearn.config.components import Defaults, of, settle_options
 from locallearn.config.masking import MaskingConfig
 from locallearn.config.modification import ModificationConfig
+from locallearn.config.own_parts import PLAIN_HEAD
 from locallearn.errors import ConfigError
 
 
@@ -37,7 +38,7 @@ class ObjectiveConfig:
     two views of every image nt-xent, barlow-twins or vicreg.
     By default the method's own: cross-entropy for dgl and gn-dgl, nt-xent for simclr and dgssl, barlow-twins for
     blockwise-ssl; mae has masked-pixels alone, greedy-infomax patch-infonce."""
-    head: str = "1c2f"
+    head: str = PLAIN_HEAD
     """Auxiliary head: <n>c<m>f with n convolutions (the first of stride 2, doubling the channels) and m linear
     layers; mlp-sr (pooled to a quarter of each side, 1x1 convolutions, multi-layer perceptron); auglocal (copies of
     the backbone's later layers); patches (a head on 2 x 2 patches, outputs averaged); momentum (a head behind a

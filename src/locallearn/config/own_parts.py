@@ -158,6 +158,30 @@ OWN: dict[str, dict[str, type | None]] = {
 }
 """Settings of every loss and head of the package by the option that names it; None where it has none."""
 
+_WITHOUT_HEAD = {
+    "input-similarity": "which compares features",
+    "masked-pixels": "which has a decoder of its own",
+    "patch-infonce": "which has predictors of its own",
+    "predsim": "which has classifiers and convolutions of its own",
+    "random-targets": "which has none",
+    "rebuilt-input": "which has a decoder of its own",
+}
+"""What losses that no auxiliary head is made for have instead."""
+
+PLAIN_HEAD = "1c2f"
+"""The head where none is named."""
+
+
+def without_head(loss: str | None, options: object = None) -> str:
+    """What a loss has instead of an auxiliary head, to end a sentence with; empty where a head is made for it.
+
+    Args:
+        loss: its name.
+        options: its own settings, which may name the loss that it has beside it (``of``).
+    """
+    return _WITHOUT_HEAD.get(getattr(options, "of", None) or loss or "", "")
+
+
 LAYERED = "<n>c<m>f with n convolutions and m >= 1 linear layers, like 1c2f"
 """Heads that are named by their layers."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from locallearn.arguments import checked_fields
 from locallearn.config import EVERY_BATCH, ObjectiveConfig, RunConfig
+from locallearn.config.own_parts import PLAIN_HEAD, without_head
 from locallearn.errors import ConfigError
 from locallearn.registry import Registry
 from locallearn.validation import Defaults
@@ -62,6 +63,13 @@ class Layout:
     decoupled_classifier: bool
     views: int = 1
     masked: bool = False
+
+    def __post_init__(self) -> None:
+        for given in [module.objective for module in self.modules if self.views == 1]:
+            instead = without_head(given.loss, given.options)
+            if instead and given.head != PLAIN_HEAD:
+                expected = f"{PLAIN_HEAD}, the default, with loss {given.loss}, {instead}"
+                raise ConfigError("objective.head", given.head, expected)
 
     @property
     def labelled(self) -> bool:

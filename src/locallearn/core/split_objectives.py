@@ -38,7 +38,7 @@ def stage_objectives(cut: CutModel, options: SplitOptions) -> tuple[list[Objecti
     config, tokens = _config(cut, options), options.tokens
     given, copies = _given(cut, config, options), None
     if options.copying:
-        tokens = check_copying(config.head, cut.task, cut.pieces, tokens)
+        tokens = check_copying(config.head, tokens)
         copies = BlockCopies(
             config, cut.model, cut.dense, cut.found, cut.pieces, cut.call, cut.task, options.seed, options.width
         )

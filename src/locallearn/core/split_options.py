@@ -9,6 +9,7 @@ from torch import nn
 
 from locallearn.config import ObjectiveConfig
 from locallearn.config.checks import non_negative, positive_int
+from locallearn.config.own_parts import without_head
 from locallearn.core.block_copies import COPYING
 from locallearn.errors import ConfigError
 from locallearn.losses.user import Loss
@@ -49,9 +50,17 @@ class SplitOptions:
             raise ConfigError("cuts", self.cuts, "either cuts or depth, and not both; cuts are a list of paths")
         if self.tokens is not None:
             check_tokens(self.tokens)
+        self._check_head()
         if self.head == "momentum" and self.width > 1:
             expected = "1 with head momentum, for the last module has one group, and no block of several to follow"
             raise ConfigError("width", self.width, f"{expected}; heads auglocal and 1c2f go with groups")
+
+    def _check_head(self) -> None:
+        """A head is named only where the loss has one."""
+        name = self.objective if isinstance(self.objective, str) else None
+        instead = without_head(name, self.settings and self.settings.options)
+        if instead and self.head is not None:
+            raise ConfigError("head", self.head, f"none with objective {name}, {instead}")
 
     @property
     def copying(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,16 +27,12 @@ from locallearn.nn.score_heads import MapHead, Shaped
 from locallearn.seeding import seeded
 
 
-def check_copying(head: str, task: Task, parts: Sequence[Piece], tokens: str | None) -> str:
+def check_copying(head: str, tokens: str | None) -> str:
     """What a head that copies the model's blocks sees of tokens: all, as the blocks do.
 
     Raises:
-        ConfigError: it is to see less, or the loss has no head.
+        ConfigError: it is to see less.
     """
-    if task.name in ("rebuilt-input", "input-similarity"):
-        raise ConfigError("head", head, f"another one with {task.name}, which has no scores for the head to give")
-    if task.name == "predsim" and any(len(part.shape) == 2 for part in parts[:-1]):
-        raise ConfigError("head", head, "another one with predsim on tokens, which compares a vector of each example")
     if tokens not in (None, "all"):
         raise ConfigError("tokens", tokens, f"all with head {head}, whose blocks see every token")
     return "all"
@@ -136,8 +132,8 @@ class ModelLoss(Objective):
                 raise UsageError("batch: there are no labels, and the model computes no loss of its own")
             loss = called(self.of_scores, scores, batch)
         loss = loss.mean()
-        classes = scores is not None and scores.dim() == 2 and scores.shape[1] > 1
-        logits = scores.detach()[None] if classes else None
+        scored = scores is not None and scores.dim() == 2 and scores.shape[1] > 1
+        logits = scores.detach()[None] if scores is not None and scored else None
         return LocalLoss(loss[None], {"loss": loss.detach()[None]}, logits)
 
 

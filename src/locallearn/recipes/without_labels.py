@@ -54,7 +54,7 @@ def self_supervised(model: str, method: str) -> RunConfig:
     depth = METHODS[method][0]
     if is_vgg and depth > 1:
         depth = len(build_backbone(model, 3, 32).blocks)
-    objective = ObjectiveConfig(head="0c2f" if is_vgg else "1c2f", temperature=0.5)
+    objective = ObjectiveConfig(head="0c2f" if is_vgg and method != "greedy-infomax" else "1c2f", temperature=0.5)
     return RunConfig(
         method=method,
         model=model,

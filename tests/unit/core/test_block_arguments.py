@@ -148,14 +148,14 @@ def test_copies_are_counted_as_the_blocks_are():
 def test_what_a_language_model_has_no_use_for_is_one_line():
     for changes, expected in (
         ({"head": "mlp-sr"}, "objective.head: 'mlp-sr' is not valid; expected 0c1f or another <n>c<m>f, shared"),
-        ({"head": "0c1f", "objective": "predsim"}, "objective: 'predsim' is not valid; expected another loss"),
+        ({"head": None, "objective": "predsim"}, "objective: 'predsim' is not valid; expected another loss"),
         (
             {"head": "0c1f", "objective": "transport"},
             "settings.options.of: 'cross-entropy' is not valid; expected next",
         ),
         (
             {"head": "auglocal", "objective": "rebuilt-input"},
-            "head: 'auglocal' is not valid; expected another one with",
+            "head: 'auglocal' is not valid; expected none with objective rebuilt-input",
         ),
     ):
         with pytest.raises(ConfigError, match=expected):

@@ -23,7 +23,8 @@ IMAGE = ImageShape(3, 8, 5)
 
 
 def module_of(loss, options=None, method="dgl", depth=2, width=1, model="tiny-resnet"):
-    objective = ObjectiveConfig(loss=loss, options=options or {}, head="0c1f")
+    head = "0c1f" if loss == "transport" else "1c2f"
+    objective = ObjectiveConfig(loss=loss, options=options or {}, head=head)
     config = small.config(method, depth, (width,), objective=objective, model=model)
     return next(iter(build_network(config, IMAGE))).double()
 

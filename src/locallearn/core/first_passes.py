@@ -55,7 +55,7 @@ class FirstPasses:
         if not self._start or self._model.training in self._modes or type(given) is not Tensor or given.is_meta:
             return run(False)
         self._modes.add(self._model.training)
-        before = {name: self._model.get_buffer(name).clone() for name in self._piece.buffers}
+        before = {name: x.detach().clone() for name, x in self._written().items()}
 
         def tried(others: bool) -> dict[str, Tensor] | None:
             with torch.no_grad(), contextlib.nullcontext() if begin is nothing else keeping(given.device):
@@ -101,10 +101,16 @@ class FirstPasses:
         made |= {f"what it hands on of {path} ({n})": x for (path, n), x in crossed.items()}
         return {name: x.detach().clone() for name, x in made.items()}
 
+    def _written(self) -> dict[str, Tensor]:
+        """What a pass may write into: the stage's buffers and frozen parameters."""
+        frozen = {name: self._model.get_parameter(name) for name in self._piece.parameters}
+        buffers = {name: self._model.get_buffer(name) for name in self._piece.buffers}
+        return {name: p for name, p in frozen.items() if not p.requires_grad} | buffers
+
     @torch.no_grad()
     def _put(self, values: Mapping[str, Tensor]) -> None:
-        for name in self._piece.buffers:
-            self._model.get_buffer(name).copy_(values[name])
+        for name, x in self._written().items():
+            x.copy_(values[name])
 
 
 def _differing(found: Mapping[str, Tensor], other: Mapping[str, Tensor] | None) -> list[str]:

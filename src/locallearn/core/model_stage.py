@@ -179,8 +179,10 @@ class ModelStage(Stage):
         view, before, foreign = self._computes[0], None, None
         if self._kept is None and view.training:
             before = Attributes(view)
-            foreign = self.before and ForeignWrites(view, self.piece.parameters, self._shared)
-        yield
+            own = {*self.piece.parameters, *self.piece.reads}
+            foreign = self.before and ForeignWrites(view, own, self._shared)
+        with foreign or contextlib.nullcontext():
+            yield
         if foreign:
             foreign.check(self.before.path if self.before else "")
         if before is not None:

@@ -206,6 +206,7 @@ MODELS = {
     "a queue": lambda: Net(Queue),
     "reentrant checkpoints": lambda: Net(Again),
     "an autocast of its own": lambda: HalfNet(Layer),
+    "a frozen weight made of features": lambda: Follows("features"),
     "a frozen teacher": lambda: Teacher(False),
     "generators of its own": lambda: Net(Draws),
     "an input written into": lambda: InPlaceInput(Layer),
@@ -259,8 +260,33 @@ def test_a_network_that_trained_on_threads_is_copied_and_saved(tmp_path):
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in network.state_dict().items())
 
 
+class Follows(nn.Module):
+    """A second encoder follows the first one, after its first layer has run."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.b = nn.Linear(8, 8)
+        self.q, self.end = nn.Linear(8, 8), nn.Linear(8, 5)
+        self.k = nn.Linear(8, 8).requires_grad_(False)
+
+    def forward(self, x):
+        h = self.q(self.b(x).relu())
+        with torch.no_grad():
+            if self.training:
+                other = self.b.weight.data if self.kind == "follows" else h.T @ x / len(x)
+                self.k.weight.data = 0.9 * self.k.weight.data + 0.1 * other
+            target = self.k(x)
+        return self.end((h + target).relu())
+
+
 @pytest.mark.parametrize(
-    ("make", "written"), [(lambda: Teacher(True), "teacher.weight"), (SharedNorm, "norm.num_batches_tracked")]
+    ("make", "written"),
+    [
+        (lambda: Teacher(True), "teacher.weight, which every stage"),
+        (SharedNorm, "norm.num_batches_tracked, which every stage"),
+        (lambda: Follows("follows"), "k.weight, and looks at b.weight, which another stage trains"),
+    ],
 )
 def test_what_several_stages_would_write_is_refused_apart_and_trained_inline(make, written):
     for runtime in ("inline", "threads"):

@@ -96,6 +96,13 @@ class ProcessWorld:
         entrance = _group(first, "gloo", limit) if len(first) > 1 else None
         self.entrance = entrance if self.place.depth == 0 else None
 
+    def leave(self) -> None:
+        """End the groups that were made for it, with their threads; the process's own stays."""
+        axes = [self.axis(name) for name in ("depth", "width", "data")]
+        for group in dict.fromkeys((*axes, self.features, self._control, self.entrance)):
+            if group is not None and group is not dist.group.WORLD:
+                dist.destroy_process_group(group)
+
     def axis(self, name: str) -> dist.ProcessGroup:
         """The group of the ranks that differ from this one on one axis only: ``width`` or ``data``."""
         return self._axes.get_group(name)
@@ -226,7 +233,9 @@ def process_world(config: RunConfig, device: torch.device) -> Iterator[ProcessWo
         expected = f"{mesh.size} processes for a {sizes} (torchrun --nproc-per-node, or --processes)"
         raise ConfigError("runtime", f"distributed on {count} processes", expected)
     if dist.is_initialized():
-        yield ProcessWorld(mesh, device, config.mesh.timeout)
+        world = ProcessWorld(mesh, device, config.mesh.timeout)
+        yield world
+        world.leave()
         return
     _join(device, config.mesh.timeout)
     yield ProcessWorld(mesh, device, config.mesh.timeout)

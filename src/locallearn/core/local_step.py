@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from locallearn.arguments import checked_on_failure
+from locallearn.core.clipping import clip_gradients
 from locallearn.core.generators import keeping, seed_all
 from locallearn.core.module import Features, Stage
 from locallearn.core.own_errors import told_of
@@ -23,44 +24,11 @@ from locallearn.data.store import Batch
 from locallearn.errors import ConfigError
 from locallearn.losses.objectives import LocalLoss
 from locallearn.nn.peers import Peers, computing_with
-from locallearn.nn.precision import precise
 from locallearn.nn.replicas import whole_batch_norms
 from locallearn.seeding import derive
 
 DRAWING = threading.Lock()
 """Held by whoever draws from torch's own generator: stages that train at the same time share it with the loader."""
-
-
-def per_node(value_G: Tensor, parameter: Tensor) -> Tensor:
-    """Spread one value per group over a parameter's rows, shaped to multiply it."""
-    rows = value_G.repeat_interleave(parameter.shape[0] // len(value_G))
-    return rows.view(-1, *[1] * (parameter.dim() - 1))
-
-
-def clip_gradients(parameters: Iterable[nn.Parameter], groups: int, max_norm: float) -> None:
-    """Scale the gradients of every node whose gradient norm is above ``max_norm`` down to it.
-
-    Args:
-        parameters: of one stage, each stacked by group on dimension 0.
-        groups: G, the number of nodes.
-        max_norm: largest norm of the gradients of one node.
-    """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
-        return
-    squares_G = sum(_squares(gradient, groups) for gradient in gradients)
-    assert isinstance(squares_G, Tensor)
-    scale_G = (max_norm / (squares_G.sqrt() + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
-        by_row = gradient.dim() and not gradient.is_sparse
-        gradient.mul_(per_node(scale_G, gradient) if by_row else scale_G[0])
-
-
-def _squares(gradient: Tensor, groups: int) -> Tensor:
-    """Sum of squares of every group's rows [G], in at least fp32; a sparse gradient is of one group."""
-    values = gradient.coalesce().values() if gradient.is_sparse else gradient
-    values = precise(torch.view_as_real(values) if values.is_complex() else values).pow(2)
-    return (values.flatten(1).sum(1) if values.dim() > 1 else values).view(groups, -1).sum(1)
 
 
 class LocalStep:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -200,3 +200,19 @@ def moved(batch: Any, device: torch.device) -> Any:
     if device.type == "cpu":
         return batch
     return tree_map_only(Tensor, lambda x: x.to(device, non_blocking=True), batch)
+
+
+def joined(found: Sequence[Tensor]) -> Tensor:
+    """What was read of every batch, put together.
+
+    Raises:
+        UsageError: there is nothing, or their shapes differ beside the number of examples.
+    """
+    if not found:
+        raise UsageError("loader: it gave no batch")
+    other = next((x for x in found if x.shape[1:] != found[0].shape[1:]), None)
+    if other is not None:
+        shapes = f"{tuple(found[0].shape)} and {tuple(other.shape)}"
+        expected = "examples on the first dimension and all else alike, as where texts are padded to one length"
+        raise UsageError(f"loader: batches give {shapes}, which do not go together; expected {expected}")
+    return torch.cat(list(found))

@@ -27,7 +27,7 @@ from locallearn.training.checkpoint import load_network
 from locallearn.training.described import identity_of
 from locallearn.training.evaluate import Evaluation, evaluate
 from locallearn.training.lines import lines_if_watched
-from locallearn.training.loaders import LoaderSource, read_network
+from locallearn.training.loaders import LoaderSource, joined, read_network
 from locallearn.training.loop import Loop
 from locallearn.training.observer import Observer, Quiet
 from locallearn.training.own_run import gather, has_begun, train_in
@@ -206,10 +206,8 @@ class Trainer:
     def _fit_in(self, world: Alone | ProcessWorld, config: RunConfig, work: Work) -> dict[str, Any]:
         begun = self.folder is not None and has_begun(self.folder, config, world)
         if begun and world.leader and getattr(work.train, "goes_on", False):
-            what = "what they draw from now on is not what the uninterrupted training has"
-            self.observer.on_warning(
-                f"loader: its workers are persistent: {what}; persistent_workers=False makes it so"
-            )
+            draws = "persistent workers do not draw what those of the uninterrupted training had drawn"
+            self.observer.on_warning(f"loader: {draws}; persistent_workers=False makes it so")
         self._loop = Loop(config, work, self.folder, self.observer if world.leader else Quiet(), world)
         if self.folder is None:
             return self._loop.run()
@@ -278,14 +276,7 @@ class Trainer:
 
         self.network.to(self._home)
         found = self._averaged(values)
-        if not found:
-            raise UsageError("loader: it gave no batch")
-        other = next((x for x in found if x.shape[1:] != found[0].shape[1:]), None)
-        if other is not None:
-            shapes = f"{tuple(found[0].shape)} and {tuple(other.shape)}"
-            expected = "examples on the first dimension and all else alike, as where texts are padded to one length"
-            raise UsageError(f"loader: batches give {shapes}, which do not go together; expected {expected}")
-        return torch.cat(found)
+        return joined(found)
 
     def _averaged(self, compute: Any) -> Any:
         """Compute with averaged weights, where these are kept."""

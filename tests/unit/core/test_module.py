@@ -4,8 +4,9 @@ import torch
 import small
 from locallearn.config import OptimizerConfig, RunConfig
 from locallearn.core.assembly import build_network
+from locallearn.core.clipping import clip_gradients, per_node
 from locallearn.core.image_shape import ImageShape
-from locallearn.core.local_step import LocalStep, clip_gradients, per_node
+from locallearn.core.local_step import LocalStep
 from locallearn.nn.native import build
 from locallearn.training.optim import build_optimizer
 

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_sequence
 from torch.optim import lr_scheduler
 
 import locallearn as ll
-from locallearn.core.local_step import clip_gradients
+from locallearn.core.clipping import clip_gradients
 from locallearn.core.rehearsal import SplitWarning
 from locallearn.training.observer import Quiet
 

@@ -94,7 +94,8 @@ def split(
         context: what every module after the first is given beside features, through an adapter that becomes a part
             of the model and stays in what ``merge`` gives (ContSup): ``image``, the model's input, or ``before``,
             what the module before was given. The submodule at a cut is then ``PATH.block``, beside ``PATH.adapter``.
-        settings: everything else that an objective can be told; its ``head`` and ``loss`` are not looked at.
+        settings: everything else that an objective can be told; its ``head`` and ``loss`` count where ``head`` and
+            ``objective`` are left out.
         seed: of the heads' initial weights.
         compile: whether the model's repeated blocks are compiled by ``torch.compile`` when they first train, in one
             process; another backend than ``inductor`` by its name. A line says what it took, and

@@ -9,7 +9,7 @@ from torch import nn
 
 from locallearn.config import ObjectiveConfig
 from locallearn.config.checks import non_negative, positive_int
-from locallearn.config.own_parts import without_head
+from locallearn.config.own_parts import PLAIN_HEAD, without_head
 from locallearn.core.block_copies import COPYING
 from locallearn.errors import ConfigError
 from locallearn.losses.user import Loss
@@ -40,6 +40,9 @@ class SplitOptions:
     seed: int
 
     def __post_init__(self) -> None:
+        if self.settings is not None:
+            self._take("head", "head", self.settings.head, self.settings.head != PLAIN_HEAD)
+            self._take("objective", "loss", self.settings.loss, self.settings.loss is not None)
         positive_int("width", self.width)
         positive_int("depth", self.depth)
         positive_int("classes", self.classes)
@@ -54,6 +57,15 @@ class SplitOptions:
         if self.head == "momentum" and self.width > 1:
             expected = "1 with head momentum, for the last module has one group, and no block of several to follow"
             raise ConfigError("width", self.width, f"{expected}; heads auglocal and 1c2f go with groups")
+
+    def _take(self, name: str, setting: str, told: str | None, is_told: bool) -> None:
+        """What the settings name counts where the argument does not; both may name the same."""
+        given = getattr(self, name)
+        if is_told and given is None:
+            object.__setattr__(self, name, told)
+        elif is_told and not (isinstance(given, str) and given == told):
+            shown = repr(given) if isinstance(given, str) else f"a {type(given).__name__}"
+            raise ConfigError(f"settings.{setting}", told, f"what {name} is ({shown}), or left out")
 
     def _check_head(self) -> None:
         """A head is named only where the loss has one."""

@@ -51,3 +51,37 @@ def test_of_a_loss_beside_the_transport_penalty():
         ll.LocalLearnError, match="with loss transport, which has classifiers and convolutions of its own"
     ):
         methods.build("gn-dgl", small.config("gn-dgl", 2, (2,), objective=objective))
+
+
+def scorer(**given):
+    network = ll.split(user_models.ResNet(), depth=2, example=user_models.images(), **given)
+    return type(network.stages[0].objective).__name__, sum(
+        p.numel() for p in network.stages[0].objective.parameters()
+    )
+
+
+def test_settings_name_a_head_and_a_loss_too():
+    flat, plain = scorer(head="flat"), scorer()
+    assert scorer(settings=ObjectiveConfig(head="flat")) == flat != plain
+    assert scorer(head="flat", settings=ObjectiveConfig(head="flat")) == flat
+    named = scorer(objective="supervised-contrastive")
+    assert scorer(settings=ObjectiveConfig(loss="supervised-contrastive")) == named != plain
+    options = {"hidden": 3}
+    assert scorer(settings=ObjectiveConfig(head="flat", head_options=options)) != flat
+    with pytest.raises(ll.LocalLearnError, match=r"head: 'flat' is not valid; expected none with objective predsim"):
+        scorer(objective="predsim", settings=ObjectiveConfig(head="flat"))
+
+
+def test_two_names_of_one_thing_are_one_line():
+    for given, expected in (
+        (
+            {"head": "flat", "settings": ObjectiveConfig(head="auglocal")},
+            r"settings.head: .* what head is \('flat'\)",
+        ),
+        (
+            {"objective": torch.nn.functional.cross_entropy, "settings": ObjectiveConfig(loss="infopro")},
+            r"settings.loss: 'infopro' is not valid; expected what objective is \(a function\), or left out",
+        ),
+    ):
+        with pytest.raises(ll.LocalLearnError, match=expected):
+            scorer(**given)

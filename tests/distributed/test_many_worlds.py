@@ -6,10 +6,11 @@ import sys
 import pytest
 
 TRAININGS = """
-import os, torch, torch.distributed as dist, small
+import dataclasses, os, torch, torch.distributed as dist
+import locallearn as ll
 from locallearn.runtime.world import process_world
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-config = small.config("gn-dgl", 2, (2,), runtime="distributed")
+config = dataclasses.replace(ll.recipe("gn-dgl"), runtime="distributed")
 threads = []
 for _ in range(3):
     with process_world(config, torch.device("cpu")) as world:

@@ -96,6 +96,21 @@ def test_stages_on_threads_train_the_same_bits(options):
     assert [name for name, value in whole.state_dict().items() if not torch.equal(value, other[name])] == []
 
 
+def test_stages_on_threads_look_at_one_copy_of_what_they_all_read():
+    """An unembedding is as large as many blocks: not once a stage, nor once a stage and batch."""
+    network = split(gpt2(), "shared", depth=4)
+    network.set_optimizers(sgd)
+    network.run_apart()
+    with ThreadsRuntime(network.steps, 2, 2) as runtime:
+        for i in range(3):
+            runtime.step(network.given_batch(TEXT), i)
+        runtime.settle()
+    pairs = [pair for stage in network.stages for pair in stage.reads.get(0, [])]
+    assert len({id(source) for source, _ in pairs}) == 1 < len(pairs)
+    assert len({copy.data_ptr() for _, copy in pairs} | {pairs[0][0].data_ptr()}) == 2
+    assert all(torch.equal(source, copy) for source, copy in pairs)
+
+
 def test_only_what_may_draw_keeps_others_from_drawing():
     """On threads the loss of the last layer, a large part of a step, is computed while other stages draw."""
     network, held = split(gpt2(), depth=2, chunk=200, positions=0.5), []

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import resource
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -190,10 +190,7 @@ def train(connection: Connection, job: ModelJob, way: Way) -> None:
     try:
         while True:
             if connection.recv() == "step":
-                begin = time.perf_counter()
-                contender.step()
-                _wait(device)
-                connection.send(("seconds", (time.perf_counter() - begin) / contender.steps))
+                connection.send(("seconds", contender.seconds(partial(_wait, device))))
             else:
                 connection.send(("facts", facts | _recompiled(way, facts)))
     except (EOFError, OSError):  # the one who asks has closed the connection
@@ -203,10 +200,7 @@ def train(connection: Connection, job: ModelJob, way: Way) -> None:
 def _facts(contender: Contender, way: Way, job: ModelJob, device: torch.device) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": way.name}
     if job.repeats:
-        begin = time.perf_counter()
-        contender.step()
-        _wait(device)
-        facts["warm_up_seconds"] = (time.perf_counter() - begin) / contender.steps
+        facts["warm_up_seconds"] = Contender.seconds(contender, partial(_wait, device))
         if way.compiled:
             facts["graphs"] = compiled_graphs()
     facts["activation_bytes"] = contender.peak_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,6 +76,17 @@ class Contender:
     parameters: Sequence[torch.nn.Parameter]
     steps: int = 1
 
+    def seconds(self, wait: Callable[[], None]) -> float:
+        """How long a step takes [s].
+
+        Args:
+            wait: returns when the device has done what it was given.
+        """
+        begin = time.perf_counter()
+        self.step()
+        wait()
+        return (time.perf_counter() - begin) / self.steps
+
     def peak_bytes(self) -> int:
         """Peak of what autograd keeps for the backward pass during one step."""
         with ActivationMeter(self.parameters) as meter:
@@ -107,6 +119,20 @@ class OnThreads(Contender):
             for i in range(self.steps):
                 self.runtime.step(self.batch(), i)
             self.runtime.settle()
+
+    def seconds(self, wait: Callable[[], None]) -> float:
+        """How long a step takes once the modules are busy [s], which a training is but for the ends of its epochs."""
+        lead = self.runtime.at_once + 1
+        begin = 0.0
+        with self.runtime:
+            for i in range(lead + self.steps):
+                if i == lead:  # one batch has been through all modules
+                    begin = time.perf_counter()
+                self.runtime.step(self.batch(), i)
+            wait()
+            took = time.perf_counter() - begin
+            self.runtime.settle()
+        return took / self.steps
 
     def peak_bytes(self) -> int:
         """Peaks of as many of the largest modules as train at the same time, together."""

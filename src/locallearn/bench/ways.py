@@ -41,7 +41,7 @@ STAGES = {"inline": "", "threads": " threads", "compiled-stages": " compiled"}
 """How local stages train, and what names it."""
 
 STEPS_ON_THREADS = 4
-"""Steps of one call on threads: a single one would be half of it filling up."""
+"""Steps of one call on threads that are timed, after those that fill the stages."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from locallearn.arguments import checked_fields
 from locallearn.config import EVERY_BATCH, ObjectiveConfig, RunConfig
+from locallearn.config.loss_settings import check_settings
 from locallearn.config.own_parts import PLAIN_HEAD, without_head
 from locallearn.errors import ConfigError
 from locallearn.registry import Registry
@@ -113,6 +114,7 @@ def end_to_end(config: RunConfig) -> Layout:
     _need(config, "depth", "1", config.depth == 1)
     _need(config, "width", "1", set(config.groups) == {1})
     _need_loss(config, CROSS_ENTROPY)
+    check_settings(config.objective, CROSS_ENTROPY)
     return Layout((classifier_layout(config),), False)
 
 
@@ -166,6 +168,7 @@ def _need_whole_images(config: RunConfig, loss: str) -> None:
 def _local(config: RunConfig, loss: str) -> Layout:
     """K modules of G groups that have the local loss of that name."""
     _need_whole_images(config, loss)
+    check_settings(config.objective, loss)
     if config.objective.head == "momentum":
         check_follows(config)
     objective = dataclasses.replace(config.objective, loss=loss)
@@ -180,6 +183,7 @@ def single_thread(config: RunConfig) -> Layout:
     """The baseline of Sec. 3.3.2: every convolution split G ways, trained end to end with one loss."""
     _need(config, "depth", "1", config.depth == 1)
     _need_loss(config, CROSS_ENTROPY)
+    check_settings(config.objective, CROSS_ENTROPY)
     return Layout((classifier_layout(config, config.groups[0]),), False)
 
 
@@ -225,6 +229,7 @@ def blockwise_self_supervised(config: RunConfig) -> Layout:
 def _self_supervised(config: RunConfig, loss: str) -> Layout:
     """K modules of G groups without a classifier; the head of the last one is SimCLR's projection head."""
     _need_whole_images(config, loss)
+    check_settings(config.objective, loss)
     _need(config, "runtime", "inline, threads, cuda-graphs or distributed", config.runtime in EVERY_BATCH)
     objective = dataclasses.replace(config.objective, loss=loss, diversity_weight=0.0)
     layouts = [ModuleLayout(groups, groups, objective) for groups in config.groups]
@@ -244,6 +249,7 @@ def greedy_infomax(config: RunConfig) -> Layout:
     _need(config, "runtime", "inline, threads, cuda-graphs or distributed", config.runtime in EVERY_BATCH)
     _need(config, "model", "a ResNet or VGG, whose blocks see maps of any size", not config.model.startswith("vit"))
     _need_loss(config, PATCH_INFONCE)
+    check_settings(config.objective, PATCH_INFONCE)
     objective = dataclasses.replace(config.objective, loss=PATCH_INFONCE, diversity_weight=0.0)
     return Layout((ModuleLayout(1, 1, objective, tiled=True),) * config.depth, False)
 
@@ -254,5 +260,6 @@ def masked_autoencoder(config: RunConfig) -> Layout:
     _need(config, "width", "1", set(config.groups) == {1})
     _need(config, "runtime", "inline, threads, cuda-graphs or distributed", config.runtime in EVERY_BATCH)
     _need_loss(config, MASKED_PIXELS)
+    check_settings(config.objective, MASKED_PIXELS)
     objective = dataclasses.replace(config.objective, loss=MASKED_PIXELS, diversity_weight=0.0)
     return Layout((ModuleLayout(1, 1, objective),) * config.depth, False, masked=True)

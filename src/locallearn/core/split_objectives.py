@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.config import ObjectiveConfig
+from locallearn.config.loss_settings import check_settings
 from locallearn.core.block_copies import BlockCopies
 from locallearn.core.last_layer import last_layer_loss
 from locallearn.core.split_cuts import CutModel
@@ -82,6 +83,7 @@ def _config(cut: CutModel, options: SplitOptions) -> ObjectiveConfig:
     config = dataclasses.replace(settings, head=head, loss=cut.task.name or None)
     if config.loss is None and config.options and not isinstance(config.options, Defaults):
         raise ConfigError("settings.options", config.options, "none with a loss that is not registered with any")
+    check_settings(config, config.loss or "", "settings")
     return config
 
 

@@ -29,8 +29,8 @@ class Job:
     rate: float | None
     losses: dict[int, LocalLoss]
     """Of the modules that have trained on it; they need not end in order."""
-    read: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict)
-    """What a module reads of another one's weights, as they were after their update on this batch."""
+    read: dict[int, dict[int, Tensor]] = field(default_factory=dict)
+    """Weights of a module that later ones read, as they were after their update on this batch, by their ``id``."""
 
 
 class ThreadsRuntime(Runtime):
@@ -177,19 +177,22 @@ class ThreadsRuntime(Runtime):
                     self._changed.notify_all()
 
     def _publish(self, module: int, job: Job) -> None:
-        """Keep what later modules read of this one's weights, before its next update."""
-        for k, step in enumerate(self.steps[module + 1 :], module + 1):
-            for source, _ in step.module.reads.get(module, ()):
-                job.read.setdefault((k, module), []).append(source.detach().clone())
+        """Keep what later modules read of this one's weights, before its next update: once for all of them."""
+        readers = [step.module.reads.get(module, ()) for step in self.steps[module + 1 :]]
+        sources = {id(source): source for pairs in readers for source, _ in pairs}
+        job.read[module] = {key: source.detach().clone() for key, source in sources.items()}
 
     def _take(self, module: int, job: Job) -> None:
-        """Put what the module reads of others into its own copies, where it has copies."""
+        """Let the module's own copies, where it has some, be what it reads of others."""
         with torch.no_grad():
             for owner, pairs in self.steps[module].module.reads.items():
-                sources = [source for source, _ in pairs]
-                values = job.read.pop((module, owner)) if owner < module else sources
-                for (_, copy), value in zip(pairs, values, strict=True):
-                    if copy is not value:
+                for source, copy in pairs:
+                    if copy is source:
+                        continue
+                    value = job.read[owner][id(source)] if owner < module else source
+                    if value is not source and value.device == copy.device:
+                        copy.data = value  # nobody writes into it: others look at it too
+                    else:
                         copy.copy_(value)
 
     def _train(self, module: int, job: Job, features: Tensor) -> list[tuple[int, LocalLoss]]:

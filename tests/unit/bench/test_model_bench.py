@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from locallearn.bench.step import OnThreads
 from locallearn.bench.user_model import load
-from locallearn.bench.ways import Heads, Kind, Way, checkpoint_blocks, ways
+from locallearn.bench.ways import STEPS_ON_THREADS, Heads, Kind, Way, checkpoint_blocks, ways
 from locallearn.cli.main import main
 from locallearn.cli.named_models import Inputs
 from locallearn.errors import LocalLearnError, UsageError
@@ -193,6 +194,23 @@ def test_compiled_checkpointing_trains_the_same_and_keeps_less(monkeypatch):
 def test_one_local_stage_trains_the_same_bits():
     pairs = zip(trained(Way("inline", 1)), trained(Way("backprop")), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_stages_on_threads_are_timed_when_they_are_busy():
+    """What fills them is trained and not timed: every step before the clock, and what is on its way after it."""
+    torch.set_num_threads(2)
+    contender = Way("threads", 2).build(ResNet(), images())
+    assert isinstance(contender, OnThreads)
+    numbers, step = [], contender.runtime.step
+
+    def counted(batch, index, *rest):
+        numbers.append(index)
+        return step(batch, index, *rest)
+
+    contender.runtime.step = counted  # type: ignore[method-assign]
+    assert contender.seconds(lambda: numbers.append("waited")) > 0  # type: ignore[arg-type]
+    assert contender.steps == STEPS_ON_THREADS
+    assert numbers == [*range(2 + 1 + STEPS_ON_THREADS), "waited"]
 
 
 def test_accumulation_is_the_mean_over_micro_batches():

@@ -72,8 +72,9 @@ def test_killed_and_called_again_by_two_at_once(tmp_path):
     for name, told in trained.items():
         assert [event["epoch"] for event in told if event["event"] == "train"] == [1, 2, 3]
         kinds = [event["event"] for event in told]
-        assert kinds.count("start") == 1
-        assert kinds.count("resume") == 0 or name == second.name
+        begun = [kind for kind in kinds if kind in ("start", "resume")]
+        assert begun[0] == "start"
+        assert len(begun) <= 1 + (name == second.name)  # which was killed before its first step, or after it
     assert (tmp_path / "results" / "report.html").read_text().startswith("<!doctype html>")
 
 

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -29,8 +29,6 @@ class Job:
     rate: float | None
     losses: dict[int, LocalLoss]
     """Of the modules that have trained on it; they need not end in order."""
-    read: dict[int, dict[int, Tensor]] = field(default_factory=dict)
-    """Weights of a module that later ones read, as they were after their update on this batch, by their ``id``."""
 
 
 class ThreadsRuntime(Runtime):
@@ -53,6 +51,7 @@ class ThreadsRuntime(Runtime):
         self.steps = steps
         self.at_once = min(at_once, len(steps), threads)
         self.threads = threads
+        self._kept: dict[tuple[int, int], Tensor] = {}  # what is read of others, by weight and batch in flight
         self._waiting: list[deque[tuple[Job, Tensor]]] = [deque() for _ in steps]
         self._busy = [False] * len(steps)
         self._trained = [0] * len(steps)
@@ -130,13 +129,17 @@ class ThreadsRuntime(Runtime):
         return done
 
     def _next(self) -> int | None:
-        """The module that is free and whose next batch has waited longest; of several the last."""
-        ready = [
+        """The first module that is free and has a batch.
+
+        So those after it find batches waiting, where a module just behind another one would wait for its features,
+        or for what it reads of it. How many batches are on their way is bounded by ``step``.
+        """
+        ready = (
             k
             for k, waiting in enumerate(self._waiting)
             if waiting and not self._busy[k] and self._can_read(k, waiting[0][0])
-        ]
-        return min(ready, key=lambda k: (self._waiting[k][0][0].number, -k), default=None)
+        )
+        return next(ready, None)
 
     def _can_read(self, module: int, job: Job) -> bool:
         """Whether the modules whose weights this one reads have trained.
@@ -177,10 +180,17 @@ class ThreadsRuntime(Runtime):
                     self._changed.notify_all()
 
     def _publish(self, module: int, job: Job) -> None:
-        """Keep what later modules read of this one's weights, before its next update: once for all of them."""
+        """Keep what later modules read of this one's weights, before its next update: once for all of them.
+
+        It is written where it was for a batch that all modules have trained on: new memory has page faults.
+        """
         readers = [step.module.reads.get(module, ()) for step in self.steps[module + 1 :]]
-        sources = {id(source): source for pairs in readers for source, _ in pairs}
-        job.read[module] = {key: source.detach().clone() for key, source in sources.items()}
+        for source in {id(source): source for pairs in readers for source, _ in pairs}.values():
+            place = id(source), job.number % (self.at_once + 1)
+            if place in self._kept:
+                self._kept[place].copy_(source.detach())
+            else:
+                self._kept[place] = source.detach().clone()
 
     def _take(self, module: int, job: Job) -> None:
         """Let the module's own copies, where it has some, be what it reads of others."""
@@ -189,7 +199,8 @@ class ThreadsRuntime(Runtime):
                 for source, copy in pairs:
                     if copy is source:
                         continue
-                    value = job.read[owner][id(source)] if owner < module else source
+                    place = id(source), job.number % (self.at_once + 1)
+                    value = self._kept[place] if owner < module else source
                     if value is not source and value.device == copy.device:
                         copy.data = value  # nobody writes into it: others look at it too
                     else:

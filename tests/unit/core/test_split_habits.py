@@ -1,10 +1,13 @@
 """What users do to their own models before a split, and examples that are none."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 import locallearn as ll
+import user_models
 
 X = torch.rand(4, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(4)
@@ -117,3 +120,21 @@ def test_balanced_stages_leave_no_branch_untrained():
 def test_a_forward_pass_that_takes_gradients_is_traced():
     network = ll.split(_Forces(), depth=1, example=(X, torch.rand(4, 8)))
     assert network.step((X, torch.rand(4, 8)))["loss"].isfinite()
+
+
+@pytest.mark.filterwarnings("ignore::locallearn.core.rehearsal.SplitWarning")
+def test_adamw_is_one_pass_where_the_memory_format_of_weights_cannot_change():
+    """torch's pass updates wrong weights where format differs from that of the moments."""
+    tokens = ll.split(user_models.Transformer(), depth=2, example=user_models.sequences())
+    assert [step.optimizer.defaults["fused"] for step in tokens.steps] == [True, True]
+    images = ll.split(user_models.ResNet(), depth=2, example=user_models.images())
+    assert {step.optimizer.defaults["fused"] for step in images.steps} == {None}
+    plain = copy.deepcopy(images)
+    plain.set_optimizers(lambda parameters: torch.optim.AdamW(parameters, lr=1e-3))
+    for network in (images, plain):
+        for i in range(4):
+            network.step(user_models.images())
+            if i == 1:
+                network.to(memory_format=torch.channels_last)
+    pairs = zip(images.parameters(), plain.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)

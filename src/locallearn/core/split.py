@@ -26,8 +26,8 @@ from locallearn.nn.heads import HeadInput
 def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """AdamW with a learning rate of 1e-3.
 
-    It updates in one pass over the weights where torch has that and none is of images' convolutions: torch's pass does
-    not look at their memory format, which may change in the middle of a training.
+    It updates in one pass over the weights where torch has that and no weight is of a convolution of images, whose
+    memory format may change in the middle of a training: torch's pass does not look at it.
     """
     kept = list(parameters)
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() and p.dim() < 4 for p in kept)

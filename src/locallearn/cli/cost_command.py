@@ -1,4 +1,4 @@
-"""``locallearn cost``: what every node computes, holds and sends, before anything runs."""
+"""``locallearn cost [RECIPE]``: what every node computes, holds and sends, before anything runs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,21 @@ from locallearn.cli.early import check_names, working
 from locallearn.cli.options import check_at_least, check_ending, check_links, parse
 from locallearn.cli.own_model import names_own, own_network, refuse_changed
 from locallearn.config import ContextName, ImageSize, ObjectiveConfig, RunConfig
+from locallearn.errors import UsageError
 from locallearn.plan.clock import Span, picture
 from locallearn.plan.schedule import NodeWork
+from locallearn.recipes.named import recipe
 from locallearn.report.units import time_text
 
 if TYPE_CHECKING:
     from locallearn.costs.nodes import Cost
+
+
+DESCRIPTION = """Count what every node computes, holds and sends (docs/cost.md), and predict times; trains nothing.
+A recipe may come first (`locallearn cost resnet32-auglocal`): then defaults are its."""
+
+_IMAGES = {"cifar10": (3, 32), "digits": (1, 8)}
+"""Channels and side [pixels] of the images of recipes, which are of 10 classes."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +91,16 @@ class CostOptions:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
-    description = "Count what every node computes, holds and sends (docs/cost.md), and predict times; trains nothing."
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    config = RunConfig() if name is None else recipe(name)
     # the objective's settings have the names that they have in `train`, with or without the prefix
-    arguments = [argument.replace("--objective.", "--", 1) for argument in arguments]
-    options = parse(CostOptions, arguments, "cost", description)
+    rest = [argument.replace("--objective.", "--", 1) for argument in arguments[name is not None :]]
+    default = CostOptions() if name is None else _of_recipe(config)
+    options = parse(CostOptions, rest, f"cost {name}" if name else "cost", DESCRIPTION, default)
+    if name and names_own(options.model):
+        raise UsageError(f"cost: a model of your own has no recipe; leave {name} out")
     with working("importing torch and counting", options.json) as tell:
-        found = _own(options) if names_own(options.model) else _built(options)
+        found = _own(options) if names_own(options.model) else _built(options, config)
         from locallearn.costs.timeline import Machine, timeline
 
         values = found.to_json()
@@ -107,9 +120,23 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _built(options: CostOptions) -> Cost:
-    """Of a backbone of the package."""
-    config = RunConfig(
+def _of_recipe(config: RunConfig) -> CostOptions:
+    """Options whose defaults are a recipe's."""
+    kept = {field.name for field in dataclasses.fields(CostOptions)} & {f.name for f in dataclasses.fields(config)}
+    channels, size = _IMAGES[config.data.name]
+    return CostOptions(
+        **{field: getattr(config, field) for field in kept},
+        channels=channels,
+        image_size=size,
+        batch_size=config.train.batch_size,
+        precision="bf16" if config.train.precision == "bf16" else "fp32",
+    )
+
+
+def _built(options: CostOptions, config: RunConfig) -> Cost:
+    """Of a backbone of the package, with all else as it is in a configuration."""
+    config = dataclasses.replace(
+        config,
         method=options.method,
         model=options.model,
         depth=options.depth,

@@ -15,6 +15,7 @@ from locallearn.cli.plan_options import MEASURED, PlanOptions, parse_bytes
 from locallearn.config import OptimizerConfig, RunConfig, TrainConfig
 from locallearn.config.own_parts import check_part
 from locallearn.errors import ConfigError, UsageError
+from locallearn.recipes.named import recipe
 
 if TYPE_CHECKING:
     from locallearn.core.image_shape import ImageShape
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 def run(arguments: Sequence[str]) -> int:
     """Run the command."""
     description = "Propose K, G, cuts and head that fit some devices, by predicted time (docs/guides/plan.md)."
+    if arguments and not arguments[0].startswith("-"):
+        raise _no_recipe(arguments[0])
     arguments = [argument.replace("--objective.", "--", 1) for argument in arguments]
     options = parse(PlanOptions, arguments, "plan", description)
     own = names_own(options.model)
@@ -41,6 +44,15 @@ def run(arguments: Sequence[str]) -> int:
 
         plan_tables.show(values, options.show, timed=options.device_flops is not None, everything=options.all)
     return 0
+
+
+def _no_recipe(name: str) -> UsageError:
+    """What to type instead of a recipe, which names a K and a G already."""
+    config = recipe(name)
+    settings = f"--model {config.model} --method {config.method} --heads {config.objective.head}"
+    return UsageError(
+        f"plan: {name} is a recipe, with K and G of its own; try: locallearn plan {settings} --memory 2GiB"
+    )
 
 
 def _of_own(options: PlanOptions, tell: Callable[[str], None]) -> dict[str, Any]:

@@ -52,12 +52,13 @@ def build_network(config: RunConfig, image: ImageShape) -> LocalNetwork:
     patch = tile_side(layout.modules[0], image.sizes) if layout.modules[0].tiled else 0
     backbone = build_backbone(config.model, image.channels, patch or image.size, config.dropout, config.patch_size)
     shape: tuple[int, ...] = image.sizes
-    runs = block_runs(backbone, shape)
+    seen = (image.channels, patch, patch) if patch else shape
+    runs = block_runs(backbone, seen)
     spans = _spans(config, backbone, runs)
     groups = [plan.channel_groups for span, plan in zip(spans, layout.modules, strict=True) for _ in span]
     unsplit, backbone = backbone, divisible(backbone, image.channels, groups)
-    if patch or [block.channels for block in unsplit.blocks] != [block.channels for block in backbone.blocks]:
-        runs = block_runs(backbone, (image.channels, patch, patch) if patch else shape)
+    if [block.channels for block in unsplit.blocks] != [block.channels for block in backbone.blocks]:
+        runs = block_runs(backbone, seen)
     shapes = tuple(run.shape for run in runs)
     modules = []
     for k, (span, plan) in enumerate(zip(spans, layout.modules, strict=True), start=1):

@@ -1,9 +1,12 @@
+import dataclasses
 import json
 import re
 
 import pytest
 
+import locallearn as ll
 from locallearn.cli.main import main
+from locallearn.core.image_shape import ImageShape
 
 SMALL = ["cost", "--model", "resnet8", "--batch-size", "4"]
 
@@ -30,6 +33,22 @@ def test_json_is_the_promised_shape(capsys):
     ] * 4
     assert found["e2e_macs"] == 70_062_720
     assert f"{found['training_speedup']:.3f}" == "3.622"
+
+
+def test_a_recipe_is_counted_as_it_trains(capsys):
+    assert main(["cost", "resnet8-auglocal", "--depth", "2", "--batch-size", "4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == values(capsys, "--method", "dgl", "--depth", "2", "--head", "auglocal")
+    config = dataclasses.replace(ll.recipe("contsup"), depth=3)
+    counted = ll.cost(config, ImageShape(1, 8, 10), batch_size=config.train.batch_size)
+    assert main(["cost", "contsup", "--depth", "3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(counted.to_json()))
+    for arguments, message in (
+        (["resnet8-auglokal"], "RECIPE: 'resnet8-auglokal' is not known. Did you mean"),
+        (["dgl", "--model", "timm:resnet18"], "cost: a model of your own has no recipe; leave dgl out"),
+    ):
+        assert main(["cost", *arguments]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_every_option_reaches_the_count(capsys):

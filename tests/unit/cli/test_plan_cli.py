@@ -144,3 +144,11 @@ def test_sizes():
     for wrong in ("9" * 400, "99999999999999999999GB", "", "-1", "2 TB", "0", "0.1"):
         with pytest.raises(ConfigError, match="512MiB"):
             parse_bytes("m", wrong)
+
+
+def test_a_recipe_is_answered_with_the_options_that_it_stands_for(capsys):
+    assert main(["plan", "resnet32-auglocal", "--memory", "2GiB"]) == 2
+    expected = "try: locallearn plan --model resnet32 --method dgl --heads auglocal --memory 2GiB"
+    assert expected in capsys.readouterr().err
+    assert main(["plan", "resnet32-auglokal"]) == 2
+    assert "RECIPE: 'resnet32-auglokal' is not known. Did you mean" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """Greedy InfoMax: patches encoded one by one, their loss against a slow loop, and where it is refused."""
 
+import dataclasses
 import math
 
 import pytest
@@ -107,6 +108,16 @@ def test_it_learns_and_its_cost_counts_every_patch():
     one = cost(config, IMAGE).modules[0].block_macs
     plain = cost(small.config("dgl", 2, (1,), model="tiny-resnet"), ImageShape(3, 4, 5)).modules[0].block_macs
     assert one == 49 * plain
+
+
+def test_a_vgg_whose_linear_layers_are_as_wide_as_a_patch_needs():
+    config = dataclasses.replace(ll.recipe("vgg6a-greedy-infomax"), model="vgg6ax0.125")
+    network = ll.build_network(config, ImageShape(3, 32, 10))
+    network.set_optimizers(lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    draw = torch.Generator().manual_seed(0)
+    found = network.step((torch.rand(2, 3, 32, 32, generator=draw), torch.arange(2)))
+    assert [name for name in found if name.startswith("loss/")] == [f"loss/{k}" for k in range(1, 6)]
+    assert all(value.isfinite().all() for value in found.values())
 
 
 def test_what_it_cannot_do_is_one_line():

@@ -20,9 +20,6 @@ LOSSES_OF = {
 }
 """The losses that read a setting, of the settings that not every loss reads."""
 
-_WITHOUT_LABELS = {"barlow-twins", "masked-pixels", "patch-infonce", "vicreg"}
-"""Their recipes have the temperature of NT-Xent, so that it is there when a user turns to that loss."""
-
 
 def check_settings(objective: ObjectiveConfig, loss: str, where: str = "objective") -> None:
     """Refuse settings that the loss would not read; a loss that a plugin registered may read all.
@@ -43,8 +40,8 @@ def check_settings(objective: ObjectiveConfig, loss: str, where: str = "objectiv
         losses, value = LOSSES_OF.get(field.name), getattr(objective, field.name)
         if losses is None or not read.isdisjoint(losses) or value == field.default:
             continue
-        if field.name == "temperature" and loss in _WITHOUT_LABELS:
-            continue
+        if field.name == "temperature" and not hasattr(own[loss], "temperature"):
+            continue  # recipes without labels have one, and a user may turn from them to another loss or method
         expected = f"its default with loss {loss}; it is a setting of {', '.join(losses)}"
         if hasattr(own[loss], field.name):
             expected += f" (that of {loss} is {where}.options.{field.name})"

@@ -27,7 +27,7 @@ def build(method, **objective):
     return methods.build(method, small.config(method, 2, (1,), objective=ObjectiveConfig(**objective)))
 
 
-@pytest.mark.parametrize("setting", LOSSES_OF)
+@pytest.mark.parametrize("setting", sorted({*LOSSES_OF} - {"temperature"}))
 @pytest.mark.parametrize("loss", ["cross-entropy", "supervised-contrastive", "rebuilt-input"])
 def test_of_a_loss_that_reads_none_of_them(loss, setting):
     given = {"loss": loss, setting: CHANGED[setting]}
@@ -71,9 +71,11 @@ def test_a_loss_of_a_plugin_may_read_all():
     check_settings(ObjectiveConfig(**CHANGED), "of-a-plugin")
 
 
-@pytest.mark.parametrize("loss", ["vicreg", "barlow-twins"])
-def test_recipes_without_labels_turn_to_another_loss_with_the_temperature_that_they_have(loss):
+@pytest.mark.parametrize(
+    ("method", "loss"), [("dgssl", "vicreg"), ("dgssl", "barlow-twins"), ("dgl", "cross-entropy")]
+)
+def test_recipes_without_labels_turn_to_another_loss_or_method_with_the_temperature_that_they_have(method, loss):
     recipe = ll.recipe("dgssl")
     assert recipe.objective.temperature == 0.5
-    turned = dataclasses.replace(recipe, objective=dataclasses.replace(recipe.objective, loss=loss))
-    assert methods.build("dgssl", turned).modules[0].objective.loss == loss
+    turned = dataclasses.replace(recipe, method=method, objective=dataclasses.replace(recipe.objective, loss=loss))
+    assert methods.build(method, turned).modules[0].objective.loss == loss

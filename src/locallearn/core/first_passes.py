@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from locallearn.core.generators import keeping, nothing
+from locallearn.core.generators import keeping, nothing, seed_all
 from locallearn.core.kept_attributes import Attributes
 from locallearn.errors import ConfigError
 from locallearn.nn.features import features_of, prediction
@@ -22,13 +22,20 @@ _Pass = Callable[[bool], Any]
 _SEEN = 0.01
 """Share of a tensor's largest value that placeholders change where it depends on them; rounding changes less."""
 
+_ROUNDED = 1e-6
+"""The same share for what two passes make of the same placeholders."""
+
+_ELSEWHERE = 0x5EED
+"""Seeds what a forward pass draws before the cut, in a pass that tells whether the stage uses that."""
+
 
 class FirstPasses:
     """The first pass of a stage in training, and the first one in evaluation.
 
     Placeholders stand in its forward pass for what the stages before gave. Gradients tell what of that the stage
     uses, and that is handed on. A value that is used without a gradient (of ``x.detach()``, an index, statistics that
-    a layer keeps) is noticed here: with other placeholders the stage gives or keeps something else.
+    a layer keeps) is noticed here: with other placeholders the stage gives or keeps something else. So are numbers
+    that the forward pass draws before the cut and the stage uses: every stage would draw others.
 
     Args:
         model: with which the stage computes.
@@ -57,11 +64,15 @@ class FirstPasses:
         self._modes.add(self._model.training)
         before = {name: x.detach().clone() for name, x in self._written().items()}
 
-        def tried(others: bool) -> dict[str, Tensor] | None:
+        def tried(others: bool, draws: bool = False) -> dict[str, Tensor] | None:
             with torch.no_grad(), contextlib.nullcontext() if begin is nothing else keeping(given.device):
+                if draws and begin is not nothing:
+                    seed_all(_ELSEWHERE)  # before the cut, where generators are put back
                 return self._tried(partial(run, others), crossed, before)
 
         other = tried(True)
+        if self._model.training and begin is not nothing:
+            self._check_draws(tried)
         output = run(False)
         if not _differing(self._made(output, crossed), other):
             return output
@@ -71,11 +82,28 @@ class FirstPasses:
         used = [name for name in _differing(again, other) if name not in _differing(again, once_more)]
         if not used:
             return run(False)
-        expected = (
-            f"another one for stages that compute apart: the stage after it makes {used[0]} of a value from before"
-        )
-        reason = "the cut that no gradient passes, and that it is not handed; runtime inline trains it"
-        raise ConfigError("cuts", self._start, f"{expected} {reason}")
+        raise self._refusal(used[0], "a value from before the cut that no gradient passes, and that it is not handed")
+
+    def _check_draws(self, tried: Callable[..., dict[str, Tensor] | None]) -> None:
+        """Refuse a stage that uses what the forward pass draws before the cut.
+
+        Args:
+            tried: what a pass makes, with other placeholders, or with other draws before the cut.
+
+        Raises:
+            ConfigError: with other draws the stage gives or keeps something else.
+        """
+        usual, elsewhere = tried(False), tried(False, draws=True)
+        if usual is None or elsewhere is None:  # zeros do not do, or a layer is left out at random
+            return
+        used = _differing(usual, elsewhere, _ROUNDED)
+        if used and used[0] not in _differing(usual, tried(False), _ROUNDED):
+            drawn = "numbers drawn before the cut (dropout of positions, a random mask), which it would draw anew"
+            raise self._refusal(used[0], drawn)
+
+    def _refusal(self, made: str, value: str) -> ConfigError:
+        expected = f"another one for stages that compute apart: the stage after it makes {made} of {value}"
+        return ConfigError("cuts", self._start, f"{expected}; runtime inline trains it")
 
     def _tried(
         self, run: Callable[[], Any], crossed: Mapping[Any, Tensor], before: Mapping[str, Tensor]
@@ -113,11 +141,13 @@ class FirstPasses:
             x.copy_(values[name])
 
 
-def _differing(found: Mapping[str, Tensor], other: Mapping[str, Tensor] | None) -> list[str]:
-    return ["what it gives"] if other is None else [name for name in found if _differ(found[name], other[name])]
+def _differing(found: Mapping[str, Tensor], other: Mapping[str, Tensor] | None, seen: float = _SEEN) -> list[str]:
+    if other is None:
+        return ["what it gives"]
+    return [name for name in found if _differ(found[name], other[name], seen)]
 
 
-def _differ(a: Tensor, b: Tensor) -> bool:
+def _differ(a: Tensor, b: Tensor, seen: float) -> bool:
     if a.shape != b.shape:
         return True
     if not a.numel():
@@ -125,4 +155,4 @@ def _differ(a: Tensor, b: Tensor) -> bool:
     a, b = a.double(), b.double()
     if not b.isfinite().all():  # of numbers as large as the placeholders; or in both, of weights that are none
         return bool(a.isfinite().all())
-    return float((a - b).abs().amax()) > _SEEN * float(a.abs().amax())
+    return float((a - b).abs().amax()) > seen * float(a.abs().amax())

@@ -76,6 +76,41 @@ def test_values_without_a_gradient_that_a_stage_is_not_handed_are_refused_before
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+class Positions(nn.Module):
+    """Dropout of positions that every layer adds, as XLNet and Funnel have it; or of positions that none does."""
+
+    def __init__(self, used=True):
+        super().__init__()
+        self.a, self.b, self.drop, self.used = _conv(3, 8), _conv(8, 8), nn.Dropout(0.5), used
+        self.fc = nn.Sequential(nn.Dropout(0.1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+
+    def forward(self, x):
+        positions = self.drop(torch.ones(8, 8))
+        a = self.a(x)
+        return self.fc(self.b(a + positions) + positions if self.used else self.b(a + positions[0, 0].clamp(0, 0)))
+
+
+def test_what_is_drawn_before_a_cut_and_used_after_it_is_refused_before_stages_train_apart():
+    batch = (IMAGES, CLASSES)
+    whole, apart = _both(Positions(), batch, cuts=["a"])
+    before = copy.deepcopy(apart.model_stages[1].weights())
+    assert all(loss.total.isfinite() for loss in whole.walk(whole.steps, whole.given_batch(batch), 0))
+    with pytest.raises(ll.LocalLearnError, match="cuts: 'a' is not valid.*makes .* of numbers drawn before the cut"):
+        walk(apart.steps, apart.given_batch(batch), 0)
+    after = apart.model_stages[1].weights()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_is_drawn_before_a_cut_and_not_used_after_it_trains_apart():
+    batch = (IMAGES, CLASSES)
+    whole, apart = _both(Positions(used=False), batch, cuts=["a"])
+    for index in range(2):
+        whole.walk(whole.steps, whole.given_batch(batch), index)
+        walk(apart.steps, apart.given_batch(batch), index)
+    found, wanted = apart.state_dict(), whole.state_dict()
+    assert [name for name in wanted if not torch.equal(wanted[name], found[name])] == []
+
+
 def test_weights_that_are_not_a_number_are_not_taken_for_such_values():
     batch = (IMAGES, CLASSES)
     model = nn.Sequential(_conv(3, 8), _conv(8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))

@@ -69,7 +69,8 @@ def _nearest(trace: Trace, call: Call, usable: Usable) -> str:
 def balanced_places(trace: Trace, depth: int, usable: Usable) -> list[Call]:
     """Cuts at the ends of submodules that nothing jumps over, where those make ``depth`` pieces of like cost.
 
-    Else the places after sums are taken too, else all cuts that leave nothing untrained, and else all.
+    Else the places after sums are taken too, else all cuts that leave nothing untrained, and else all. One that
+    tensors jump over is not taken where fewer do near it, unless the pieces are far more alike with it.
 
     Raises:
         ConfigError: ``depth`` is more than there are places for.
@@ -80,18 +81,41 @@ def balanced_places(trace: Trace, depth: int, usable: Usable) -> list[Call]:
         if best is not None and jumped and not whole:
             break
         places = chain(trace, usable, sums, jumped, whole)
-        if depth > len(places) + 1:
-            continue
-        costs = _costs(trace, places)
-        chosen = [places[i] for i in balanced(costs, depth)]
-        if best is None or max(_costs(trace, chosen)) < 0.75 * max(_costs(trace, best)):
-            best = chosen
-        if not uneven(_costs(trace, best)):
+        for some in (_least_jumped(trace, places, trace.macs / depth / 4), places) if jumped else (places,):
+            if depth > len(some) + 1:
+                continue
+            chosen = [some[i] for i in balanced(_costs(trace, some), depth)]
+            if best is None or max(_costs(trace, chosen)) < 0.75 * max(_costs(trace, best)):
+                best = chosen
+        if best is not None and not uneven(_costs(trace, best)):
             return best
     if best is None:
         where = f"can be cut after {ends_of(places)}" if places else f"has no legal cut{_why_none(trace, usable)}"
         raise ConfigError("depth", depth, f"at most {len(places) + 1}: this model {where}")
     return best
+
+
+def _least_jumped(trace: Trace, places: Sequence[Call], near: float) -> list[Call]:
+    """The places but those that have one near them which fewer tensors jump over.
+
+    Inside a layer its residual stream jumps over, beside what jumps over all layers (what a decoder reads).
+
+    Args:
+        trace: a forward pass of the model.
+        places: where it can be cut.
+        near: so many multiply-accumulates apart.
+    """
+    over = [(_jumping(trace, call), call.macs) for call in places]
+    return [
+        call
+        for call, (mine, macs) in zip(places, over, strict=True)
+        if not any(fewer < mine and abs(there - macs) < near for fewer, there in over)
+    ]
+
+
+def _jumping(trace: Trace, call: Call) -> int:
+    """How many tensors jump over a place, on their way to the prediction."""
+    return len(trace.crossing(call, loss=False, idle=False))
 
 
 def _why_none(trace: Trace, usable: Usable) -> str:
@@ -129,7 +153,7 @@ def chain(
     """The longest chain of sensible cuts: legal ones, between any two of which something is computed and trained.
 
     Of places between which nothing is multiplied (a convolution, its batch norm, its ReLU, and the stage that ends
-    with them) the outermost is taken, and of those the last.
+    with them) those that the fewest tensors jump over are taken, of these the outermost, and of those the last.
 
     Args:
         trace: a forward pass of the model.
@@ -142,9 +166,9 @@ def chain(
     kept: list[Call] = []
     found = [(trace.sum_after(call) if sums else None) or call for call in legal_cuts(trace, usable)]
     found.sort(key=lambda call: call.end)
-    places = [call for call in found if jumped or not trace.crossing(call, loss=False, idle=False)]
+    places = [call for call in found if jumped or not _jumping(trace, call)]
     for _, group in itertools.groupby(places, key=lambda call: call.macs):
-        best = min(reversed(list(group)), key=lambda call: call.path.count("."))
+        best = min(reversed(list(group)), key=lambda call: (_jumping(trace, call), call.path.count(".")))
         start = kept[-1].end if kept else -1
         if _trains(trace, start, best.end) and not (jumped and idle_parameters(trace, -1 if whole else start, best)):
             kept.append(best)

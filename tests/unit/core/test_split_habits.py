@@ -117,6 +117,46 @@ def test_balanced_stages_leave_no_branch_untrained():
     assert [name for name, p in network.model.named_parameters() if torch.equal(p, before[name])] == []
 
 
+class _Reader(nn.Module):
+    """A layer of a residual stream that reads a memory, as those of decoders do."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix, self.norm, self.query, self.out = (
+            nn.Linear(16, 16, bias=False), nn.LayerNorm(16), nn.Linear(16, 32), nn.Linear(32, 16)
+        )  # fmt: skip
+
+    def forward(self, x, memory):
+        x = x + self.mix(x)
+        return x + self.out(self.query(self.norm(x)).relu()) * memory
+
+
+class _Reading(nn.Module):
+    def __init__(self, first):
+        super().__init__()
+        self.memory, self.before = nn.Linear(8, 16), nn.Linear(8, first)
+        self.start, self.layers = nn.Linear(first, 16), nn.ModuleList(_Reader() for _ in range(3))
+        self.end = nn.Linear(16, 5)
+
+    def forward(self, x):
+        memory, x = self.memory(x), self.start(self.before(x))
+        for layer in self.layers:
+            x = layer(x, memory)
+        return self.end(x)
+
+
+@pytest.mark.parametrize("first", [8, 30])  # so that costs are most alike after the query, and after the norm
+def test_balanced_cuts_leave_the_stream_of_a_layer_alone(first):
+    """After a norm or a query inside a layer the stream jumps over a cut, too, which no submodule gives."""
+    network = ll.split(_Reading(first), depth=2, example=(X, Y), optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    assert network.pieces[0].path == "layers.1.mix"
+    assert [crossing.path for crossing in network.pieces[0].crossing] == ["memory"]
+    apart = copy.deepcopy(network)
+    ll.Trainer(network, runtime="inline").fit([(X, Y)] * 2)
+    ll.Trainer(apart, runtime="threads").fit([(X, Y)] * 2)
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), apart.parameters(), strict=True))
+
+
 def test_a_forward_pass_that_takes_gradients_is_traced():
     network = ll.split(_Forces(), depth=1, example=(X, torch.rand(4, 8)))
     assert network.step((X, torch.rand(4, 8)))["loss"].isfinite()

@@ -16,23 +16,28 @@ def per_node(value_G: Tensor, parameter: Tensor) -> Tensor:
     return rows.view(-1, *[1] * (parameter.dim() - 1))
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], groups: int, max_norm: float) -> None:
+def clip_gradients(parameters: Iterable[nn.Parameter], groups: int, max_norm: float) -> Tensor | None:
     """Scale the gradients of every node whose gradient norm is above ``max_norm`` down to it.
 
     Args:
         parameters: of one stage, each stacked by group on dimension 0.
         groups: G, the number of nodes.
         max_norm: largest norm of the gradients of one node.
+
+    Returns:
+        The nodes' norms before that [G]; None where no parameter has a gradient.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
-        return
+        return None
     squares_G = sum(_squares(gradient, groups) for gradient in gradients)
     assert isinstance(squares_G, Tensor)
-    scale_G = (max_norm / (squares_G.sqrt() + 1e-6)).clamp(max=1.0)
+    norms_G = squares_G.sqrt()
+    scale_G = (max_norm / (norms_G + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         by_row = gradient.dim() and not gradient.is_sparse
         gradient.mul_(per_node(scale_G, gradient) if by_row else scale_G[0])
+    return norms_G
 
 
 def _squares(gradient: Tensor, groups: int) -> Tensor:

@@ -47,6 +47,7 @@ class LocalStep:
         schedule: a scheduler of torch on the optimizer, stepped after every update; None leaves the rate alone.
         scaler: scales losses of fp16 and skips an update whose gradients are not finite; None scales nothing.
         average: an exponential moving average of the stage's weights; None keeps none.
+        norms: of the nodes' gradients before the last update clipped them [G]; None where none was clipped.
     """
 
     @checked_on_failure
@@ -72,6 +73,7 @@ class LocalStep:
         self.schedule: LRScheduler | None = None
         self.scaler: torch.amp.GradScaler | None = None
         self.average: WeightAverage | None = None
+        self.norms: Tensor | None = None
         self._gathered = 0
 
     def __call__(
@@ -219,7 +221,7 @@ class LocalStep:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         if self.clip_norm:
-            clip_gradients(parameters, self.module.groups, self.clip_norm)
+            self.norms = clip_gradients(parameters, self.module.groups, self.clip_norm)
         if rate is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate

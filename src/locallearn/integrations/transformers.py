@@ -24,8 +24,8 @@ class LocalTrainer(transformers.Trainer):
 
     Every stage gets the optimizer that ``args`` (or ``optimizers``, over ``network.parameters()``) describe, over its
     own parameters; its gradient is clipped to ``max_grad_norm``, and is the mean over ``gradient_accumulation_steps``
-    batches. Logs hold ``loss/k`` of every stage. Evaluation is of the last stage's own loss, whatever the labels.
-    ``trainer.model.merge()`` is the trained model.
+    batches. Logs hold ``loss/k`` of every stage, and ``grad_norm`` of all together before clipping. Evaluation is of
+    the last stage's own loss, whatever the labels. ``trainer.model.merge()`` is the trained model.
 
     Raises:
         UsageError: arguments that local training cannot follow.
@@ -90,6 +90,11 @@ class LocalTrainer(transformers.Trainer):
         if not return_outputs:
             return loss
         return loss, output if isinstance(output, dict) else {"logits": prediction(output)}
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor | None:
+        """The norm of all gradients of the last update, before every stage clipped its own."""
+        norms = [step.norms for step in self.network.steps if step.norms is not None]
+        return torch.cat(norms).norm() if norms else None
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add every stage's last loss and accuracy to what is logged of training."""

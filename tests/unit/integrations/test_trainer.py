@@ -98,6 +98,18 @@ def test_losses_of_every_module_are_logged(trained):
     assert all({"loss/1", "loss/2", "loss/3", "learning_rate"} <= set(line) for line in logs)
 
 
+def test_the_gradients_norm_is_logged_as_before_clipping(tmp_path):
+    """Of all stages together; clipped ones would all have the norm that was asked for."""
+
+    def first(norm):
+        trainer = _trainer(tmp_path, max_grad_norm=norm, max_steps=1, logging_steps=1, save_strategy="no")
+        trainer.train()
+        return trainer.state.log_history[0]["grad_norm"]
+
+    assert first(1e-3) == pytest.approx(first(0.0), rel=1e-6)
+    assert first(1e-3) > 1
+
+
 def test_a_checkpoint_continues(trained, tmp_path):
     trainer = _trainer(tmp_path)
     trainer.train(resume_from_checkpoint=str(trained[1] / "checkpoint-3"))

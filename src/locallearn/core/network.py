@@ -12,6 +12,7 @@ from locallearn.arguments import checked, checked_on_failure
 from locallearn.core.batches import are_classes, as_batch
 from locallearn.core.local_step import LocalStep, walk
 from locallearn.core.module import Features, Stage
+from locallearn.core.optimizer_checks import check_optimizers
 from locallearn.core.overlap import overlapping_walk
 from locallearn.data.patches import Masking
 from locallearn.data.store import Batch
@@ -87,11 +88,10 @@ class LocalNetwork(nn.Module):
     @checked_on_failure
     def set_optimizers(self, optimizer: OptimizerFactory) -> None:
         """Give every stage a fresh optimizer over the parameters that it trains."""
-        self.steps = [
-            LocalStep(stage, optimizer(stage.own_parameters().values()), precision=None)
-            for stage in self.stages
-            if isinstance(stage, Stage)
-        ]
+        stages = [stage for stage in self.stages if isinstance(stage, Stage)]
+        steps = [LocalStep(stage, optimizer(stage.own_parameters().values()), precision=None) for stage in stages]
+        check_optimizers(stages, steps)
+        self.steps = steps
         self.maker = OptimizerMaker(optimizer)
 
     @checked_on_failure

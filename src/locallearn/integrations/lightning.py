@@ -70,6 +70,10 @@ class LocalLightningModule(lightning.LightningModule):
                 "devices: Lightning averages gradients after one backward pass of the whole model, and every stage "
                 "has updated before that; use ll.Trainer(network, runtime='distributed') under torchrun"
             )
+        if getattr(self, "_compiler_ctx", None) is not None:
+            raise UsageError(
+                "model: it is compiled, and stages train inside its forward pass; leave torch.compile off"
+            )
         if trainer.gradient_clip_val:
             raise UsageError("gradient_clip_val: use network.clip_norm, or ll.split(..., clip_norm=...)")
         if trainer.accumulate_grad_batches > 1:
@@ -129,15 +133,15 @@ class LocalLightningModule(lightning.LightningModule):
             else:
                 schedule.step()
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log ``val_loss`` and ``val_loss/k``; of classes ``val_accuracy`` and ``val_accuracy/k``."""
         self._log_evaluation("val", batch)
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log ``test_loss`` and ``test_loss/k``; of classes ``test_accuracy`` and ``test_accuracy/k``."""
         self._log_evaluation("test", batch)
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """The model's scores of one batch; labels are not looked at. What the model gives, if that has no scores."""
         if isinstance(batch, (tuple, list)) and len(batch) == 1:
             batch = batch[0]

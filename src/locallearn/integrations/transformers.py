@@ -5,17 +5,14 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from locallearn.core.split_network import SplitNetwork
 from locallearn.errors import ConfigError, UsageError
-from locallearn.files import replacing
 from locallearn.nn.features import prediction
 
 
@@ -31,9 +28,12 @@ class LocalTrainer(transformers.Trainer):
         UsageError: arguments that local training cannot follow.
     """
 
-    def __init__(self, model: SplitNetwork, args: transformers.TrainingArguments, **kwargs: Any) -> None:
+    def __init__(
+        self, model: SplitNetwork, args: transformers.TrainingArguments | None = None, **kwargs: Any
+    ) -> None:
         if not isinstance(model, SplitNetwork):
             raise ConfigError("model", type(model).__name__, "a network from ll.split")
+        args = args or transformers.TrainingArguments("tmp_trainer")
         _check(args, kwargs)
         if type(self).compute_loss is not LocalTrainer.compute_loss:
             raise UsageError(f"compute_loss: {_LOSS}")
@@ -96,6 +96,15 @@ class LocalTrainer(transformers.Trainer):
         norms = [step.norms for step in self.network.steps if step.norms is not None]
         return torch.cat(norms).norm() if norms else None
 
+    def prediction_step(
+        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> Any:
+        """As the Trainer's, which leaves out caches and whatever else the model's configuration says."""
+        if ignore_keys is None:
+            config = getattr(self.network.model, "config", None)
+            ignore_keys = getattr(config, "keys_to_ignore_at_inference", ["past_key_values"])
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add every stage's last loss and accuracy to what is logged of training."""
         if "loss" in logs:
@@ -104,14 +113,11 @@ class LocalTrainer(transformers.Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write the whole network, heads included; tied weights are written under each of their names."""
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
         weights = {
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in self.network.state_dict().items()
         }
-        with replacing(folder / "model.safetensors") as temporary:
-            save_file(weights, temporary, {"format": "pt"})
+        super()._save(output_dir, weights)
 
 
 _LOSS = "every stage has a loss: give it to ll.split(..., objective=a function of scores and labels) instead"
@@ -134,6 +140,7 @@ def _check(args: transformers.TrainingArguments, given: dict[str, Any]) -> None:
         "compute_loss_func": given.get("compute_loss_func") is not None and _LOSS,
         "label_smoothing_factor": args.label_smoothing_factor
         and f"{_LOSS}, like nn.CrossEntropyLoss(label_smoothing={args.label_smoothing_factor})",
+        "use_liger_kernel": args.use_liger_kernel and "apply its kernels to the model before ll.split",
         "torch_compile": args.torch_compile and "stages train inside the model's forward pass; leave it off",
         "neftune_noise_alpha": args.neftune_noise_alpha and "put the noise into the model before ll.split",
         "optim": _updates_itself(str(args.optim)) and "it updates inside the backward pass; use another optimizer",

@@ -14,6 +14,7 @@ from locallearn.core.local_step import LocalStep
 from locallearn.core.model_stage import ModelStage
 from locallearn.core.module import Stage
 from locallearn.core.network import LocalNetwork, OptimizerFactory, network_name
+from locallearn.core.optimizer_checks import check_optimizers
 from locallearn.core.shard import rows, shard
 from locallearn.core.split_network import SplitNetwork
 from locallearn.errors import ConfigError
@@ -77,6 +78,8 @@ class Nodes:
         else:
             assert image is not None
             self._hold_groups(config, network, image, world)
+        if optimizer is not None:
+            check_optimizers(network, self.steps.values())
 
     def _hold_all(self, config: RunConfig, network: LocalNetwork) -> None:
         """The whole network in this process."""

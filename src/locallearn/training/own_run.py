@@ -37,6 +37,13 @@ def has_begun(folder: RunFolder, config: RunConfig, world: Alone | ProcessWorld)
     return begun
 
 
+def resume_in(folder: RunFolder | None) -> str:
+    """How to continue a training that was interrupted, in words."""
+    if folder is None:
+        return "fit begins anew, from the weights of now; with run=FOLDER it continues"
+    return f"continue with fit of a Trainer with run={str(folder.path)!r}"
+
+
 def _check_same(folder: RunFolder, now: RunConfig) -> None:
     """Refuse to continue another training: all but the number of epochs must be as it was."""
     before = folder.config()

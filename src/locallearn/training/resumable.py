@@ -13,10 +13,11 @@ from locallearn.runtime.inline import Runtime, Trained
 from locallearn.runtime.world import Alone, ProcessWorld
 from locallearn.training import checkpoint as checkpoints
 from locallearn.training.guard import FiniteGuard
+from locallearn.training.made_with import made_with
 from locallearn.training.observer import Observer
 from locallearn.training.own_nodes import Nodes
 from locallearn.training.record import RunFolder
-from locallearn.training.step_state import equip, load_step_state, step_state
+from locallearn.training.step_state import check_step_state, equip, load_step_state, step_state
 from locallearn.training.sums import Sums
 from locallearn.training.work import Work
 
@@ -55,6 +56,7 @@ class Resumable:
             schedule = equip(step, work, self.precision, self.device)
             if schedule is not None:
                 self.schedules[i] = schedule
+        self.made = {i: made_with(step, self.schedules.get(i), work) for i, step in self.nodes.steps.items()}
         self.scorer = work.scorer
         self.steps_per_epoch = work.train.steps(train.batch_size)
         smallest = work.train.smallest(train.batch_size)
@@ -93,7 +95,7 @@ class Resumable:
             return None
         tensors = self.nodes.tensors() | self.sums.saved() | self.scorer.tensors()
         for i, step in self.nodes.steps.items() if self.work.optimizer else ():
-            tensors |= step_state(step, self.schedules.get(i))
+            tensors |= step_state(step, self.schedules.get(i), self.made[i])
         position = {"step": self.step, "epochs_done": self.epochs_done, "within": self.within}
         progress = {**self.progress, **position, "digest": self._identity}
         found = checkpoints.Checkpoint(tensors, progress)
@@ -130,6 +132,8 @@ class Resumable:
             raise CheckpointError(
                 f"checkpoint {path} was trained with another scorer than objective.modification names"
             )
+        for i, step in self.nodes.steps.items() if self.work.optimizer else ():
+            check_step_state(step.module.name, self.made[i], found.tensors, self.folder.path)
         if self.world.leader and self.nodes.spread is None:
             checkpoints.load_network(self.network, found.tensors, path)
         self.scorer.load(found.tensors)

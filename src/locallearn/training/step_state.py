@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from locallearn.core.local_step import LocalStep
 from locallearn.core.own_errors import told_of
 from locallearn.core.weight_average import WeightAverage
 from locallearn.errors import ConfigError, UsageError
+from locallearn.training.made_with import first_difference
 from locallearn.training.work import Work
 
 
@@ -58,16 +60,18 @@ def end_epoch(schedules: Iterable[Any], loss: float | None) -> None:
                 schedule.step(loss)
 
 
-def step_state(step: LocalStep, schedule: Any) -> dict[str, Tensor]:
+def step_state(step: LocalStep, schedule: Any, made: dict[str, Any]) -> dict[str, Tensor]:
     """Settings of the optimizer's groups, the schedule, the scaler and the moving average of a stage.
 
     Args:
         step: of the stage.
         schedule: a scheduler of torch on its optimizer, or None.
+        made: what both were made with.
     """
     name = step.module.name
     groups = [{k: v for k, v in group.items() if k != "params"} for group in step.optimizer.param_groups]
     rest = {
+        "made": made,
         "groups": groups,
         "numbers": [
             {k: v for k, v in step.optimizer.state.get(p, {}).items() if not isinstance(v, Tensor)}
@@ -84,11 +88,35 @@ def step_state(step: LocalStep, schedule: Any) -> dict[str, Tensor]:
     return found
 
 
+def check_step_state(stage: str, made: dict[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Refuse to go on with other settings than those that the run began with, which would be put back or mixed.
+
+    Args:
+        stage: its name.
+        made: what its optimizer and schedule are made with now.
+        tensors: what ``step_state`` gave.
+        folder: of the run.
+
+    Raises:
+        UsageError: a setting is another one.
+    """
+    found = first_difference(_settings(stage, tensors)["made"], made)
+    if found is not None:
+        place, before, now = found
+        raise UsageError(
+            f"run: {folder} began with {place} {before!r}, and this is {now!r} (stage {stage}); expected the same "
+            "settings, or another folder (ll.load_run gives a new training the weights of this one)"
+        )
+
+
+def _settings(stage: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    return torch.load(io.BytesIO(tensors[f"settings/{stage}"].numpy().tobytes()), weights_only=True)
+
+
 def load_step_state(step: LocalStep, schedule: Any, tensors: Mapping[str, Tensor]) -> None:
     """Put back what ``step_state`` gave."""
     name = step.module.name
-    data = io.BytesIO(tensors[f"settings/{name}"].numpy().tobytes())
-    rest = torch.load(data, weights_only=True)
+    rest = _settings(name, tensors)
     for group, values in zip(step.optimizer.param_groups, rest["groups"], strict=True):
         group.update(values)
     for parameter, numbers in zip(step.module.own_parameters().values(), rest["numbers"], strict=True):

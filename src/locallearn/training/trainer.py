@@ -30,7 +30,7 @@ from locallearn.training.lines import lines_if_watched
 from locallearn.training.loaders import LoaderSource, joined, read_network
 from locallearn.training.loop import Loop
 from locallearn.training.observer import Observer, Quiet
-from locallearn.training.own_run import gather, has_begun, train_in
+from locallearn.training.own_run import gather, has_begun, resume_in, train_in
 from locallearn.training.process_state import cpu_threads
 from locallearn.training.record import RunFolder
 from locallearn.training.stage_features import checked_stage, stage_places, stage_reader
@@ -64,7 +64,7 @@ class Trainer:
             spread over its processes, with the same weights bit for bit in fp32 on CPUs. Every process needs the same
             script and loaders; no process holds other stages' weights while it trains. The first one writes the run,
             and has the whole trained network when ``fit`` has returned.
-        run: folder of the run; None keeps nothing.
+        run: folder of the run; None keeps nothing, and every ``fit`` begins anew, from the weights of now.
         precision: ``"fp32"``, or autocast to ``"bf16"`` or ``"fp16"``, the latter with a loss scaler a stage.
         clip_norm: largest gradient norm of a node; 0 means no clipping.
         accumulate: batches whose mean gradient an update follows.
@@ -168,7 +168,6 @@ class Trainer:
         options = self.options
         source = self._source(loader, at_once=options.runtime != "inline")
         again = None if validation is None else self._source(validation)
-        where = "this Trainer again" if self.folder is None else f"a Trainer with run={str(self.folder.path)!r}"
         return Work(
             self.network,
             source,
@@ -180,7 +179,7 @@ class Trainer:
             accumulate=options.accumulate,
             average=options.average,
             identity=identity_of(config),
-            resume=f"continue with fit of {where}",
+            resume=resume_in(self.folder),
         )
 
     def _prepare(self) -> None:

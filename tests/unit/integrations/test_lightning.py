@@ -154,3 +154,18 @@ def test_several_devices_are_refused_with_what_to_use(tmp_path):
     trainer.state.fn = "fit"
     with pytest.raises(ll.LocalLearnError, match=r"^devices: .*runtime='distributed'\) under torchrun"):
         module.configure_callbacks()
+
+
+def test_several_loaders_are_evaluated_each(fitted, tmp_path):
+    module, few = fitted[0], DataLoader(TensorDataset(*images(n=6, seed=3)), batch_size=6)
+    found = _trainer(tmp_path).validate(module, [_loader(), few], verbose=False)
+    alone = _trainer(tmp_path).validate(module, few, verbose=False)[0]
+    assert found[1]["val_loss/dataloader_idx_1"] == alone["val_loss"]
+    assert found[0]["val_loss/dataloader_idx_0"] != alone["val_loss"]
+    scores = _trainer(tmp_path).predict(module, [few, few])
+    assert torch.equal(scores[1][0], module.network.eval()(images(n=6, seed=3)[0]))
+
+
+def test_a_compiled_module_is_refused(tmp_path):
+    with pytest.raises(ll.LocalLearnError, match=r"^model: it is compiled.*leave torch.compile off"):
+        _trainer(tmp_path, max_epochs=1).fit(torch.compile(LocalLightningModule(_network())), _loader())

@@ -1,5 +1,7 @@
 """Inside Hugging Face's Trainer: its optimizer settings, schedule, clipping, logs and checkpoints."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -264,6 +266,7 @@ def test_checkpointing_switched_on_before_the_split_trains_as_without(tmp_path):
         ({"gradient_checkpointing": True}, r"before ll.split"),
         ({"label_smoothing_factor": 0.1}, r"objective=.*label_smoothing=0.1"),
         ({"torch_compile": True}, "leave it off"),
+        ({"use_liger_kernel": True}, "before ll.split"),
         ({"neftune_noise_alpha": 5.0}, "before ll.split"),
     ],
 )
@@ -285,3 +288,35 @@ def test_losses_and_schedules_that_would_be_ignored_are_refused(tmp_path):
 
     with pytest.raises(ll.LocalLearnError, match=r"^compute_loss: .*objective="):
         Own(model=_network(), args=_args(tmp_path))
+
+
+class _Saved:
+    """Like a tokenizer."""
+
+    def save_pretrained(self, folder):
+        Path(folder, "words.txt").write_text("one two")
+
+
+def test_a_language_model_is_predicted_without_its_cache_and_saved_with_its_tokenizer(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=32, n_layer=2, n_head=2, n_embd=16, n_positions=8)
+    ids = torch.randint(32, (8, 6))
+    network = ll.split(
+        transformers.GPT2LMHeadModel(config), depth=2, example={"input_ids": ids[:4], "labels": ids[:4]}
+    )
+    rows, seen = [{"input_ids": x, "labels": x} for x in ids], []
+    trainer = LocalTrainer(
+        model=network,
+        args=_args(tmp_path, per_device_eval_batch_size=4),
+        eval_dataset=rows,
+        processing_class=_Saved(),
+        compute_metrics=lambda found: seen.append(torch.tensor(found.predictions)) or {},
+    )
+    trainer.evaluate()
+    torch.testing.assert_close(seen[0], network.eval()(ids).logits)
+    trainer.save_model(str(tmp_path / "saved"))
+    weights = load_file(tmp_path / "saved" / "model.safetensors")
+    assert torch.equal(weights["model.lm_head.weight"], network.model.transformer.wte.weight)
+    assert (tmp_path / "saved" / "words.txt").read_text() == "one two"
+    monkeypatch.chdir(tmp_path)
+    assert LocalTrainer(network).args.output_dir == "tmp_trainer"

@@ -17,6 +17,7 @@ from locallearn.core.generators import nothing, restoring
 from locallearn.core.kept_attributes import Attributes, hand_over, move_kept
 from locallearn.core.last_layer import LastLayerLoss
 from locallearn.core.module import Features, Stage, each_of
+from locallearn.core.own_errors import told_of
 from locallearn.core.placed import brought, loss_on, move, view_on
 from locallearn.core.read_copies import ReadCopies
 from locallearn.core.recorder import Recorder, share
@@ -242,7 +243,7 @@ class ModelStage(Stage):
     def _as_at_its_end(self) -> Iterator[None]:
         """While it lasts heads read copies, and autocast is as in the model's forward pass, which was left."""
         autocast = self._alone.autocast if self._alone is not None else None
-        with self.copies.reading(), contextlib.ExitStack() as stack:
+        with told_of("batch", "a step on it fails"), self.copies.reading(), contextlib.ExitStack() as stack:
             if autocast is not None:
                 kind, dtype, enabled = autocast
                 stack.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))

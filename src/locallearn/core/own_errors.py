@@ -1,4 +1,4 @@
-"""Errors of what the user gave (optimizers, schedules), as one line that names it."""
+"""Errors of what the user gave (optimizers, schedules, batches), as one line that names it."""
 
 from __future__ import annotations
 
@@ -26,4 +26,8 @@ def told_of(name: str, what: str) -> Iterator[None]:
     except (LocalLearnError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        raise UsageError(f"{name}: {what}: {type(error).__name__}: {one_line(error)}") from error
+        hint = _ONE_ROW if "more than 1 value per channel" in str(error) else ""
+        raise UsageError(f"{name}: {what}: {type(error).__name__}: {one_line(error)}{hint}") from error
+
+
+_ONE_ROW = "; batch norm needs several examples, and drop_last=True of a DataLoader leaves out a last one"

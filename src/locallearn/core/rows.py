@@ -60,7 +60,8 @@ def shared_arguments(network: SplitNetwork, batch: CalledBatch, parts: Sequence[
                 return tried.shared
         except Exception as error:
             if not more:
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                cause = error.__cause__ or error
+                reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
     expected = f"1 with a model that does not compute some rows of a batch as it does all of them: {reason}"
     raise ConfigError("replicas", len(parts), expected)
 

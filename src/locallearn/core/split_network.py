@@ -17,6 +17,7 @@ from locallearn.core.compiled_blocks import CompiledBlocks
 from locallearn.core.local_step import LocalStep
 from locallearn.core.model_stage import ModelStage
 from locallearn.core.network import LocalNetwork, OptimizerFactory, network_name
+from locallearn.core.own_errors import told_of
 from locallearn.core.placed import devices_of
 from locallearn.core.plain import check_plain
 from locallearn.core.recorder import Recorder
@@ -146,7 +147,7 @@ class SplitNetwork(LocalNetwork):
         call = model_call(self.model, batch)
         if not len(call.first):
             raise UsageError(f"batch: inputs {tuple(call.first.shape)} have no examples")
-        call = dataclasses.replace(call, labels=self.task.labels(call.labels))
+        call = dataclasses.replace(call, labels=self.task.labels(call.labels, heads=self.depth > 1))
         if labelled and call.labels is None and any(stage.objective.needs_labels for stage in self.model_stages):
             raise UsageError("batch: there are no labels, which the objective of a module needs")
         return dataclasses.replace(call.batch(), shared=self.shared)
@@ -159,7 +160,8 @@ class SplitNetwork(LocalNetwork):
         if self.placed:
             return walk_apart(self.model_stages, steps, batch, index, rate)
         passing = SplitPass(self.model_stages, steps, batch, index, rate, self.overlap)
-        return passing.run(contextlib.nullcontext() if self.compiled is None else self.compiled.used(self.model))
+        with told_of("batch", "a step on it fails"):
+            return passing.run(contextlib.nullcontext() if self.compiled is None else self.compiled.used(self.model))
 
     def look(self, batch: Batch) -> Iterator[tuple[str, Tensor | None, Tensor]]:
         """What evaluation needs of every stage: its name, scores [G, B, classes] or None, and losses [G]."""
@@ -211,7 +213,7 @@ class SplitNetwork(LocalNetwork):
         """What the user's model gives for a batch."""
         assert isinstance(batch, CalledBatch)
         assert batch.call is not None
-        with layer_by_layer():
+        with layer_by_layer(), told_of("batch", "a forward pass on it fails"):
             return self.model(*batch.call.args, **batch.call.kwargs)
 
     @property

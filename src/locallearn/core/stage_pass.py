@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from locallearn.core.batches import ModelCall
 from locallearn.core.first_passes import FirstPasses
 from locallearn.core.module import each_of
+from locallearn.core.own_errors import told_of
 from locallearn.core.recorder import Ran, Recorder
 from locallearn.core.stage_ends import ResidualSums
 from locallearn.core.user_hooks import UserHooks
@@ -134,7 +135,8 @@ class StagePass:
             self._other = other
             return self._pass(features, call, begin)
 
-        return self._first(run, self.crossed, each_of(features)[0], begin)
+        with told_of("batch", "a step on it fails"):
+            return self._first(run, self.crossed, each_of(features)[0], begin)
 
     def _pass(self, features: Any, call: ModelCall, begin: Callable[[], None]) -> Any:
         self._given = each_of(features)

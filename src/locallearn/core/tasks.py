@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from locallearn.core.batches import LABELS, SPANS, ModelCall
-from locallearn.errors import ConfigError
+from locallearn.errors import ConfigError, UsageError
 from locallearn.losses.scores import KINDS, ScoresLoss, class_axis, marked, picked, span_loss, without_axis
 from locallearn.losses.user import Loss
 from locallearn.losses.whole_outputs import WholeLoss, whole_loss
@@ -29,7 +29,9 @@ OF_EXAMPLES = ("predsim", "infopro", "supervised-contrastive", "random-targets")
 """Losses that need one class for every example."""
 BY_TOKEN = ("token", "next-token", "rebuilt-input")
 """Losses that see every token where there are tokens."""
-BUILT_IN = ("cross-entropy", "token", "next-token", *LOCAL, *KINDS)
+OF_CLASSES = ("cross-entropy", "token", "next-token")
+"""Losses of stages that take classes alone."""
+BUILT_IN = (*OF_CLASSES, *LOCAL, *KINDS)
 """Losses whose last stage has the model's own loss where it computes one, else one of its scores."""
 
 
@@ -67,8 +69,12 @@ class Task:
         """Scores of one place."""
         return self.scores[self.axis] if self.axis and self.scores else 1
 
-    def labels(self, labels: Any) -> Any:
+    def labels(self, labels: Any, heads: bool) -> Any:
         """Labels as the loss takes them: classes [B, 1] as [B], of any integer type; checked where that is cheap.
+
+        Args:
+            labels: of a batch.
+            heads: whether heads take them, too, whose losses may take classes alone.
 
         Raises:
             UsageError: they do not fit.
@@ -77,6 +83,9 @@ class Task:
         if not isinstance(loss, ScoresLoss) or (self.name and self.name not in BUILT_IN) or labels is None:
             return labels
         loss.check_type(labels)
+        if heads and self.name in OF_CLASSES and labels.is_floating_point():
+            given = f"labels {tuple(labels.shape)} of {str(labels.dtype).removeprefix('torch.')}"
+            raise UsageError(f"batch: {given} are no classes, as those of the example are; split with such ones")
         labels = marked(labels, self.scores, self.axis)
         if loss.kind != "cross-entropy" or labels.is_floating_point():
             if labels.device.type == "cpu":

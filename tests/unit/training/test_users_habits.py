@@ -459,3 +459,44 @@ def test_predictions_of_other_lengths_do_not_go_together():
     trainer = ll.Trainer(ll.split(model, depth=2, example=loader[0]))
     with pytest.raises(ll.LocalLearnError, match=r"batches give \(2, 4, 5\) and \(2, 6, 5\), which do not go"):
         trainer.predict(loader)
+
+
+def normed():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5))
+
+
+@pytest.mark.parametrize("runtime", ["inline", "threads"])
+@pytest.mark.parametrize(
+    ("make", "batch", "message"),
+    [
+        (mlp, (torch.zeros(3, 7), Y[:3]), "batch: a step on it fails: RuntimeError: mat1 and mat2 shapes"),
+        (mlp, (X.double(), Y), "batch: a step on it fails: RuntimeError: mat1 and mat2 must have the same dtype"),
+        (mlp, (X, Y[:4]), r"batch: a step on it fails: ValueError: .*batch_size \(6\) to match .*\(4\)"),
+        (mlp, (X, Y.float()), r"batch: labels \(6,\) of float32 are no classes, as those of the example are"),
+        (normed, (X[:1], Y[:1]), "batch: a step on it fails: ValueError: .*than 1 value.*drop_last=True"),
+    ],
+)
+def test_a_batch_that_the_model_does_not_take_is_named(make, batch, message, runtime):
+    network = ll.split(make(), depth=2, example=(X, Y), optimizer=sgd)
+    with pytest.raises(ll.LocalLearnError, match=f"^{message}") as refused:
+        ll.Trainer(network, runtime=runtime).fit([(X, Y), batch])
+    assert "\n" not in str(refused.value)
+    trained, plain = network.merge(), make()
+    if make is mlp and runtime == "inline":  # the good batch before it counts
+        loss = ll.split(make(), depth=2, example=(X, Y), optimizer=sgd)
+        loss.step((X, Y))
+        torch.testing.assert_close(trained.state_dict(), loss.merge().state_dict(), rtol=0, atol=0)
+        assert not torch.equal(trained[0].weight, plain[0].weight)
+    if make is mlp:
+        with pytest.raises(ll.LocalLearnError, match="^batch: "):
+            ll.Trainer(network).evaluate([batch])
+
+
+def test_probabilities_train_a_model_whose_example_has_classes_where_there_are_no_heads():
+    soft, model = torch.softmax(X[:, :5], 1), mlp()
+    network = ll.split(model, depth=1, example=(X, Y), optimizer=sgd)
+    network.step((X, soft))
+    F.cross_entropy(model(X), soft).backward()
+    sgd(model.parameters()).step()
+    torch.testing.assert_close(network.merge().state_dict(), model.state_dict(), rtol=0, atol=0)

@@ -32,8 +32,9 @@ def has_begun(folder: RunFolder, config: RunConfig, world: Alone | ProcessWorld)
     begun = bool(world.share("begun" if begun else ""))
     if begun and world.leader:
         _check_same(folder, config)
-    elif world.leader:
-        folder.check_free(overwrite=False)
+    elif world.leader and not folder.is_free():
+        what = "holds something else than a run" if folder.path.is_dir() else "is no folder"
+        raise UsageError(f"run: {folder.path} {what}; name another folder")
     return begun
 
 

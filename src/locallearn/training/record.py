@@ -52,11 +52,8 @@ class RunFolder:
             UsageError: there is something in it, and ``overwrite`` was not asked for, it is not a run, or a process
                 trains it.
         """
-        try:
-            if self._is_free():
-                return
-        except OSError as error:
-            raise cannot_write(self.path, error) from None
+        if self.is_free():
+            return
         if not overwrite:
             raise UsageError(
                 f"--run: {self.path} is there already; continue it with --resume {self.path}, "
@@ -66,11 +63,14 @@ class RunFolder:
             raise UsageError(f"--overwrite: {self.path} is not a run (it has no config.toml), so it is not replaced")
         self.check_idle()
 
-    def _is_free(self) -> bool:
+    def is_free(self) -> bool:
         """Whether there is no folder, or one that holds only what a run that never began left there."""
-        if not self.path.exists():
-            return True
-        return self.path.is_dir() and all(_UNBORN.fullmatch(path.name) for path in self.path.iterdir())
+        try:
+            if not self.path.exists():
+                return True
+            return self.path.is_dir() and all(_UNBORN.fullmatch(path.name) for path in self.path.iterdir())
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
 
     def check_idle(self) -> None:
         """Make sure that no process trains this run now.
@@ -121,7 +121,7 @@ class RunFolder:
         if self._lock is None:
             self.check_free(overwrite)
             make_folder(self.path)
-        elif not self._is_free() and not overwrite:
+        elif not self.is_free() and not overwrite:
             raise UsageError(f"--run: {self.path} is there already")
         for path in [path for path in self.path.iterdir() if path.name not in ("config.toml", ".lock")]:
             remove(path)

@@ -108,3 +108,14 @@ def test_an_interrupted_training_without_a_folder_promises_nothing():
         ll.LocalLearnError, match=r"^interrupted at step 1; fit begins anew.*run=FOLDER it continues$"
     ):
         ll.Trainer(split(), observer=Asked()).fit(LOADER)
+
+
+def test_what_lies_in_a_folder_that_is_no_run_stays(tmp_path):
+    folder, file = tmp_path / "papers", tmp_path / "file"
+    folder.mkdir()
+    for path in (folder / "thesis.txt", file):
+        path.write_text("mine")
+    for path, what in ((folder, "holds something else than a run"), (file, "is no folder")):
+        with pytest.raises(ll.LocalLearnError, match=f"^run: {path} {what}; name another folder$"):
+            trained(path, split())
+    assert [path.read_text() for path in (*folder.iterdir(), file)] == ["mine", "mine"]

@@ -140,13 +140,13 @@ class CalledBatch(Batch):
 
 
 def are_classes(labels: Any) -> bool:
-    """Whether labels are one class for every example: whole numbers [B]."""
-    return isinstance(labels, Tensor) and labels.dim() == 1 and not labels.is_floating_point()
+    """Whether labels are one class for every example: whole numbers [B], which empty ones are not."""
+    return isinstance(labels, Tensor) and labels.dim() == 1 and len(labels) > 0 and not labels.is_floating_point()
 
 
 def weight_of(labels: Any, examples: int) -> int:
     """What means over batches weigh one by: labels that are classes, as of graphs of several nodes, or its rows."""
-    return len(labels) if are_classes(labels) and len(labels) else examples
+    return len(labels) if are_classes(labels) else examples
 
 
 def as_batch(batch: Any) -> Batch:

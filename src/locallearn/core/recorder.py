@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 from locallearn.core.batches import ModelCall
+from locallearn.core.generators import keeping
 from locallearn.nn.copies import copied, without_data
 from locallearn.nn.features import features_of, map_tensors, tensors_of
 from locallearn.nn.hooks import removed_after
@@ -50,7 +51,8 @@ class Ran:
 class Recorder:
     """Records which submodules run, and what they give, by running a copy of a model without data.
 
-    Where the model looks at values in its forward pass, a copy that shares its weights runs on the batch itself.
+    Where the model looks at values in its forward pass, a copy that shares its weights runs on the batch itself. What
+    generators draw is as if it had not run.
 
     Args:
         model: the model.
@@ -73,12 +75,16 @@ class Recorder:
             return self._known[key]
 
     def _record(self, call: ModelCall) -> list[Ran]:
+        device = next((p.device for p in self._real.parameters()), torch.device("cpu"))
+        with keeping(device):
+            return self._tried(call)
+
+    def _tried(self, call: ModelCall) -> list[Ran]:
         args, kwargs = tree_map_only(Tensor, lambda x: x.to("meta"), (call.args, call.kwargs))
         try:
             return _recorded(self._empty, args, kwargs)
         except Exception:
-            with torch.random.fork_rng():
-                return _recorded(share(self._real, buffers=False), call.args, call.kwargs)
+            return _recorded(share(self._real, buffers=False), call.args, call.kwargs)
 
 
 def share(model: nn.Module, buffers: bool = True, apart: Sequence[str] = ()) -> nn.Module:

@@ -62,10 +62,10 @@ def _placeholder(device: torch.device, changed: bool, other: bool) -> Callable[[
 
 
 def _other(like: Tensor, draw: torch.Generator) -> Tensor:
-    """Large random numbers, and ones where there are whole numbers."""
-    if not like.is_floating_point():
-        return torch.ones(like.shape, dtype=like.dtype)
-    return (1000 * torch.randn(like.shape, generator=draw)).to(like.dtype)
+    """Random numbers, and zeros and ones where there are whole numbers: of masks, or indices."""
+    if like.is_floating_point():
+        return torch.randn(like.shape, generator=draw).to(like.dtype)
+    return torch.randint(2, like.shape, generator=draw).to(like.dtype)
 
 
 class StagePass:

@@ -76,6 +76,34 @@ def test_values_without_a_gradient_that_a_stage_is_not_handed_are_refused_before
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+class Masks(nn.Module):
+    """One submodule gives features and a mask of them, as ViLT's embeddings do; what it masks is small at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.fc = Masked(), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        a, mask = self.a(x)
+        return self.fc(a.mean((2, 3)) + 1e-3 * self.b((a * mask).mean((2, 3))))
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = _conv(3, 8)
+
+    def forward(self, x):
+        return self.conv(x), (x[:, :1] > 0).long()
+
+
+def test_a_mask_that_changes_little_is_no_less_refused():
+    batch = (IMAGES, CLASSES)
+    _, apart = _both(Masks(), batch, cuts=["a"])
+    with pytest.raises(ll.LocalLearnError, match="cuts: 'a' is not valid.*makes what it gives of a value from before"):
+        walk(apart.steps, apart.given_batch(batch), 0)
+
+
 class Positions(nn.Module):
     """Dropout of positions that every layer adds, as XLNet and Funnel have it; or of positions that none does."""
 

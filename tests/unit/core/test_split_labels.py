@@ -117,3 +117,24 @@ def test_one_score_of_every_token_is_learnt_token_by_token():
     assert loss.item() == pytest.approx(0.69, abs=0.3)
     of_texts = ll.split(ManyLabels(), cuts=["first"], example=(ids, torch.randint(2, (4, 6)).float()))
     assert of_texts.stages[0].objective.head(torch.randn(4, 8)).shape == (1, 4, 6)
+
+
+class Contrasts(nn.Module):
+    """Texts against images of the same example, as CLIP; the loss is the model's own, and there are no labels."""
+
+    def __init__(self):
+        super().__init__()
+        self.text, self.image = nn.EmbeddingBag(9, 8), nn.Linear(8, 8)
+
+    def forward(self, tokens, pixels):
+        scores = self.text(tokens) @ self.image(pixels).T
+        return {"loss": F.cross_entropy(scores, torch.arange(len(scores))), "logits": scores}
+
+
+def test_tokens_without_labels_are_trained_by_the_models_own_loss():
+    batch = {"tokens": torch.randint(9, (4, 5), generator=torch.Generator().manual_seed(0)), "pixels": X}
+    model = Contrasts()
+    network = ll.split(model, depth=1, example=batch, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    metrics = network.step(batch)
+    torch.testing.assert_close(metrics["loss"], model(**batch)["loss"].detach(), rtol=0, atol=0)
+    assert sorted(metrics) == ["loss", "loss/1"]

@@ -187,6 +187,15 @@ def test_modules_really_train_at_the_same_time():
         InlineRuntime([_Recorded(k, [], alone) for k in range(2)]).step(batches(1)[0], 0)
 
 
+@pytest.mark.parametrize("before", [1, 3])
+def test_the_process_has_as_many_threads_afterwards_as_before(before):
+    torch.set_num_threads(before)
+    with ThreadsRuntime([_Recorded(k, []) for k in range(2)], 2, 4) as runtime:
+        runtime.step(batches(1)[0], 0)
+        runtime.settle()
+    assert torch.get_num_threads() == before
+
+
 def test_an_error_in_a_module_ends_the_training_with_it():
     class Broken(_Recorded):
         def __call__(self, *given):

@@ -64,7 +64,7 @@ class ThreadsRuntime(Runtime):
         self._meters: list[ActivationMeter] | None = None
 
     def __enter__(self) -> Self:
-        self._open = True
+        self._open, self._before = True, torch.get_num_threads()
         self._workers = [threading.Thread(target=self._work, daemon=True) for _ in range(self.at_once)]
         for worker in self._workers:
             worker.start()
@@ -77,7 +77,7 @@ class ThreadsRuntime(Runtime):
             self._changed.notify_all()
         for worker in self._workers:
             worker.join()
-        torch.set_num_threads(self.threads)  # workers have set what is the whole process's, too
+        torch.set_num_threads(self._before)  # workers have set what is the whole process's, too
 
     def step(self, batch: Batch, index: int, rate: float | None = None, stop: bool = False) -> list[Trained]:
         """Start to train on one batch, and give the batches that all modules have trained on since the last call.
